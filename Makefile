@@ -1,0 +1,70 @@
+# `make run` starts the gateway, `make test` runs every test. Both need nothing but
+# python3 (3.11 or later) with venv; what they install goes into .venv.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first interpreter that is new enough.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# One resolution for every Python from 3.11 and every platform, with the hash of each file.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
+ARGS ?=
+
+.PHONY: help run test check format bench prices lock clean
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
+
+run: $(VENV)/.runtime ## install and start the gateway on HOST:PORT (127.0.0.1:8080)
+	@$(BIN)/python -m wrapper demo-key
+	@exec env WRAPPER_DEMO=1 $(BIN)/gunicorn -c config/gunicorn.py wsgi:app
+
+test: $(VENV)/.dev ## every test; ARGS="-k name" for some
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+check: $(VENV)/.dev ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+format: $(VENV)/.dev ## write the code as `make check` wants it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.runtime ## CPU, memory, start-up and delay beside a naive relay; ARGS="--quick"
+	PYTHONPATH=tests $(BIN)/python -m benchmarks $(ARGS)
+
+prices: $(VENV)/.dev ## write config/prices.toml anew, from genai-prices
+	$(BIN)/python -m wrapper.commands.prices config/prices.toml
+
+lock: $(VENV)/.dev ## resolve requirements*.in anew into requirements*.txt
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --upgrade requirements.in -o requirements.txt
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --upgrade requirements-dev.in -o requirements-dev.txt
+
+clean: ## remove what was installed and what the tools left behind (not data/ and keys)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later found; name one with make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11" >&2; exit 1; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: $(PYTHON) has no venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+
+# The stamps are older than the lock files exactly when there is something to install.
+$(VENV)/.runtime: requirements.txt | $(BIN)/python
+	@echo "installing requirements.txt"
+	@$(PIP) install --require-hashes -r requirements.txt
+	@touch $@
+
+# The development lock holds the runtime packages too, in the same versions.
+$(VENV)/.dev: requirements-dev.txt requirements.txt | $(BIN)/python
+	@echo "installing requirements-dev.txt"
+	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@touch $(VENV)/.runtime $@
