@@ -1,0 +1,211 @@
+"""The errors a caller can get, and the one function that renders them.
+
+Every answer that the gateway itself refuses or fails has OpenAI's shape, so that the SDKs
+raise their own exception classes (https://platform.openai.com/docs/guides/error-codes)::
+
+    GatewayError
+    ├── Unauthorized             401  InvalidApiKey, ApiKeyExpired
+    ├── BadRequest               400  InvalidJson, InvalidBody, InvalidPath, IncompleteBody
+    ├── ModelNotAllowed          403
+    ├── ModelNotFound            404
+    ├── UnknownUrl               404
+    ├── MethodNotAllowed         405
+    ├── RequestTimeout           408
+    ├── RequestTooLarge          413
+    ├── UnsupportedEncoding      415
+    ├── RateLimitExceeded        429
+    ├── InsufficientQuota        429
+    ├── Overloaded               503
+    ├── UpstreamError            502  UpstreamUnreachable, UpstreamProtocolError, UpstreamAuth
+    │   ├── UpstreamTimeout      504
+    │   └── UpstreamInterrupted  502  (only ever seen as the last event of a stream)
+    └── InternalError            500
+
+The rule protected here: a message says what was wrong and what would be right, and never
+repeats a secret, a body or a query string.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+_encode = msgspec.json.Encoder().encode
+
+Headers = tuple[tuple[str, str], ...]
+
+
+class GatewayError(Exception):
+    """A request that the gateway answers itself.
+
+    `status` is the HTTP status, `type` and `code` are OpenAI's error fields, `param` names the
+    offending field where there is one, `headers` go out with the answer.
+    """
+
+    status = 500
+    type = "internal_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, headers: Headers = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """The error as OpenAI's JSON object, all four fields present (null where empty)."""
+        return render(self.message, self.type, self.param, self.code)
+
+
+def render(message: str, type_: str, param: str | None, code: str | None) -> bytes:
+    """`{"error": {"message", "type", "param", "code"}}` as UTF-8 bytes."""
+    return _encode({"error": {"message": message, "type": type_, "param": param, "code": code}})
+
+
+class InternalError(GatewayError):
+    """A bug of ours."""
+
+
+class _CallerError(GatewayError):
+    type = "invalid_request_error"
+
+
+class Unauthorized(_CallerError):
+    """RFC 9110 section 11.6.1: a 401 carries a challenge."""
+
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers=(("WWW-Authenticate", "Bearer"),))
+
+
+class InvalidApiKey(Unauthorized):
+    """No key, a malformed one, an unknown or a revoked one."""
+
+
+class ApiKeyExpired(Unauthorized):
+    """The key was right once."""
+
+    code = "api_key_expired"
+
+
+class BadRequest(_CallerError):
+    status = 400
+    code = "invalid_body"
+
+
+class InvalidJson(BadRequest):
+    code = "invalid_json"
+
+
+class InvalidBody(BadRequest):
+    """JSON, but not what the endpoint takes."""
+
+
+class InvalidPath(BadRequest):
+    """A path that two readers could understand in two ways."""
+
+    code = "invalid_path"
+
+
+class IncompleteBody(BadRequest):
+    """Shorter than its Content-Length, or broken chunked framing (RFC 9112 section 8)."""
+
+    code = "incomplete_body"
+
+
+class ModelNotAllowed(_CallerError):
+    status = 403
+    code = "model_not_allowed"
+
+
+class ModelNotFound(_CallerError):
+    status = 404
+    code = "model_not_found"
+
+
+class UnknownUrl(_CallerError):
+    status = 404
+    code = "unknown_url"
+
+
+class MethodNotAllowed(_CallerError):
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTimeout(_CallerError):
+    """The body did not arrive in time (RFC 9110 section 15.5.9)."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class RequestTooLarge(_CallerError):
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedEncoding(_CallerError):
+    status = 415
+    code = "unsupported_encoding"
+
+
+class RateLimitExceeded(GatewayError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class InsufficientQuota(GatewayError):
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class Overloaded(GatewayError):
+    """The worker serves as many requests as it may."""
+
+    status = 503
+    type = "api_error"
+    code = "overloaded"
+
+
+class UpstreamError(GatewayError):
+    """The provider could not answer. `reason` is the label in `upstream_errors_total`."""
+
+    status = 502
+    type = "api_error"
+    code = "upstream_unreachable"
+    reason = "unreachable"
+
+
+class UpstreamUnreachable(UpstreamError):
+    """DNS, TCP or TLS failed: nothing was sent."""
+
+
+class UpstreamProtocolError(UpstreamError):
+    """The answer was not HTTP that can be relayed safely."""
+
+    code = "upstream_protocol_error"
+    reason = "protocol"
+
+
+class UpstreamAuth(UpstreamError):
+    """The provider refused the gateway's own credential, or the gateway has none."""
+
+    code = "upstream_auth"
+    reason = "auth"
+
+
+class UpstreamTimeout(UpstreamError):
+    status = 504
+    code = "upstream_timeout"
+    reason = "timeout"
+
+
+class UpstreamInterrupted(UpstreamError):
+    """The answer broke off after it had begun."""
+
+    code = "upstream_interrupted"
+    reason = "interrupted"

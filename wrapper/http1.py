@@ -1,0 +1,368 @@
+"""A strict HTTP/1.1 client connection: the bytes of one call to a provider, as they come.
+
+Theory of operation. `Connection` owns a socket and the bytes read ahead from it. A call is
+`send`, then `read_head`, then `body(...)`, whose `read1` returns what has arrived so far and
+waits only when nothing has. A whole body leaves the connection `reusable`; anything else does
+not. Nothing is decoded, decompressed, followed or repeated here.
+
+The rules protected here:
+
+* What two readers could frame in two ways is refused, never guessed (RFC 9112 section 6.3 and
+  11.2): Content-Length beside Transfer-Encoding, several or malformed Content-Lengths, unknown
+  transfer codings, bare line feeds, folded lines, control characters in a header.
+* A body that ends early raises; it never looks complete (RFC 9112 section 8).
+* Events that wait together leave together, and one that has arrived never waits for the next.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+READ_SIZE = 65536
+MAX_HEAD = 65536
+MAX_CHUNK_LINE = 1024
+MAX_TRAILERS = 64
+MAX_INTERIM = 16
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
+_HEADER_LINE = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*"
+)
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+
+Headers = list[tuple[str, str]]
+
+
+class ProtocolError(Exception):
+    """The peer's bytes are not HTTP/1.1 that can be relayed safely."""
+
+
+class Disconnected(ProtocolError):
+    """The peer closed before its answer was complete."""
+
+
+class Head(NamedTuple):
+    """Status line and headers; `length` is None for chunked and close-delimited bodies."""
+
+    status: int
+    reason: str
+    headers: Headers
+    length: int | None
+    chunked: bool
+    keep_alive: bool
+
+    def get(self, name: str, default: str = "") -> str:
+        """The first value of a header, by its lower-case name."""
+        for key, value in self.headers:
+            if key.lower() == name:
+                return value
+        return default
+
+
+class Connection:
+    """One TCP or TLS connection to `host:port`, used for one call at a time."""
+
+    __slots__ = ("_ahead", "idle_since", "reusable", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._ahead = b""
+        self.reusable = False
+        self.idle_since = 0.0
+
+    @classmethod
+    def open(
+        cls, host: str, port: int, tls: ssl.SSLContext | None, timeout: float
+    ) -> Connection:
+        """Connect, at most `timeout` seconds for each address and for the TLS handshake.
+
+        Raises OSError (ssl.SSLError and TimeoutError among its kinds).
+        """
+        sock = socket.create_connection((host, port), timeout)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is not None:
+                sock = tls.wrap_socket(sock, server_hostname=host)
+        except BaseException:
+            sock.close()
+            raise
+        return cls(sock)
+
+    def is_quiet(self) -> bool:
+        """Whether an idle connection is still open with nothing on it, as it must be."""
+        try:
+            self.sock.settimeout(0)
+            self.sock.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    def send(self, head: bytes, body: bytes | Iterable[bytes] | None, timeout: float) -> None:
+        """Write a request; `timeout` bounds each wait for the peer to take bytes.
+
+        A peer that answers early and stops reading is legitimate (RFC 9112 section 9.3): a
+        broken pipe here is left to `read_head`, which finds the answer or its absence.
+        """
+        self.reusable = False
+        self.sock.settimeout(timeout)
+        try:
+            if body is None or isinstance(body, bytes):
+                self.sock.sendall(head + body if body else head)
+            else:
+                self.sock.sendall(head)
+                for piece in body:
+                    self.sock.sendall(piece)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+
+    def read_head(self, method: str, timeout: float) -> Head:
+        """The final response's head; interim ones (RFC 9110 section 15.2) are passed over."""
+        self.sock.settimeout(timeout)
+        for _ in range(MAX_INTERIM):
+            head = parse_head(self._until_blank_line(), method)
+            if head.status >= 200:
+                return head
+            if head.status == 101:
+                raise ProtocolError("an upgrade that nobody asked for")
+        raise ProtocolError("too many interim responses")
+
+    def body(self, head: Head) -> Body:
+        """The reader of the body that follows `head`."""
+        if head.chunked:
+            return ChunkedBody(self, head)
+        if head.length is not None:
+            return LengthBody(self, head)
+        return UntilCloseBody(self, head)
+
+    def receive(self) -> bytes:
+        """What is there, waiting only when nothing is; empty when the peer has closed."""
+        if self._ahead:
+            data, self._ahead = self._ahead, b""
+            return data
+        return self.sock.recv(READ_SIZE)
+
+    def unread(self, data: bytes) -> None:
+        """Put back what belongs to the next reader."""
+        self._ahead = data + self._ahead
+
+    def finish(self, keep_alive: bool) -> None:
+        """The body is whole: the connection may serve again if nothing follows unasked."""
+        self.reusable = keep_alive and not self._ahead
+        if self.reusable:
+            self.idle_since = time.monotonic()
+
+    def close(self) -> None:
+        self.reusable = False
+        self.sock.close()
+
+    def _until_blank_line(self) -> bytes:
+        data = self.receive()
+        if not data:
+            raise Disconnected("closed without an answer")
+        end = data.find(b"\r\n\r\n")
+        while end < 0:
+            if len(data) > MAX_HEAD:
+                raise ProtocolError("the head is too long")
+            more = self.receive()
+            if not more:
+                raise Disconnected("closed within the head")
+            searched = max(0, len(data) - 3)
+            data += more
+            end = data.find(b"\r\n\r\n", searched)
+        self._ahead = data[end + 4 :]
+        return data[:end]
+
+
+def parse_head(data: bytes, method: str) -> Head:
+    """Read a response head (without its blank line) strictly, or raise ProtocolError."""
+    lines = data.split(b"\r\n")
+    match = _STATUS_LINE.fullmatch(lines[0])
+    if match is None:
+        raise ProtocolError("not an HTTP/1.x status line")
+    minor, status = match[1], int(match[2])
+    headers: Headers = []
+    lengths: list[str] = []
+    codings: list[str] = []
+    connection = ""
+    for line in lines[1:]:
+        field = _HEADER_LINE.fullmatch(line)
+        if field is None:
+            raise ProtocolError("a malformed header line")
+        name, value = field[1].decode("ascii"), field[2].decode("latin-1")
+        headers.append((name, value))
+        lower = name.lower()
+        if lower == "content-length":
+            lengths.append(value)
+        elif lower == "transfer-encoding":
+            codings.append(value.lower())
+        elif lower == "connection":
+            connection += "," + value.lower()
+    length, chunked = _framing(method, status, minor == b"1", lengths, codings)
+    tokens = {token.strip() for token in connection.split(",")}
+    keep_alive = "close" not in tokens and (minor == b"1" or "keep-alive" in tokens)
+    reason = (match[3] or b"").decode("latin-1").strip()
+    return Head(status, reason, headers, length, chunked, keep_alive)
+
+
+def _framing(
+    method: str, status: int, is_11: bool, lengths: list[str], codings: list[str]
+) -> tuple[int | None, bool]:
+    """RFC 9112 section 6.3, refusing whatever section 11.2 warns of."""
+    if codings and (codings != ["chunked"] or lengths or not is_11):
+        raise ProtocolError("Transfer-Encoding that cannot be trusted")
+    if len(lengths) > 1 or (lengths and not _is_length(lengths[0])):
+        raise ProtocolError("Content-Length that cannot be trusted")
+    if method == "HEAD" or status < 200 or status in (204, 304):
+        return 0, False
+    if codings:
+        return None, True
+    return (int(lengths[0]) if lengths else None), False
+
+
+def _is_length(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 15
+
+
+class Body:
+    """What follows a head. `read1` gives bytes as they come, then `b""` once, for ever.
+
+    `complete` turns true as soon as the end is known, which may be before `read1` says so.
+    """
+
+    __slots__ = ("_connection", "_keep_alive", "complete")
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        self._connection = connection
+        self._keep_alive = head.keep_alive
+        self.complete = False
+
+    def read1(self) -> bytes:
+        """Bytes of the body, at least one unless it has ended.
+
+        Raises Disconnected, ProtocolError, TimeoutError or another OSError.
+        """
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        self.complete = True
+        self._connection.finish(self._keep_alive)
+
+
+class LengthBody(Body):
+    """As many bytes as Content-Length said."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        super().__init__(connection, head)
+        self._left = head.length or 0
+        if not self._left:
+            self._finish()
+
+    def read1(self) -> bytes:
+        if self.complete:
+            return b""
+        data = self._connection.receive()
+        if not data:
+            raise Disconnected(f"closed {self._left} bytes before the end")
+        if len(data) > self._left:
+            self._connection.unread(data[self._left :])
+            data = data[: self._left]
+        self._left -= len(data)
+        if not self._left:
+            self._finish()
+        return data
+
+
+class UntilCloseBody(Body):
+    """No length and no chunks: the end is where the peer closes (RFC 9112 section 6.3 (8))."""
+
+    __slots__ = ()
+
+    def read1(self) -> bytes:
+        if self.complete:
+            return b""
+        data = self._connection.receive()
+        if not data:
+            self._keep_alive = False
+            self._finish()
+        return data
+
+
+class ChunkedBody(Body):
+    """RFC 9112 section 7.1. All the chunks that have arrived come out as one piece."""
+
+    __slots__ = ("_left", "_pending", "_trailers")
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        super().__init__(connection, head)
+        self._left = 0  # bytes to come of the chunk we are in, its CRLF included
+        self._pending = b""  # the beginning of a chunk-size line
+        self._trailers = 0  # lines that may still follow the last chunk
+
+    def read1(self) -> bytes:
+        while not self.complete:
+            data = self._connection.receive()
+            if not data:
+                raise Disconnected("closed within a chunked body")
+            if self._pending:
+                data = self._pending + data
+                self._pending = b""
+            out = self._take(data)
+            if out:
+                return out
+        return b""
+
+    def _take(self, data: bytes) -> bytes:
+        pieces: list[bytes] = []
+        position, size = 0, len(data)
+        while position < size:
+            left = self._left
+            if left > 2:
+                end = min(position + left - 2, size)
+                pieces.append(data[position:end])
+                self._left = left - (end - position)
+                position = end
+            elif left:
+                if data[position] != (13 if left == 2 else 10):
+                    raise ProtocolError("a chunk does not end where it said")
+                self._left = left - 1
+                position += 1
+            else:
+                position = self._next_chunk(data, position)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _next_chunk(self, data: bytes, start: int) -> int:
+        """Read a chunk-size line or a trailer at `start`; return where the next part begins."""
+        end = data.find(b"\r\n", start)
+        if end < 0:
+            if len(data) - start > MAX_CHUNK_LINE:
+                raise ProtocolError("a chunk-size line is too long")
+            self._pending = data[start:]
+            return len(data)
+        line = data[start:end]
+        if self._trailers:
+            if not line:
+                self._connection.unread(data[end + 2 :])
+                self._finish()
+                return len(data)
+            self._trailers -= 1
+            if not self._trailers or _HEADER_LINE.fullmatch(line) is None:
+                raise ProtocolError("a malformed trailer, or too many")
+            return end + 2
+        match = _CHUNK_SIZE.fullmatch(line)
+        if match is None:
+            raise ProtocolError("a malformed chunk size")
+        length = int(match[1], 16)
+        if length:
+            self._left = length + 2
+        else:
+            self._trailers = MAX_TRAILERS
+        return end + 2

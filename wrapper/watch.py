@@ -1,0 +1,115 @@
+"""Interrupts a request from outside: its client has left, its time is up, the worker stops.
+
+Theory of operation. A request is one greenlet, and most of its life it waits for the provider
+inside `with watch.waiting():`. Three things may end that wait early. The client's socket turns
+readable and a peek finds it closed (RFC 9112 section 9.6 allows taking that as a cancellation);
+the deadline's timer fires; the worker drains. Each throws `Interrupted` into the greenlet from
+the event loop, at which moment the greenlet is parked, so nothing is interrupted half way.
+Outside of `waiting` the cause is only noted and is raised at the next wait: gunicorn's own
+writing is never torn apart.
+
+The rule protected here: a provider never goes on working for somebody who is not there.
+
+This is the only module of the package that knows gevent. Without a socket of gunicorn's (unit
+tests, Flask's test client) `Watch` keeps deadlines on the socket timeouts alone.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, Final
+
+import gevent
+from gevent import get_hub, getcurrent
+
+CLIENT_GONE: Final = "client_gone"
+TIMEOUT: Final = "timeout"
+DRAINED: Final = "drained"
+
+_active: set[Watch] = set()
+
+
+class Interrupted(BaseException):
+    """Why a wait ended early; a BaseException so that no library takes it for a failed socket."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Watch:
+    """Watches over one request: `start`, wait inside `with watch`, `stop`."""
+
+    __slots__ = ("_greenlet", "_io", "_sock", "_timer", "_waiting", "reason")
+
+    def __init__(self, sock: Any | None) -> None:
+        self._sock = getattr(sock, "_sock", None)  # gevent's plain, non-blocking socket
+        self._greenlet: Any = None
+        self._io: Any = None
+        self._timer: Any = None
+        self._waiting = False
+        self.reason: str | None = None
+
+    def start(self) -> None:
+        """Begin watching the client; only once its request body has been read."""
+        self._greenlet = getcurrent()
+        if self._sock is not None:
+            self._io = get_hub().loop.io(self._sock.fileno(), 1)
+            self._io.start(self._client_readable)
+        _active.add(self)
+
+    def deadline(self, seconds: float | None) -> None:
+        """The wait ends `seconds` from now at the latest; None lifts the deadline."""
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+        if seconds is not None and self._sock is not None:
+            self._timer = get_hub().loop.timer(max(seconds, 0.001))
+            self._timer.start(self._interrupt, TIMEOUT)
+
+    def stop(self) -> None:
+        """No interruption after this, whatever happens."""
+        _active.discard(self)
+        self.deadline(None)
+        if self._io is not None:
+            self._io.stop()
+            self._io.close()
+            self._io = None
+
+    def __enter__(self) -> None:
+        if self.reason is not None:
+            raise Interrupted(self.reason)
+        self._waiting = True
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting = False
+
+    def _client_readable(self) -> None:
+        """Runs in the event loop. Bytes mean pipelining: then we can watch no longer."""
+        try:
+            gone = not self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            gone = True
+        self._io.stop()
+        if gone:
+            self._interrupt(CLIENT_GONE)
+
+    def _interrupt(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        if self._waiting:
+            self._waiting = False
+            self._greenlet.throw(Interrupted(reason))
+
+
+def drain() -> None:
+    """End every wait in this worker, now and from now on, each as `drained`."""
+    for watch in list(_active):
+        gevent.get_hub().loop.run_callback(watch._interrupt, DRAINED)
+
+
+def active() -> int:
+    """Requests being watched in this worker."""
+    return len(_active)
