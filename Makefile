@@ -44,8 +44,8 @@ prices: $(VENV)/.dev ## write config/prices.toml anew, from genai-prices
 	$(BIN)/python -m wrapper.commands.prices config/prices.toml
 
 lock: $(VENV)/.dev ## resolve requirements*.in anew into requirements*.txt
-	UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --upgrade requirements.in -o requirements.txt
-	UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --upgrade requirements-dev.in -o requirements-dev.txt
+	for f in requirements requirements-fast requirements-dev; do \
+		UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --upgrade $$f.in -o $$f.txt || exit 1; done
 
 clean: ## remove what was installed and what the tools left behind (not data/ and keys)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build
@@ -57,14 +57,20 @@ $(BIN)/python:
 	@echo "creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: $(PYTHON) has no venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 
+# The parser in C is built from source; a machine without a compiler does without it.
+FAST = $(PIP) install --require-hashes --no-deps -r requirements-fast.txt >/dev/null 2>&1 \
+	|| echo "no C compiler or no Python headers: gunicorn's parser in Python is used (works the same, costs more)"
+
 # The stamps are older than the lock files exactly when there is something to install.
-$(VENV)/.runtime: requirements.txt | $(BIN)/python
+$(VENV)/.runtime: requirements.txt requirements-fast.txt | $(BIN)/python
 	@echo "installing requirements.txt"
 	@$(PIP) install --require-hashes -r requirements.txt
+	@$(FAST)
 	@touch $@
 
 # The development lock holds the runtime packages too, in the same versions.
-$(VENV)/.dev: requirements-dev.txt requirements.txt | $(BIN)/python
+$(VENV)/.dev: requirements-dev.txt requirements.txt requirements-fast.txt | $(BIN)/python
 	@echo "installing requirements-dev.txt"
 	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@$(FAST)
 	@touch $(VENV)/.runtime $@
