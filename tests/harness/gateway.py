@@ -1,0 +1,333 @@
+"""The gateway as its users start it: gunicorn, the shipped configuration file, real workers.
+
+Each `Gateway` has a directory of its own for configuration, keys and the usage table, a
+loopback port that nobody else can take, and an environment that holds nothing from outside:
+no provider key of a developer can get into a test, and no test can spend money.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import processes
+from .metrics import Metrics
+from .poll import eventually
+
+START_DEADLINE = 30.0
+STOP_DEADLINE = 40.0
+
+LogLine = dict[str, Any]
+
+
+class GatewayFailed(AssertionError):
+    """The gateway did not start, or ended by itself; carries what it wrote to stderr."""
+
+    def __init__(self, status: int | None, stderr: str) -> None:
+        super().__init__(f"the gateway ended with status {status}\n{stderr[-4000:]}")
+        self.status = status
+        self.stderr = stderr
+
+
+class Gateway:
+    """A running gateway; use as a context manager.
+
+    `config` is the text of gateway.toml, `keys` the limits of the keys to make before the
+    start (see `key`), `env` what the environment has beside the harness's own settings, and
+    `ready_path` what must answer 200 before the start counts as done.
+    """
+
+    def __init__(
+        self,
+        config: str,
+        *,
+        workers: int = 1,
+        keys: Mapping[str, Mapping[str, Any]] | None = None,
+        env: Mapping[str, str] | None = None,
+        ready_path: str = "/readyz",
+        directory: Path | None = None,
+    ) -> None:
+        self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="gateway-")
+        self.directory = directory or Path(self._temporary.name if self._temporary else "")
+        self.config_file = self.directory / "gateway.toml"
+        self.keys_file = self.directory / "keys.toml"
+        self.stdout_file = self.directory / "stdout.log"
+        self.stderr_file = self.directory / "stderr.log"
+        self.worker_count = workers
+        self.secrets: dict[str, str] = {}
+        self._limits: dict[str, dict[str, Any]] = {}
+        self._extra_env = dict(env or {})
+        self._ready_path = ready_path
+        self._port = processes.ReservedPort()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._seen_stderr = 0
+        (self.directory / "tmp").mkdir(exist_ok=True)
+        self.write_config(config)
+        for name, limits in (keys or {}).items():
+            self.key(name, **limits)
+
+    # --- starting and stopping -------------------------------------------------------------
+
+    def __enter__(self) -> Gateway:
+        try:
+            return self.start()
+        except BaseException:
+            self._clean_up()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            status = self.stop()
+            if kind is None and status != 0:
+                raise GatewayFailed(status, self.stderr())
+        finally:
+            self._clean_up()
+
+    def start(self) -> Gateway:
+        """Start gunicorn and wait until `ready_path` answers 200. Raises GatewayFailed."""
+        command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.py", "wsgi:app"]
+        with self.stdout_file.open("ab") as out, self.stderr_file.open("ab") as err:
+            self._process = processes.start(command, env=self.environment(), stdout=out, stderr=err)
+        end = time.monotonic() + START_DEADLINE
+        while not self._is_ready():
+            status = self._process.poll()
+            if status is not None or time.monotonic() > end:
+                processes.stop(self._process, deadline=5)
+                raise GatewayFailed(status, self.stderr())
+            time.sleep(0.02)
+        return self
+
+    def stop(self) -> int:
+        """SIGTERM and wait; gunicorn's exit status (0 after a clean stop)."""
+        if self._process is None:
+            return 0
+        return processes.stop(self._process, deadline=STOP_DEADLINE)
+
+    def kill(self) -> None:
+        """SIGKILL to the master and all workers: what a power cut leaves behind."""
+        os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(10)
+
+    def restart(self) -> Gateway:
+        """Start again after `stop` or `kill`, on the same port, with the same files."""
+        return self.start()
+
+    def _is_ready(self) -> bool:
+        try:
+            return self.get(self._ready_path, timeout=5)[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _clean_up(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            processes.stop(self._process, deadline=2)
+        self._port.release()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def environment(self) -> dict[str, str]:
+        """The whole environment of the gateway's processes.
+
+        Every variable that a developer's `.env` could set is set here, so that it cannot.
+        """
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LANG": "C.UTF-8",
+            "TMPDIR": str(self.directory / "tmp"),
+            "HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            "WEB_CONCURRENCY": str(self.worker_count),
+            "WRAPPER_CONFIG": str(self.config_file),
+            "WRAPPER_KEYS": str(self.keys_file),
+            "WRAPPER_STORE": f"sqlite:///{self.directory / 'usage.db'}",
+            "LOG_LEVEL": "info",
+            "GROQ_API_KEY": "",
+            "OPENAI_API_KEY": "",
+            **self._extra_env,
+        }
+
+    # --- where it is -----------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        """The loopback port it listens on."""
+        return self._port.number
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:PORT`, without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """Gunicorn's master process."""
+        if self._process is None:
+            raise RuntimeError("the gateway was not started")
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        """The id of gunicorn's master process."""
+        return self.process.pid
+
+    def workers(self) -> list[int]:
+        """The ids of gunicorn's living workers."""
+        return processes.children(self.pid)
+
+    def memory(self) -> processes.Memory:
+        """The memory of all workers together (the master is not in it)."""
+        return sum((processes.memory(w) for w in self.workers()), processes.Memory(0, 0, 0))
+
+    # --- configuration and keys ------------------------------------------------------------
+
+    def write_config(self, toml: str) -> None:
+        """Replace gateway.toml, in one step; a running gateway reloads it by itself."""
+        _replace(self.config_file, toml)
+
+    def key(self, name: str, **limits: Any) -> str:
+        """Make a key with the fields of keys.toml that are given in `limits`; its secret.
+
+        On a running gateway it comes back when every worker accepts the key (which asks for
+        `/usage` with it a few times).
+        """
+        secret = f"sk-wr-{secrets.token_urlsafe(32)}"
+        self.secrets[name] = secret
+        self._limits[name] = {"sha256": hashlib.sha256(secret.encode()).hexdigest(), **limits}
+        self._write_keys()
+        if self._process is not None:
+            self._wait_until(secret, accepted=True)
+        return secret
+
+    def revoke(self, name: str) -> None:
+        """Take the key out of keys.toml; returns when no worker accepts it any more."""
+        del self._limits[name]
+        self._write_keys()
+        if self._process is not None:
+            self._wait_until(self.secrets[name], accepted=False)
+
+    def _write_keys(self) -> None:
+        blocks = []
+        for name, limits in self._limits.items():
+            lines = [f"{field} = {_toml(value)}" for field, value in limits.items()]
+            blocks.append("\n".join([f"[keys.{json.dumps(name)}]", *lines, ""]))
+        _replace(self.keys_file, "\n".join(blocks))
+
+    def _wait_until(self, secret: str, *, accepted: bool) -> None:
+        header = {"Authorization": f"Bearer {secret}"}
+
+        def every_worker_agrees() -> bool:
+            # Each request is a new connection; the workers take them as they come.
+            answers = (self.get("/usage", headers=header)[0] for _ in range(8 * self.worker_count))
+            return all((status != 401) is accepted for status in answers)
+
+        eventually(every_worker_agrees, deadline=10)
+
+    # --- what it says ----------------------------------------------------------------------
+
+    def get(
+        self, path: str, *, headers: Mapping[str, str] | None = None, timeout: float = 10.0
+    ) -> tuple[int, bytes]:
+        """GET on a new connection: status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers=dict(headers or {}))
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def metrics(self) -> Metrics:
+        """A scrape of `/metrics`."""
+        status, body = self.get("/metrics")
+        assert status == 200, body[:500]
+        return Metrics(body.decode())
+
+    def stderr(self) -> str:
+        """All that the gateway has written to stderr."""
+        return self.stderr_file.read_text(errors="replace")
+
+    def stdout(self) -> str:
+        """All that the gateway has written to stdout, whole lines only."""
+        text = self.stdout_file.read_text(errors="replace")
+        return text[: text.rfind("\n") + 1]
+
+    def log(self) -> Iterator[LogLine]:
+        """The request log so far. A line that is no JSON object is an AssertionError."""
+        for text in self.stdout().splitlines():
+            line = json.loads(text) if text.startswith("{") else None
+            assert isinstance(line, dict), f"not a JSON log line: {text!r}"
+            yield line
+
+    def log_lines(
+        self,
+        predicate: Callable[[LogLine], bool],
+        deadline: float = 5.0,
+        *,
+        count: int = 1,
+    ) -> list[LogLine]:
+        """The log lines for which `predicate` holds, waiting until there are `count`."""
+
+        def found() -> list[LogLine]:
+            lines = [line for line in self.log() if predicate(line)]
+            assert len(lines) >= count, f"{len(lines)} of {count} log lines"
+            return lines
+
+        return eventually(found, deadline, what="the log line")
+
+    def log_line(self, request_id: str, deadline: float = 5.0) -> LogLine:
+        """The one log line of that request (its `x-request-id`, ours or the provider's)."""
+        return self.log_lines(
+            lambda line: request_id in {line["request_id"], line["upstream_request_id"]}, deadline
+        )[0]
+
+    def assert_clean(self) -> None:
+        """Nothing is in flight any more, and no traceback was written since the last look."""
+        if self.process.poll() is None:
+            eventually(lambda: self._in_flight() == 0, what="no request in flight")
+        text = self.stderr()
+        new, self._seen_stderr = text[self._seen_stderr :], len(text)
+        assert "Traceback (most recent call last)" not in new, new[-6000:]
+
+    def _in_flight(self) -> float:
+        return self.metrics().value("requests_in_flight")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write the file in one step, as editors and configuration tools do."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.chmod(0o600)
+    new.replace(path)
+
+
+def _toml(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case list() | tuple():
+            return "[" + ", ".join(_toml(item) for item in value) + "]"
+        case date():
+            return value.isoformat()
+        case int() | float():
+            return repr(value)
+        case _:
+            raise TypeError(f"no TOML for {value!r}")
