@@ -1,0 +1,136 @@
+"""Fixtures: one simulator and one gateway for the whole run, special ones on request.
+
+After every test that used them, the leak check: no upstream request is still open, nothing is
+in flight in a gateway, no traceback was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.gateway import Gateway
+from harness.poll import eventually
+
+# The SDKs take a second to import, which the unit tests need not wait for.
+if TYPE_CHECKING:
+    import groq
+    import openai
+
+    from harness.simulator import Simulator
+
+# What the gateway shows to the providers. No test may ever see them anywhere else.
+PROVIDER_KEYS = {
+    "GROQ_API_KEY": "gsk_PROVIDERS-OWN-KEY-groq-0123456789",
+    "OPENAI_API_KEY": "sk-PROVIDERS-OWN-KEY-openai-0123456789",
+}
+
+CONFIG = """\
+[providers.groq]
+base_url = "{simulator}/openai/v1"
+api_key = { env = "GROQ_API_KEY" }
+
+[providers.openai]
+base_url = "{simulator}/v1"
+api_key = { env = "OPENAI_API_KEY" }
+client_credentials = true
+
+[[routes]]
+model = "gpt-*"
+targets = ["openai"]
+
+[[routes]]
+model = "fast"
+targets = ["groq:llama-3.1-8b-instant", "openai:gpt-4o-mini"]
+
+[[routes]]
+model = "*"
+targets = ["groq"]
+"""
+
+KEYS: dict[str, dict[str, Any]] = {
+    "web-app": {},
+    "narrow": {"models": ["llama-*"]},
+    "expired": {"expires": date(2020, 1, 1)},
+}
+
+GatewayFactory = Callable[..., Gateway]
+
+
+@pytest.fixture(scope="session")
+def simulator() -> Iterator[Simulator]:
+    """The provider of all tests: speaks Groq's dialect under /openai/v1, OpenAI's under /v1."""
+    from harness.simulator import Simulator
+
+    with Simulator() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def gateway(simulator: Simulator) -> Iterator[Gateway]:
+    """The gateway of most tests: two workers, groq and openai at the simulator, three keys."""
+    config = CONFIG.replace("{simulator}", simulator.url)
+    with Gateway(config, workers=2, keys=KEYS, env=PROVIDER_KEYS) as running:
+        yield running
+
+
+@pytest.fixture
+def gateway_factory(simulator: Simulator) -> Iterator[GatewayFactory]:
+    """Starts further gateways, by default as `gateway` but with one worker; stops them too.
+
+    Takes what `Gateway` takes; `{simulator}` in `config` stands for the simulator's address.
+    """
+    with contextlib.ExitStack() as running:
+
+        def start(config: str = CONFIG, **options: Any) -> Gateway:
+            options.setdefault("keys", KEYS)
+            options["env"] = {**PROVIDER_KEYS, **options.get("env", {})}
+            made = Gateway(config.replace("{simulator}", simulator.url), **options)
+            running.enter_context(made)
+            running.callback(made.assert_clean)
+            return made
+
+        yield start
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The leak check, for the fixtures that the test used."""
+    used = {"simulator", "gateway"} & set(request.fixturenames)
+    things = {name: request.getfixturevalue(name) for name in sorted(used, reverse=True)}
+    yield
+    if "simulator" in things:
+        eventually(
+            lambda: things["simulator"].stats()["open"] == 0,
+            what="no open upstream request",
+        )
+    if "gateway" in things:
+        things["gateway"].assert_clean()
+
+
+@pytest.fixture
+def key(gateway: Gateway) -> str:
+    """The secret of the key `web-app`, which may call every model."""
+    return gateway.secrets["web-app"]
+
+
+@pytest.fixture
+def openai_client(gateway: Gateway, key: str) -> Iterator[openai.OpenAI]:
+    """The real SDK, pointed at the gateway's /v1, without retries of its own."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def groq_client(gateway: Gateway, key: str) -> Iterator[groq.Groq]:
+    """The real SDK with its base at /groq; it adds /openai/v1/… itself."""
+    import groq
+
+    with groq.Groq(base_url=f"{gateway.url}/groq", api_key=key, max_retries=0) as client:
+        yield client
