@@ -1,0 +1,44 @@
+"""Configuration: frozen, typed `Settings` from two TOML files and the environment.
+
+`load(environ)` gives the settings or raises `ConfigError` with every problem at once;
+`environment()` reads `.env`; `listen(environ)` says where to listen. Reloading is in
+`wrapper.config.watch`.
+"""
+
+from __future__ import annotations
+
+from wrapper.config.env import Listen, environment, listen, store_url
+from wrapper.config.loading import config_path, keys_path, load, needs_demo, prices_path
+from wrapper.config.problems import ConfigError, Problem
+from wrapper.config.settings import (
+    ApiKey,
+    Price,
+    Provider,
+    Route,
+    Secret,
+    Server,
+    Settings,
+    Target,
+)
+
+__all__ = [
+    "ApiKey",
+    "ConfigError",
+    "Listen",
+    "Price",
+    "Problem",
+    "Provider",
+    "Route",
+    "Secret",
+    "Server",
+    "Settings",
+    "Target",
+    "config_path",
+    "environment",
+    "keys_path",
+    "listen",
+    "load",
+    "needs_demo",
+    "prices_path",
+    "store_url",
+]

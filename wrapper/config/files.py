@@ -1,0 +1,149 @@
+"""Reads the files of the configuration and remembers in which state each of them was.
+
+The rule protected here: a stamp is taken before the file is read. What is written after that
+differs from the stamp, so no change is ever missed; and whatever a path turns out to be (a
+directory, a pipe, ten megabytes, Latin-1), the answer is a problem in words.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from wrapper.config.problems import Problem
+from wrapper.config.settings import Stamp
+
+MAX_BYTES = 4 * 1024 * 1024
+"""More than any configuration needs: some ten thousand keys."""
+
+
+REPLACED: Stamp = (0, 0, 0)
+"""Stands for a file in whose place a copy was read."""
+
+
+class Unreadable(Exception):
+    """Why a file cannot be read, in words; `missing` if it is just not there."""
+
+    def __init__(self, reason: str, hint: str = "", *, missing: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.hint = hint
+        self.missing = missing
+
+
+def stamp(path: Path) -> Stamp:
+    """The state of `path` now; None if there is nothing to be seen."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+class Sources:
+    """All files of one loading. `instead` names snapshots to read in place of some of them."""
+
+    def __init__(self, instead: Mapping[Path, Path] | None = None) -> None:
+        self._instead = dict(instead or {})
+        self._stamps: dict[Path, Stamp] = {}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(self._stamps)
+
+    @property
+    def stamps(self) -> tuple[Stamp, ...]:
+        return tuple(self._stamps.values())
+
+    def watch(self, path: Path) -> None:
+        """Remembers the state of a file; that of a replaced one is nobody's, so it is tried again."""
+        self._stamps.setdefault(path, REPLACED if path in self._instead else stamp(path))
+
+    def read(self, path: Path) -> str:
+        """The text of a file. Raises `Unreadable`."""
+        self.watch(path)
+        return read_text(self._instead.get(path, path))
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a regular file of at most `MAX_BYTES`. Raises `Unreadable`."""
+    try:
+        # Not blocking: a pipe that nobody writes to must not hold up the start.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Unreadable("there is no such file", missing=True) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise Unreadable(f"cannot be read: {reason}", "make it readable") from None
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Unreadable("is not a regular file", "name a file")
+        try:
+            data = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise Unreadable(f"cannot be read: {error.strerror}", "make it readable") from None
+    if len(data) > MAX_BYTES:
+        raise Unreadable(f"is larger than {MAX_BYTES} bytes", "is it the right file?")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"is not UTF-8 (byte {error.start + 1})", "save it in UTF-8") from None
+
+
+def _number(text: str) -> Decimal:
+    """TOML floats as decimals: a price is what was written. Absurd exponents become infinite."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return Decimal("Infinity")
+
+
+def parse_toml(text: str, file: str) -> dict[str, object]:
+    """The tables of a TOML text, floats as `Decimal`. Raises `ProblemFound`."""
+    if text.startswith("\ufeff"):
+        raise ProblemFound(
+            Problem(file, "line 1", "starts with a byte order mark", "save it without one")
+        )
+    try:
+        return tomllib.loads(text, parse_float=_number)
+    except RecursionError:
+        raise ProblemFound(Problem(file, "", "is nested too deeply")) from None
+    except ValueError as error:  # tomllib's own error, and that of integers of 4300 digits
+        message, line = _place(str(error), text)
+        raise ProblemFound(
+            Problem(file, line, f"is not TOML: {message}", "see https://toml.io")
+        ) from None
+
+
+def _place(message: str, text: str) -> tuple[str, str]:
+    """Splits tomllib's `message (at line 3, column 5)` into message and line."""
+    message = message if message.isprintable() else ascii(message)
+    what, at, place = message.rpartition(" (at ")
+    if not at:
+        return message, ""
+    if place.startswith("end of document"):
+        return f"{what} (at the end of the file)", f"line {text.count(chr(10)) + 1}"
+    line, _, column = place.rstrip(")").partition(", ")
+    return f"{what} ({column})" if column else what, line
+
+
+class ProblemFound(Exception):
+    """Carries one problem from where it was found to where they are gathered."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+def open_toml(sources: Sources, path: Path, hint: str) -> dict[str, object]:
+    """A TOML file's tables. Raises `ProblemFound`; a missing file gets the `hint`."""
+    try:
+        text = sources.read(path)
+    except Unreadable as error:
+        wanted = hint if error.missing else error.hint
+        raise ProblemFound(Problem(str(path), "", error.reason, wanted)) from error
+    return parse_toml(text, str(path))

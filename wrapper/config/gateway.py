@@ -1,0 +1,173 @@
+"""gateway.toml: the server, its providers, the routes between models and providers, prices.
+
+The rule protected here: what is wrong is found when the file is read and not when the first
+request comes; and one mistake is one problem (a route to a provider whose table has a mistake
+is not a second one).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from wrapper.config.fields import Table
+from wrapper.config.problems import shown, similar
+from wrapper.config.provider import read_provider
+from wrapper.config.secrets import SecretReader
+from wrapper.config.settings import Price, Provider, Route, Server, Target
+
+RESERVED = frozenset(
+    [
+        "metrics",
+        "healthz",
+        "readyz",
+        "docs",
+        "swagger",
+        "usage",
+        "v1",
+        "chat",
+        "openapi.json",
+        "static",
+        "favicon.ico",
+        "robots.txt",
+        "models",
+    ]
+)
+"""First segments of the gateway's own paths: no provider may have such a name."""
+
+_PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_MODEL_LENGTH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What gateway.toml says."""
+
+    server: Server
+    providers: dict[str, Provider]
+    routes: tuple[Route, ...]
+    prices: dict[str, Price]
+
+
+def read_gateway(top: Table, secrets: SecretReader, watch: list[Path]) -> Gateway:
+    """Reads the whole file; problems are noted in `top.problems`. CA files go to `watch`."""
+    server = _server(top.table("server"), secrets)
+    names: set[str] = set()
+    providers: dict[str, Provider] = {}
+    for name, table in top.named_tables("providers"):
+        names.add(name)
+        _check_name(name, table)
+        provider = read_provider(name, table, secrets)
+        if provider is not None:
+            providers[name] = provider
+            if provider.ca_file is not None:
+                watch.append(provider.ca_file)
+    if not names and not isinstance(top.data.get("providers"), list | str | int):
+        top.problem("providers", "there is no provider", "add a table such as [providers.groq]")
+    routes = _routes(top, names)
+    prices = {model: _price(table) for model, table in top.named_tables("prices")}
+    top.close()
+    return Gateway(server, providers, routes, prices)
+
+
+def _check_name(name: str, table: Table) -> None:
+    if name in RESERVED:
+        table.problem("", "is a path of the gateway itself", "choose another name")
+    elif not _PROVIDER_NAME.fullmatch(name):
+        wanted = "use lower-case letters, digits, - and _, starting with a letter or digit"
+        table.problem("", "is not a name that a provider can have", wanted)
+
+
+def _server(table: Table | None, secrets: SecretReader) -> Server:
+    if table is None:
+        return Server()
+    token, why = secrets.read(table, "metrics_token")
+    server = Server(
+        cors_origins=_origins(table),
+        max_body_bytes=table.whole("max_body_bytes", 26_214_400, low=1024),
+        max_upload_bytes=table.whole("max_upload_bytes", 536_870_912, low=1024),
+        metrics_token=token,
+        metrics_token_problem=why,
+        body_timeout=table.seconds("body_timeout", 30.0),
+        max_in_flight=table.whole("max_in_flight", 900, high=100_000),
+        metering=table.flag("metering", True),
+    )
+    table.close()
+    return server
+
+
+def _origins(table: Table) -> tuple[str, ...]:
+    """Origins are compared, never matched: a pattern would let in what nobody meant."""
+    wanted = '"*" alone, or origins such as "https://app.example.com"'
+    if table.data.get("cors_origins") == []:
+        table.get("cors_origins")
+        return ()  # no browser may call
+    origins = table.texts("cors_origins", ("*",), wanted=wanted)
+    for origin in origins:
+        if origin == "*" and len(origins) > 1:
+            table.problem("cors_origins", '"*" already allows every origin', f"write {wanted}")
+        elif origin != "*" and not _ORIGIN.fullmatch(origin):
+            table.problem("cors_origins", f"{shown(origin)} is no origin", f"write {wanted}")
+    return origins
+
+
+def _routes(top: Table, providers: Collection[str]) -> tuple[Route, ...]:
+    routes: list[Route] = []
+    for table in top.tables("routes"):
+        model = table.text("model", None, wanted='a model name or a glob such as "gpt-*"')
+        if model is None and table.data.get("model") is None:
+            table.problem("model", "is missing", 'write a name or a glob such as "gpt-*"')
+        if model is not None:
+            _check_model(model, routes, table)
+        if table.get("targets") is None:
+            table.problem("targets", "is missing", 'write targets = ["provider"]')
+        wanted = 'an array of "provider" or "provider:model"'
+        texts = table.texts("targets", (), wanted=wanted)
+        targets = tuple(_target(text, table, providers) for text in texts)
+        table.close()
+        routes.append(Route(model or "", targets))
+    return tuple(routes)
+
+
+def _check_model(model: str, before: list[Route], table: Table) -> None:
+    if not model.isprintable() or len(model) > _MODEL_LENGTH or model != model.strip():
+        table.problem("model", f"{shown(model)} can be no model's name", "write a printable name")
+        return
+    exact = Route(model, ()).exact
+    for index, route in enumerate(before):
+        taken = route.model == model or (route.model and not route.model.strip("*"))
+        if taken or (exact and route.model and fnmatchcase(model, route.model)):
+            table.problem(
+                "model",
+                f"is never reached: routes[{index}] {shown(route.model)} already takes"
+                f" {shown(model)}",
+                "put the more particular route first, or remove one",
+            )
+            return
+
+
+def _target(text: str, table: Table, providers: Collection[str]) -> Target:
+    """`provider` or `provider:model`; a model's name may itself hold `:` and `/`."""
+    provider, colon, model = text.partition(":")
+    if provider not in providers:
+        message = f"{shown(text)}: there is no provider {shown(provider)}"
+        table.problem("targets", message, similar(provider, providers))
+    elif colon and (not model.strip() or not model.isprintable() or len(model) > _MODEL_LENGTH):
+        table.problem("targets", f"{shown(text)} names no model", 'write "provider:model"')
+    return Target(provider, model if colon else None)
+
+
+def _price(table: Table) -> Price:
+    input_, output = (table.number(key, None, high="1e6") for key in ("input", "output"))
+    cached = table.number("cached_input", input_, high="1e6")
+    for key in ("input", "output"):
+        if table.data.get(key) is None:
+            table.problem(key, "is missing", "write USD per million tokens, 0 if it is free")
+    table.close()
+    nothing = Decimal(0)  # only ever where a problem was noted
+    return Price(input_ or nothing, cached or nothing, output or nothing)

@@ -1,0 +1,175 @@
+"""One `[providers.NAME]` table.
+
+The rule protected here: a provider's address can only mean one thing. No credentials, query,
+fragment, dot segment or percent-encoding in it, so that what is put behind it cannot climb.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from wrapper.config.fields import Table, kind
+from wrapper.config.files import Unreadable, read_text
+from wrapper.config.secrets import WANTED, SecretReader
+from wrapper.config.settings import Provider
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110 section 5.6.2
+_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
+_ADDRESS = "write an address such as https://api.example.com/v1"
+
+_OURS = frozenset(
+    [
+        "authorization",
+        "host",
+        "content-length",
+        "content-type",
+        "transfer-encoding",
+        "connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "upgrade",
+        "proxy-authorization",
+        "proxy-connection",
+        "expect",
+        "cookie",
+        "accept-encoding",
+    ]
+)
+_SECRET = frozenset(("api-key", "x-api-key", "x-goog-api-key"))
+
+
+def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | None:
+    """The provider, or None when its address is wrong; problems are noted in the table."""
+    base_url = _base_url(table)
+    api_key, why = secrets.read(table, "api_key")
+    headers, headers_why = _headers(table, secrets)
+    timeouts = {
+        "connect_timeout": table.seconds("connect_timeout", 5.0),
+        "first_byte_timeout": table.seconds("first_byte_timeout", 120.0),
+        "idle_timeout": table.seconds("idle_timeout", 120.0),
+        "total_timeout": table.seconds("total_timeout", 900.0),
+    }
+    client_credentials = table.flag("client_credentials", False)
+    max_connections = table.whole("max_connections", 1000, high=100_000)
+    ca_file = _ca_file(table, secrets.base)
+    table.close()
+    if base_url is None:
+        return None
+    return Provider(
+        name=name,
+        base_url=base_url,
+        api_key=api_key,
+        api_key_problem=why or headers_why,
+        client_credentials=client_credentials,
+        max_connections=max_connections,
+        headers=headers,
+        ca_file=ca_file,
+        **timeouts,
+    )
+
+
+def _base_url(table: Table) -> str | None:
+    value = table.text("base_url", None, wanted="an address such as https://api.example.com/v1")
+    if value is None:
+        if table.data.get("base_url") is None:
+            table.problem("base_url", "is missing", _ADDRESS)
+        return None
+    wrong = _wrong_address(value)
+    if wrong:
+        table.problem("base_url", wrong, _ADDRESS)
+        return None
+    scheme, _, rest = value.partition("://")
+    return f"{scheme.lower()}://{rest.removesuffix('/')}"
+
+
+def _wrong_address(value: str) -> str | None:
+    """What is wrong with an address. Never repeats it: there may be a password in it."""
+    if len(value) > 2048 or not re.fullmatch(r"[\x21-\x7e]+", value):
+        return "is not printable ASCII without spaces"
+    try:
+        parts = urlsplit(value)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        return f"is not an address: {error}" if "ort" in str(error) else "is not an address"
+    if parts.scheme not in ("http", "https"):
+        return "does not begin with http:// or https://"
+    if "@" in parts.netloc:
+        return "has a user name in it"
+    if "?" in value or "#" in value:
+        return "has a query or a fragment"
+    bracketed = parts.netloc.startswith("[")
+    if not host or not (bracketed or _HOST.fullmatch(host)):
+        return "has no host"
+    if port == 0 or parts.netloc.endswith(":"):
+        return "has no port behind the colon"
+    path = parts.path.removesuffix("/")
+    if not _PATH.fullmatch(path):
+        return "has a path with an empty segment, a percent-encoding or an odd character"
+    if {".", ".."} & set(path.split("/")):
+        return "has a dot segment"
+    return None
+
+
+def _headers(table: Table, secrets: SecretReader) -> tuple[tuple[tuple[str, str], ...], str | None]:
+    """Added headers: values are strings, or references where they are secrets."""
+    inner = table.table("headers")
+    found: dict[str, tuple[str, str]] = {}
+    why: str | None = None
+    if inner is None:
+        return (), None
+    for name, value in inner.data.items():
+        if name.lower() in found:
+            inner.problem(name, "is there twice", "remove one")
+        elif not _may_add(inner, name):
+            continue
+        elif isinstance(value, dict):
+            secret, missing = secrets.read(inner, name)
+            why = why or missing
+            if secret is not None:
+                found[name.lower()] = (name, secret.reveal())
+        elif text := _header_value(inner, name, value):
+            found[name.lower()] = (name, text)
+    return tuple(found.values()), why
+
+
+def _may_add(table: Table, name: str) -> bool:
+    if not _TOKEN.fullmatch(name):
+        table.problem(name, "is not a header's name", "see RFC 9110 section 5.6.2")
+    elif name.lower() in _OURS:
+        table.problem(name, "is set by the gateway", "use api_key for the credential")
+    else:
+        return True
+    return False
+
+
+def _header_value(table: Table, name: str, value: object) -> str | None:
+    if name.lower() in _SECRET:
+        table.problem(name, "is a literal secret", WANTED)
+    elif not isinstance(value, str):
+        table.problem(name, f"is {kind(value)}", "write a string")
+    elif len(value) > 4096 or not _VALUE.fullmatch(value):
+        table.problem(name, "is no header's value", "write printable ASCII on one line")
+    else:
+        return value
+    return None
+
+
+def _ca_file(table: Table, base: Path) -> Path | None:
+    value = table.text("ca_file", None, wanted="the path of a PEM file")
+    if value is None:
+        return None
+    path = base / value
+    try:
+        text = read_text(path)
+    except Unreadable as error:
+        table.problem("ca_file", error.reason, "write the path of a PEM file")
+        return None
+    if "-----BEGIN CERTIFICATE-----" not in text:
+        table.problem("ca_file", "holds no certificate", "write the path of a PEM file")
+        return None
+    return path

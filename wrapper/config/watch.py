@@ -1,0 +1,163 @@
+"""Reloading: what is in force follows the files, and a mistake in them changes nothing.
+
+The rules protected here:
+
+- A file is looked at by its stamp (mtime, size, inode); it is read only when that changed.
+- A file that was written within the last moments is read once more at the next poll, because a
+  second write in the same tick of the clock leaves the same stamp.
+- A mistake changes nothing and is told once per change. One thing is stronger: where the keys
+  file itself is right, a mistake elsewhere does not keep a revoked key alive.
+- What is in force is also kept as a copy, so that a worker that starts while the files are
+  broken serves what the others serve.
+
+There is no thread here: somebody calls `poll()` once a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from wrapper.config.files import stamp
+from wrapper.config.loading import config_path, keys_path, load
+from wrapper.config.problems import ConfigError
+from wrapper.config.settings import Settings, Stamp
+
+_TICK_NS = 100_000_000
+"""Longer than the clock of any file system ticks, where clocks agree."""
+
+GATEWAY_COPY = "gateway.toml"
+KEYS_COPY = "keys.toml"
+
+
+class Reloader:
+    """Calls `load` when a file changed, then `on_change` or `on_problem`.
+
+    `current` is what is in force now; without it the first poll loads.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Settings],
+        on_change: Callable[[Settings], None],
+        on_problem: Callable[[ConfigError], None],
+        current: Settings | None = None,
+    ) -> None:
+        self._load = load
+        self._on_change = on_change
+        self._on_problem = on_problem
+        self._current = current
+        self._failed: tuple[Stamp, ...] | None = None
+        files = () if current is None else current.files
+        stamps = () if current is None else current.stamps
+        self._seen: dict[Path, Stamp] = dict(zip(files, stamps, strict=True))
+        self._again = current is None or _fresh(stamps)
+
+    def poll(self, *, force: bool = False) -> bool:
+        """Looks at the files once; whether `on_change` was called."""
+        now = {path: stamp(path) for path in self._seen}
+        if now == self._seen and not self._again and not force:
+            return False
+        self._seen = now
+        try:
+            settings = self._load()
+        except ConfigError as error:
+            return self._keep(error)
+        self._failed = None
+        self._seen = dict(zip(settings.files, settings.stamps, strict=True))
+        self._again = _fresh(settings.stamps)
+        return self._take(settings)
+
+    def _keep(self, error: ConfigError) -> bool:
+        for path in error.files:
+            self._seen.setdefault(path, stamp(path))
+        self._again = _fresh(tuple(self._seen.values()))
+        state = tuple(self._seen.values())
+        if state != self._failed:
+            self._failed = state
+            self._on_problem(error)
+        if error.keys is None or self._current is None:
+            return False
+        return self._take(replace(self._current, keys=error.keys))
+
+    def _take(self, settings: Settings) -> bool:
+        if settings == self._current:
+            return False
+        self._current = settings
+        self._on_change(settings)
+        return True
+
+
+def _fresh(stamps: tuple[Stamp, ...]) -> bool:
+    latest = time.time_ns() - _TICK_NS
+    return any(found is not None and found[0] > latest for found in stamps)
+
+
+def accept(settings: Settings, environ: Mapping[str, str], directory: Path) -> bool:
+    """Copies the files that `settings` came from into `directory`, readable by the owner only.
+
+    Whether it did: files that have changed since are not copied; they will come again. Raises
+    `OSError` when the directory cannot be written.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    known = dict(zip(settings.files, settings.stamps, strict=True))
+    pairs = ((config_path(environ), GATEWAY_COPY), (keys_path(environ), KEYS_COPY))
+    contents = [(path, name, _bytes(path)) for path, name in pairs]
+    if any(stamp(path) != known.get(path) for path, _, _ in contents):
+        return False
+    for _, name, data in contents:
+        if data is None:
+            (directory / name).unlink(missing_ok=True)
+        else:
+            _write(directory / name, data)
+    return True
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all; `mkstemp` makes files of mode 0600."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def load_or_last_good(
+    environ: Mapping[str, str], directory: Path, demo_url: str | None = None
+) -> tuple[Settings, ConfigError | None]:
+    """The settings, from the copies in `directory` where the files themselves are broken.
+
+    The error says what is wrong with the files, if anything is. Only the broken file is replaced
+    by its copy where that is enough. Raises the files' `ConfigError` when no copy helps.
+    """
+    try:
+        return load(environ, demo_url), None
+    except ConfigError as error:
+        broken = {problem.file for problem in error.problems}
+        copies = {
+            config_path(environ): directory / GATEWAY_COPY,
+            keys_path(environ): directory / KEYS_COPY,
+        }
+        only = {path: copy for path, copy in copies.items() if str(path) in broken}
+        if not (directory / GATEWAY_COPY).is_file():
+            raise
+        for instead in (only, copies):
+            with contextlib.suppress(ConfigError):
+                return load(environ, demo_url, instead=instead), error
+        raise
