@@ -1,0 +1,125 @@
+"""The simulated provider as a process of its own, for the length of a `with`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+ROOT = Path(__file__).resolve().parents[2]
+_START_SECONDS = 20.0
+_POLL_SECONDS = 0.02
+
+
+class Simulator:
+    """Starts `python -m wrapper.simulator` on a free port; stops it at the end.
+
+    `arguments` are more command line arguments, such as ``"--gap", "0.02"``. An `api_key` is
+    passed by the environment. A simulator whose test dies stops by itself.
+    """
+
+    def __init__(self, *arguments: str, api_key: str = "", port: int = 0) -> None:
+        self._arguments = arguments
+        self._environment = {**os.environ, "SIMULATOR_API_KEY": api_key}
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "wrapper.simulator", "--exit-with-parent"]
+        process = subprocess.Popen(
+            [*command, "--port", str(self._port), *self._arguments],
+            cwd=ROOT,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._process = process
+        watchdog = threading.Timer(_START_SECONDS, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+        finally:
+            watchdog.cancel()
+        if not line:
+            self.stop()
+            raise RuntimeError(f"the simulator did not start (exit status {process.returncode})")
+        self.port = json.loads(line)["port"]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The process, for measuring it."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:PORT`, without a path."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """End the process, as a provider that is gone."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def requests(self, **wanted: Any) -> list[dict[str, Any]]:
+        """What arrived, oldest first; `wanted` picks those with these values.
+
+        A request that is still under way has the outcome None.
+        """
+        found: list[dict[str, Any]] = self._ask("GET", "requests")
+        return [r for r in found if all(r[name] == value for name, value in wanted.items())]
+
+    def books(self, **wanted: Any) -> list[dict[str, Any]]:
+        """The sums, by book, model, endpoint, outcome and status."""
+        found: list[dict[str, Any]] = self._ask("GET", "books")
+        return [r for r in found if all(r[name] == value for name, value in wanted.items())]
+
+    def stats(self) -> dict[str, int]:
+        """What is open now; the connection that asks is one of them."""
+        found: dict[str, int] = self._ask("GET", "stats")
+        return found
+
+    def reset(self) -> None:
+        """Forget all requests and sums."""
+        self._ask("POST", "reset")
+
+    def wait_for(
+        self, predicate: Callable[[list[dict[str, Any]]], Any], deadline: float = 5.0
+    ) -> list[dict[str, Any]]:
+        """The requests, as soon as `predicate(requests)` holds; fails after `deadline` seconds."""
+        end = time.monotonic() + deadline
+        while True:
+            found = self.requests()
+            if predicate(found):
+                return found
+            if time.monotonic() > end:
+                raise AssertionError(f"not within {deadline} s; the simulator got: {found}")
+            time.sleep(_POLL_SECONDS)
+
+    def _ask(self, method: str, name: str) -> Any:
+        request = urllib.request.Request(f"{self.url}/_sim/{name}", method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)

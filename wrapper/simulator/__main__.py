@@ -1,0 +1,117 @@
+"""`python -m wrapper.simulator`: starts the simulated provider.
+
+Prints one JSON line with its address when it is ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import signal
+import sys
+
+import gevent
+from gevent import get_hub
+
+from wrapper.simulator.answers.call import Pace
+from wrapper.simulator.faults import GRAMMAR, BadOrder, orders
+from wrapper.simulator.server import Simulator
+
+_EPILOG = (
+    GRAMMAR
+    + """
+Books
+  GET /_sim/requests   the last requests, as received, and what became of them
+  GET /_sim/books      sums of what was really sent, by tag (header x-sim-book, else the
+                       body's "user"), model, endpoint, outcome and status
+  GET /_sim/stats      what is open now
+  POST /_sim/reset     forget it all
+
+Numbers
+  prompt = words in the request's texts, at least 1; completion = pieces of content over all
+  choices, plus reasoning; the same in one piece and as a stream.
+"""
+)
+
+
+def _arguments(given: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m wrapper.simulator",
+        description="An OpenAI-compatible provider that makes up its answers and says so.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8099, help="0: any free one (default 8099)")
+    parser.add_argument("--latency", type=float, default=0.0, metavar="S", help="before each head")
+    parser.add_argument("--gap", type=float, default=0.0, metavar="S", help="between two events")
+    parser.add_argument("--events", type=int, metavar="N", help="pieces of content of an answer")
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("SIMULATOR_API_KEY", ""),
+        metavar="KEY",
+        help="the only key to accept; better given as SIMULATOR_API_KEY, which no process list"
+        " shows (default: any, or none)",
+    )
+    parser.add_argument("--orders", default="", metavar="X-SIM", help="orders for every request")
+    parser.add_argument(
+        "--remember", type=int, default=1000, metavar="N", help="requests kept for /_sim/requests"
+    )
+    parser.add_argument(
+        "--exit-with-parent", action="store_true", help="stop when standard input ends"
+    )
+    arguments = parser.parse_args(given)
+    try:
+        orders(arguments.orders)
+    except BadOrder as problem:
+        parser.error(str(problem))
+    return arguments
+
+
+def main(given: list[str]) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit status."""
+    arguments = _arguments(given)
+    pace = Pace(arguments.latency, arguments.gap, arguments.events)
+    try:
+        simulator = Simulator(
+            arguments.host,
+            arguments.port,
+            pace,
+            api_key=arguments.api_key,
+            orders=arguments.orders,
+            remember=arguments.remember,
+        )
+    except OSError as problem:
+        address = f"{arguments.host}:{arguments.port}"
+        print(f"simulator: cannot listen on {address}: {problem.strerror}", file=sys.stderr)
+        return 1
+    simulator.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, simulator.stop)
+    if arguments.exit_with_parent:
+        gevent.spawn(_follow_parent, simulator)
+    gc.collect()
+    gc.freeze()
+    line = {"event": "listening", "host": arguments.host, "port": simulator.port}
+    print(json.dumps(line), flush=True)
+    simulator.serve_forever()
+    return 0
+
+
+def _follow_parent(simulator: Simulator) -> None:
+    """Stop when standard input ends, which it does when the process that holds it is gone."""
+    watcher = get_hub().loop.io(0, 1)
+    try:
+        while True:
+            get_hub().wait(watcher)
+            if not os.read(0, 4096):
+                break
+    finally:
+        watcher.close()
+    simulator.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

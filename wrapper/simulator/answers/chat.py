@@ -1,0 +1,285 @@
+"""Chat completions, in one piece and as streams, as OpenAI and as Groq send them.
+
+OpenAI tells a stream's use only when `stream_options.include_usage` is true: a last chunk
+without choices, and `usage: null` on every other. Groq tells it unasked in `x_groq` of the last
+chunk; asked as well, in three places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from wrapper.simulator.answers.call import Call, prompt_words
+from wrapper.simulator.answers.text import cut, encoded, instance, last_text, pieces, thoughts
+from wrapper.simulator.replies import Event, Refusal, Reply, Usage, encode, json_reply
+
+DONE = Event(b"[DONE]")
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one chat answer consists of, before it is put into either form."""
+
+    content: tuple[str, ...]
+    reasoning: tuple[str, ...]
+    tool: dict[str, Any] | None
+    finish: str
+    choices: int
+    usage: Usage
+
+
+def chat(call: Call) -> Reply:
+    """`POST chat/completions`."""
+    call.need("model", "messages")
+    if not isinstance(call.json["messages"], list) or not call.json["messages"]:
+        raise Refusal(400, "Invalid 'messages': expected a list with at least one message.")
+    plan = _plan(call)
+    if call.json.get("stream"):
+        events = _stream(call, plan)
+        return Reply(content_type="text/event-stream", events=events, planned=plan.usage)
+    return _unary(call, plan)
+
+
+def _plan(call: Call) -> Plan:
+    body = call.json
+    messages = body["messages"]
+    limit = body.get("max_completion_tokens", body.get("max_tokens"))
+    limit = limit if isinstance(limit, int) else None
+    tool = _tool(body)
+    if tool is not None:
+        content = cut(encode(instance(tool.get("parameters"))).decode())
+    else:
+        content = _json_content(body) or pieces(call, last_text(messages), limit)
+    finish = "tool_calls" if tool else "length" if limit == len(content) else "stop"
+    reasons = call.orders.reasoning
+    if reasons is None:
+        asked = body.get("include_reasoning") or body.get("reasoning_format")
+        reasons = 4 if asked or body.get("reasoning_effort") not in (None, "none") else 0
+    reasoning = thoughts(reasons)
+    choices = body.get("n") if isinstance(body.get("n"), int) else 1
+    usage = call.usage(prompt_words(messages), len(content) * (choices or 1), len(reasoning))
+    return Plan(content, reasoning, tool, finish, choices or 1, usage)
+
+
+def _tool(body: dict[str, Any]) -> dict[str, Any] | None:
+    """The function to call: the one that `tool_choice` names, else the first."""
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    if not isinstance(tools, list) or not tools or choice == "none":
+        return None
+    last = body["messages"][-1]
+    if isinstance(last, dict) and last.get("role") == "tool":
+        return None
+    functions = [
+        tool["function"]
+        for tool in tools
+        if isinstance(tool, dict) and isinstance(tool.get("function"), dict)
+    ]
+    if isinstance(choice, dict):
+        wanted = choice.get("function", {}).get("name")
+        functions = [function for function in functions if function.get("name") == wanted]
+    return functions[0] if functions else None
+
+
+def _json_content(body: dict[str, Any]) -> tuple[str, ...]:
+    wanted = body.get("response_format")
+    if not isinstance(wanted, dict):
+        return ()
+    kind = wanted.get("type")
+    if kind == "json_object":
+        return cut(encode({"simulated": True, "answer": "a simulated answer"}).decode())
+    if kind == "json_schema":
+        return cut(encode(instance(wanted["json_schema"].get("schema"))).decode())
+    return ()
+
+
+def usage_json(call: Call, usage: Usage) -> dict[str, Any]:
+    """`usage` as the dialect writes it."""
+    made: dict[str, Any] = {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+    }
+    if call.groq:
+        made |= {
+            "queue_time": 0.00012,
+            "prompt_time": 0.00034,
+            "completion_time": 0.00056,
+            "total_time": 0.0009,
+        }
+        if usage.cached:
+            made["prompt_tokens_details"] = {"cached_tokens": usage.cached}
+        if usage.reasoning:
+            made["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning}
+        return made
+    return made | {
+        "prompt_tokens_details": {"cached_tokens": usage.cached, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def put_usage(call: Call, into: dict[str, Any], usage: Usage) -> Usage | None:
+    """Write `usage` into an answer, unless the orders forbid it; returns what it now carries."""
+    if call.orders.no_usage:
+        return None
+    if call.orders.usage_null:
+        into["usage"] = None
+        return None
+    into["usage"] = usage_json(call, usage)
+    return usage
+
+
+def _unary(call: Call, plan: Plan) -> Reply:
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(plan.content)}
+    if plan.tool is not None:
+        arguments = message["content"]
+        message["content"] = None
+        message["tool_calls"] = [_tool_call(call, plan.tool, arguments)]
+    if plan.reasoning and call.groq:
+        message["reasoning"] = "".join(plan.reasoning)
+    if not call.groq:
+        message |= {"refusal": None, "annotations": []}
+    made: dict[str, Any] = {
+        "id": f"chatcmpl-{call.id}",
+        "object": "chat.completion",
+        "created": call.created,
+        "model": call.answered_model,
+        "choices": [
+            {"index": n, "message": message, "logprobs": None, "finish_reason": plan.finish}
+            for n in range(plan.choices)
+        ],
+    }
+    carried = put_usage(call, made, plan.usage)
+    if call.groq:
+        made |= {"usage_breakdown": None, "x_groq": {"id": call.id}}
+    made |= {"system_fingerprint": "fp_simulated", "service_tier": "default"}
+    return json_reply(made, carried, planned=plan.usage)
+
+
+def _tool_call(call: Call, tool: dict[str, Any], arguments: str) -> dict[str, Any]:
+    return {
+        "id": f"call_{call.id}",
+        "type": "function",
+        "function": {"name": tool.get("name"), "arguments": arguments},
+    }
+
+
+@dataclass(slots=True)
+class _Chunks:
+    """Writes one stream's chunks; what they share is encoded once."""
+
+    start: bytes
+    tail: bytes
+
+    def content(self, index: int, field: bytes, text: bytes) -> bytes:
+        return b'%b"choices":[{"index":%d,"delta":{"%b":%b},"logprobs":null,%b' % (
+            self.start,
+            index,
+            field,
+            text,
+            self.tail,
+        )
+
+    def choice(
+        self, index: int, delta: Any, finish: str | None = None, extra: bytes = b""
+    ) -> bytes:
+        return b'%b"choices":[{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}]%b}' % (
+            self.start,
+            index,
+            encode(delta),
+            encode(finish),
+            extra,
+        )
+
+
+def _stream(call: Call, plan: Plan) -> Iterator[Event]:
+    asked = _usage_asked(call)
+    null = b',"usage":null' if asked and not call.groq else b""
+    head = encode(
+        {
+            "id": f"chatcmpl-{call.id}",
+            "object": "chat.completion.chunk",
+            "created": call.created,
+            "model": call.answered_model,
+            "system_fingerprint": "fp_simulated",
+        }
+    )
+    chunks = _Chunks(head[:-1] + b",", b'"finish_reason":null}]' + null + b"}")
+    yield from _opening(call, plan, chunks, null)
+    for text in encoded(plan.reasoning if call.groq else ()):
+        for index in range(plan.choices):
+            yield Event(chunks.content(index, b"reasoning", text))
+    if plan.tool is not None:
+        yield from _tool_deltas(call, plan, chunks, null)
+    else:
+        for text in encoded(plan.content):
+            for index in range(plan.choices):
+                yield Event(chunks.content(index, b"content", text))
+    yield from _closing(call, plan, chunks, asked)
+    if not call.orders.no_done:
+        yield DONE
+
+
+def _usage_asked(call: Call) -> bool:
+    options = call.json.get("stream_options")
+    return isinstance(options, dict) and bool(options.get("include_usage"))
+
+
+def _opening(call: Call, plan: Plan, chunks: _Chunks, null: bytes) -> Iterator[Event]:
+    for index in range(plan.choices):
+        delta: dict[str, Any] = {"role": "assistant", "content": ""}
+        extra = null
+        if call.groq:
+            extra += b',"x_groq":' + encode({"id": call.id}) if not index else b""
+        else:
+            delta["refusal"] = None
+        yield Event(chunks.choice(index, delta, None, extra))
+
+
+def _tool_deltas(call: Call, plan: Plan, chunks: _Chunks, null: bytes) -> Iterator[Event]:
+    """Groq sends a tool call whole, OpenAI its name first and then the arguments in pieces."""
+    assert plan.tool is not None  # noqa: S101
+    for index in range(plan.choices):
+        whole = "".join(plan.content) if call.groq else ""
+        first = {"index": 0, **_tool_call(call, plan.tool, whole)}
+        yield Event(chunks.choice(index, {"tool_calls": [first]}, None, null))
+    if not call.groq:
+        for text in plan.content:
+            part = {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
+            for index in range(plan.choices):
+                yield Event(chunks.choice(index, part, None, null))
+
+
+def _closing(call: Call, plan: Plan, chunks: _Chunks, asked: bool) -> Iterator[Event]:
+    silent = call.orders.no_usage or call.orders.usage_null
+    told = encode(None if silent else usage_json(call, plan.usage))
+    carried = None if silent else plan.usage
+    if not call.groq:
+        null = b',"usage":null' if asked else b""
+        for index in range(plan.choices):
+            yield Event(chunks.choice(index, {}, plan.finish, null))
+        if asked and not call.orders.no_usage:
+            yield Event(chunks.start + b'"choices":[],"usage":' + told + b"}", carried)
+        return
+    extra = b',"x_groq":{"id":' + encode(call.id)
+    if call.orders.groq_error:
+        extra += b',"error":"this is a simulated error"}'
+        carried = None
+    elif call.orders.no_usage:
+        extra += b"}"
+    else:
+        extra += b',"usage":' + told + b"}"
+    if asked and not call.orders.no_usage:
+        extra += b',"usage":' + told
+    for index in range(plan.choices - 1):
+        yield Event(chunks.choice(index, {}, plan.finish))
+    yield Event(chunks.choice(plan.choices - 1, {}, plan.finish, extra), carried)
+    if asked and not call.orders.no_usage:
+        last = b'"choices":[],"usage":' + told + b"}"
+        yield Event(chunks.start + last, None if silent else plan.usage)

@@ -1,0 +1,180 @@
+"""Reading requests from a socket, leniently and to the byte.
+
+What was received is kept as it came: the raw target, the headers' spelling and order. Bodies
+are hashed while they stream in; only those that an answer needs as a whole stay in memory, so
+an upload of any size costs one block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote
+
+import gevent
+
+BLOCK = 65536
+SAMPLE = 65536
+_LONGEST_HEAD = 1 << 20
+_YIELD_EVERY = 16  # blocks between two turns of the loop, so that an upload delays no stream
+
+
+class BadRequest(Exception):
+    """What was received is not HTTP that this reader understands."""
+
+
+class Left(Exception):
+    """The other side closed or reset the connection in the middle of an exchange."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One request as received; `body` is whole only where it was asked to be kept."""
+
+    method: str
+    target: str
+    version: str
+    headers: list[tuple[str, str]]
+    path: str = ""
+    query: dict[str, str] = field(default_factory=dict)
+    sha256: str = ""
+    length: int = 0
+    sample: bytes = b""
+    body: bytes = b""
+
+    def header(self, name: str) -> str:
+        """The first value of a header (`name` in lower case), or an empty text."""
+        for found, value in self.headers:
+            if found.lower() == name:
+                return value
+        return ""
+
+
+class Connection:
+    """A socket and what was received from it but not yet used."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.served = 0
+        self._buffer = b""
+
+    def head(self) -> Request | None:
+        """The next request without its body; None when the other side closed instead."""
+        while True:
+            end, width = self._buffer.find(b"\r\n\r\n"), 4
+            if end < 0:
+                end, width = self._buffer.find(b"\n\n"), 2
+            if end >= 0:
+                head, self._buffer = self._buffer[:end], self._buffer[end + width :]
+                return _request(head)
+            if len(self._buffer) > _LONGEST_HEAD:
+                raise BadRequest("the head is too long")
+            try:
+                data = self.sock.recv(BLOCK)
+            except ConnectionError:
+                return None
+            if not data:
+                return None
+            self._buffer = (self._buffer + data).lstrip(b"\r\n")
+
+    def body(self, request: Request) -> Iterator[bytes]:
+        """The body in blocks as they arrive. Raises `Left` when it breaks off."""
+        if "chunked" in request.header("transfer-encoding").lower():
+            yield from self._chunked()
+            return
+        declared = request.header("content-length") or "0"
+        if not declared.isdigit():
+            raise BadRequest("Content-Length is not a number")
+        yield from self._exactly(int(declared))
+
+    def _exactly(self, left: int) -> Iterator[bytes]:
+        count = 0
+        while left:
+            data = self._buffer or self._receive()
+            self._buffer = data[left:]
+            data = data[:left]
+            left -= len(data)
+            yield data
+            count += 1
+            if not count % _YIELD_EVERY:
+                gevent.sleep(0)
+
+    def _chunked(self) -> Iterator[bytes]:
+        while True:
+            try:
+                size = int(self._line().split(b";")[0], 16)
+            except ValueError:
+                raise BadRequest("a chunk's size is not a number") from None
+            if not size:
+                break
+            yield from self._exactly(size)
+            self._line()
+        while self._line():
+            pass
+
+    def _line(self) -> bytes:
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > _LONGEST_HEAD:
+                raise BadRequest("a line is too long")
+            self._buffer += self._receive()
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.rstrip(b"\r")
+
+    def _receive(self) -> bytes:
+        try:
+            data = self.sock.recv(BLOCK)
+        except ConnectionError as problem:
+            raise Left from problem
+        if not data:
+            raise Left
+        return data
+
+
+def _request(head: bytes) -> Request:
+    lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")
+    parts = lines[0].split(" ")
+    if len(parts) != 3 or not parts[2].startswith("HTTP/"):
+        raise BadRequest("the request line is not one")
+    headers = []
+    for line in lines[1:]:
+        name, _, value = line.partition(":")
+        headers.append((name, value.strip(" \t")))
+    request = Request(parts[0], parts[1], parts[2], headers)
+    path, _, query = request.target.partition("?")
+    request.path = path
+    if query:
+        request.query = dict(parse_qsl(query, keep_blank_values=True))
+    return request
+
+
+def segments(path: str) -> list[str]:
+    """A raw path's segments, percent-decoded one by one."""
+    return [unquote(part) for part in path.strip("/").split("/")]
+
+
+class Intake:
+    """Takes a body block by block: hash, length, the first 64 KiB, and all of it if `keep`."""
+
+    def __init__(self, keep: bool) -> None:
+        self._hash = hashlib.sha256()
+        self._length = 0
+        self._sample = bytearray()
+        self._kept = bytearray()
+        self._keep = keep
+
+    def take(self, block: bytes) -> None:
+        self._hash.update(block)
+        self._length += len(block)
+        if len(self._sample) < SAMPLE:
+            self._sample += block[: SAMPLE - len(self._sample)]
+        if self._keep:
+            self._kept += block
+
+    def finish(self, request: Request) -> None:
+        """Write what was taken into the request."""
+        request.sha256 = self._hash.hexdigest()
+        request.length = self._length
+        request.sample = bytes(self._sample)
+        request.body = bytes(self._kept)
