@@ -80,6 +80,17 @@ class Gateway:
         for name, limits in (keys or {}).items():
             self.key(name, **limits)
 
+    @classmethod
+    @contextlib.contextmanager
+    def prepared(cls, config: str, **options: Any) -> Iterator[Gateway]:
+        """A gateway that is not started: for `launch`, where the start itself is measured."""
+        gateway = cls(config, **options)
+        try:
+            yield gateway
+            gateway.stop()
+        finally:
+            gateway._clean_up()
+
     # --- starting and stopping -------------------------------------------------------------
 
     def __enter__(self) -> Gateway:
@@ -104,17 +115,22 @@ class Gateway:
 
     def start(self) -> Gateway:
         """Start gunicorn and wait until `ready_path` answers 200. Raises GatewayFailed."""
-        command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.py", "wsgi:app"]
-        with self.stdout_file.open("ab") as out, self.stderr_file.open("ab") as err:
-            self._process = processes.start(command, env=self.environment(), stdout=out, stderr=err)
+        process = self.launch()
         end = time.monotonic() + START_DEADLINE
         while not self._is_ready():
-            status = self._process.poll()
+            status = process.poll()
             if status is not None or time.monotonic() > end:
-                processes.stop(self._process, deadline=5)
+                processes.stop(process, deadline=5)
                 raise GatewayFailed(status, self.stderr())
             time.sleep(0.02)
         return self
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start gunicorn and wait for nothing."""
+        command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.py", "wsgi:app"]
+        with self.stdout_file.open("ab") as out, self.stderr_file.open("ab") as err:
+            self._process = processes.start(command, env=self.environment(), stdout=out, stderr=err)
+        return self._process
 
     def stop(self) -> int:
         """SIGTERM and wait; gunicorn's exit status (0 after a clean stop)."""

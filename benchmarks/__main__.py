@@ -1,0 +1,84 @@
+"""`make bench`: all measurements, as tables on the screen and in `benchmarks/results.md`.
+
+Rounds alternate between the variants (A B C, A B C, …), each in a process started anew, so that
+a machine that gets slower or busier does so for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from benchmarks import measures, report
+from benchmarks.variants import NAIVE_KEY, VARIANTS, Relay
+from harness.simulator import Simulator
+
+RESULTS = Path(__file__).with_name("results.md")
+# "(direct)" is no relay at all: what provider and load generator themselves take.
+DELAYS_THROUGH = ("(direct)", "naive", "gateway")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = _options()
+    with Simulator() as simulator:
+        samples: dict[str, list[measures.Sample]] = {name: [] for name in VARIANTS}
+        for number in range(options.rounds):
+            for name, variant in VARIANTS.items():
+                _progress(f"round {number + 1} of {options.rounds}: {name}")
+                samples[name].append(
+                    measures.sample(variant, simulator.url, requests=options.requests)
+                )
+        delays: dict[tuple[str, int], measures.Delay] = {}
+        for streams in (1, options.streams):
+            for name in DELAYS_THROUGH:
+                _progress(f"delay of {options.events} events in {streams} streams: {name}")
+                relay = (
+                    VARIANTS[name](simulator.url)
+                    if name in VARIANTS
+                    else nullcontext(Relay(simulator.port, NAIVE_KEY))
+                )
+                delays[name, streams] = measures.delay(
+                    relay, streams=streams, events=options.events
+                )
+    _progress("")
+    text = "\n\n".join(
+        [
+            "# Benchmark results",
+            report.conditions(options.rounds, options.requests),
+            "## Cost (median; × is the ratio to naive)",
+            report.costs(samples),
+            report.metering(samples, "gateway", "gateway, metering off"),
+            "## Delay of streamed events, one every 20 ms",
+            report.delays(delays),
+        ]
+    )
+    print(text)
+    options.output.write_text(text + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=3000, help="unary calls in a round")
+    parser.add_argument("--streams", type=int, default=300, help="streams at once, for the delay")
+    parser.add_argument("--events", type=int, default=500, help="events in such a stream")
+    parser.add_argument("--quick", action="store_true", help="a first impression in a minute")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.requests = 2, 500
+        options.streams, options.events = 50, 100
+    return options
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{text}")
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main()

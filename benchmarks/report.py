@@ -1,0 +1,82 @@
+"""The results as Markdown tables: medians over the rounds, and each as a ratio to naive."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.measures import Delay, Sample
+
+# field, heading, unit, decimals
+ROWS = (
+    ("unary_cpu", "CPU per unary call", "ms", 3),
+    ("event_cpu", "CPU per streamed event", "ms", 4),
+    ("start_up", "start to first answer", "ms", 0),
+    ("idle_rss", "worker's RSS, idle", "MiB", 1),
+    ("idle_pss", "worker's PSS, idle", "MiB", 1),
+    ("loaded_rss", "worker's RSS, after load", "MiB", 1),
+    ("loaded_pss", "worker's PSS, after load", "MiB", 1),
+)
+OPPONENT = "naive"
+
+
+def costs(samples: Mapping[str, Sequence[Sample]]) -> str:
+    """One row for each measure, one column for each variant."""
+    names = list(samples)
+    lines = [_row(["", *names]), _row(["---", *["---:"] * len(names)])]
+    for field, heading, unit, decimals in ROWS:
+        middle = {n: statistics.median(getattr(s, field) for s in samples[n]) for n in names}
+        cells = []
+        for name in names:
+            cell = f"{middle[name]:.{decimals}f}"
+            if name != OPPONENT and OPPONENT in middle:
+                cell += f" (×{middle[name] / middle[OPPONENT]:.2f})"
+            cells.append(cell)
+        lines.append(_row([f"{heading}, {unit}", *cells]))
+    return "\n".join(lines)
+
+
+def metering(samples: Mapping[str, Sequence[Sample]], on: str, off: str) -> str:
+    """What metering adds: the median of the rounds' differences."""
+    pairs = list(zip(samples[on], samples[off], strict=True))
+    unary = statistics.median(a.unary_cpu - b.unary_cpu for a, b in pairs)
+    event = statistics.median(a.event_cpu - b.event_cpu for a, b in pairs)
+    return f"Metering costs {unary:.3f} ms CPU per unary call and {event:.4f} ms per event."
+
+
+def delays(results: Mapping[tuple[str, int], Delay]) -> str:
+    """How long events were on their way from the provider's send to the caller's receive."""
+    lines = [
+        _row(["through", "streams at once", "events", "median, ms", "99 %, ms", "longest, ms"]),
+        _row(["---", *["---:"] * 5]),
+    ]
+    for (name, streams), d in results.items():
+        numbers = [f"{value:.2f}" for value in (d.median, d.p99, d.longest)]
+        lines.append(_row([name, str(streams), str(d.events), *numbers]))
+    return "\n".join(lines)
+
+
+def conditions(rounds: int, requests: int) -> str:
+    """The machine and the versions that the numbers belong to."""
+    packages = ", ".join(f"{p} {version(p)}" for p in ("gunicorn", "gevent", "flask", "requests"))
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {platform.system()} "
+        f"{platform.release().split('-')[0]}, Python {platform.python_version()}, {packages}. "
+        f"{rounds} rounds of {requests} calls, the variants in turn."
+    )
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
