@@ -127,7 +127,7 @@ def test_a_library_is_imported_in_its_room_alone(library: str) -> None:
 
 def test_below_rank_four_nothing_needs_the_network_or_the_app() -> None:
     """`watch` is the named exception: it is where a client's leaving is noticed."""
-    libraries = {"flask", "requests", "gunicorn", "prometheus_client"}
+    libraries = {"flask", "requests", "prometheus_client"}
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: imports {name}"
         for module, path in sources()
