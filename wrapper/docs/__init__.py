@@ -1,0 +1,86 @@
+"""Serves the API's description (`/openapi.json`) and Swagger UI (`/docs`) from local files.
+
+The rule it protects: the page is whole without any other host, and stays that way: its
+Content-Security-Policy lets the browser load, run and contact nothing but this gateway.
+"""
+
+from __future__ import annotations
+
+from mimetypes import guess_type
+from pathlib import Path
+
+from flask import Blueprint, Response, redirect, request, send_file
+from werkzeug.wrappers import Response as AnyResponse
+
+from wrapper.docs.openapi import encoded
+from wrapper.errors import UnknownUrl
+
+bp = Blueprint("docs", __name__)
+
+_STATIC = Path(__file__).parent / "static"
+_ASSETS = {
+    "init.js": _STATIC / "init.js",
+    "page.css": _STATIC / "page.css",
+    "favicon-32x32.png": _STATIC / "vendor" / "favicon-32x32.png",
+    "swagger-ui.css": _STATIC / "vendor" / "swagger-ui.css",
+    "swagger-ui-bundle.js": _STATIC / "vendor" / "swagger-ui-bundle.js",
+}
+# Swagger UI draws its icons from data: URLs and offers binary answers as blob: URLs.
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data: blob:",
+        "media-src blob:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+
+
+@bp.get("/openapi.json")
+def openapi() -> Response:
+    """The OpenAPI document; 304 where the caller has it already (RFC 9110 section 13.1.2)."""
+    body, tag = encoded()
+    response = Response(body, mimetype="application/json")
+    response.set_etag(tag)
+    response.cache_control.no_cache = True
+    response.make_conditional(request)
+    return response
+
+
+@bp.get("/docs")
+@bp.get("/docs/")
+@bp.get("/swagger/index.html")
+def page() -> Response:
+    """The page itself."""
+    response = _file(_STATIC / "index.html")
+    response.headers["Content-Security-Policy"] = _POLICY
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+@bp.get("/swagger")
+@bp.get("/swagger/")
+def swagger() -> AnyResponse:
+    """What people who know other gateways type first."""
+    return redirect("/docs")
+
+
+@bp.get("/docs/<asset>")
+def asset(asset: str) -> Response:
+    """One of the page's own files; there is no way to any other."""
+    if asset not in _ASSETS:
+        raise UnknownUrl("There is no such file: the page is at /docs.")
+    return _file(_ASSETS[asset])
+
+
+def _file(path: Path) -> Response:
+    """A file that the browser keeps, and asks about each time."""
+    response = send_file(path, mimetype=guess_type(path.name)[0], conditional=True)
+    response.cache_control.no_cache = True
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response

@@ -1,0 +1,24 @@
+"use strict";
+
+// Swagger UI percent-encodes the slashes of a path parameter, as OpenAPI asks for. Here a
+// parameter may be a whole path (`/{provider}/{path}`), and the gateway refuses encoded slashes.
+function keepSlashes(request) {
+  const [path, ...query] = request.url.split("?");
+  request.url = [path.replaceAll("%2F", "/"), ...query].join("?");
+  return request;
+}
+
+window.ui = SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  tryItOutEnabled: true,
+  persistAuthorization: false,
+  displayRequestDuration: true,
+  docExpansion: "list",
+  defaultModelsExpandDepth: -1,
+  defaultModelRendering: "example",
+  filter: false,
+  validatorUrl: null,
+  requestInterceptor: keepSlashes,
+});
