@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import re
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,6 +74,11 @@ def is_gateway_key(token: str) -> bool:
     return token[: len(PREFIX)].lower() == PREFIX
 
 
+def new_secret() -> str:
+    """A new key: the prefix and 256 random bits, 43 characters that need no quoting anywhere."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
 def digest(secret: str) -> str:
     """The SHA-256 that is kept in place of a secret: 64 lower-case hexadecimal digits."""
     return hashlib.sha256(secret.encode()).hexdigest()
@@ -106,3 +112,9 @@ def _end(key: ApiKey) -> float | None:
         return None
     midnight = datetime.datetime.combine(key.expires, datetime.time(), datetime.UTC)
     return midnight.timestamp()
+
+
+def expired(key: ApiKey, *, now: float | None = None) -> bool:
+    """Whether the key's last day is over. `now` as in `Keyring.authenticate`."""
+    end = _end(key)
+    return end is not None and (time.time() if now is None else now) >= end

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from wrapper.config.env import Listen, environment, listen, store_url
-from wrapper.config.loading import config_path, keys_path, load, needs_demo, prices_path
+from wrapper.config.loading import config_path, keys_path, load, load_keys, needs_demo, prices_path
 from wrapper.config.problems import ConfigError, Problem
 from wrapper.config.settings import (
     ApiKey,
@@ -38,6 +38,7 @@ __all__ = [
     "keys_path",
     "listen",
     "load",
+    "load_keys",
     "needs_demo",
     "prices_path",
     "store_url",

@@ -60,7 +60,7 @@ class Sources:
         return tuple(self._stamps.values())
 
     def watch(self, path: Path) -> None:
-        """Remembers the state of a file; that of a replaced one is nobody's, so it is tried again."""
+        """Remembers the state of a file; a replaced one has none that lasts."""
         self._stamps.setdefault(path, REPLACED if path in self._instead else stamp(path))
 
     def read(self, path: Path) -> str:

@@ -107,6 +107,16 @@ def _keys(
     return read_keys(Table(data, "", str(path), problems))
 
 
+def load_keys(environ: Mapping[str, str]) -> Mapping[str, ApiKey]:
+    """The keys alone. Raises `ConfigError`."""
+    problems: list[Problem] = []
+    sources = Sources()
+    keys = _keys(environ, sources, problems)
+    if problems:
+        raise ConfigError(problems, sources.files)
+    return frozen(keys)
+
+
 def _check_demo(environ: Mapping[str, str], problems: list[Problem]) -> None:
     value = environ.get("WRAPPER_DEMO") or "0"
     if value not in ("0", "1"):
