@@ -18,8 +18,11 @@ NOT_METERED_TYPE = "not_metered_type"  # audio, files, text: a type that reports
 
 
 class Usage(NamedTuple):
-    """Tokens as the provider counts them. `cached` is a part of `prompt`, `reasoning` a part of
-    `completion`. `seconds` is audio that is billed by its length instead of by tokens.
+    """Tokens as the provider counts them.
+
+    `cached` and the audio and image tokens of the prompt are parts of `prompt`; `reasoning` and
+    the audio and image tokens of the completion are parts of `completion`: named apart because
+    they are priced apart. `seconds` is audio that is billed by its length instead of by tokens.
     """
 
     prompt: int
@@ -28,6 +31,10 @@ class Usage(NamedTuple):
     cached: int = 0
     reasoning: int = 0
     seconds: float = 0.0
+    audio_prompt: int = 0
+    image_prompt: int = 0
+    audio_completion: int = 0
+    image_completion: int = 0
 
 
 class Reading(NamedTuple):

@@ -35,10 +35,18 @@ _NOTHING = msgspec.Raw(b"")
 
 class _PromptDetails(msgspec.Struct):
     cached_tokens: _Count = None
+    audio_tokens: _Count = None
+    image_tokens: _Count = None
 
 
 class _CompletionDetails(msgspec.Struct):
     reasoning_tokens: _Count = None
+    audio_tokens: _Count = None
+    image_tokens: _Count = None
+
+
+_NO_PROMPT_DETAILS = _PromptDetails()
+_NO_COMPLETION_DETAILS = _CompletionDetails()
 
 
 class _Report(msgspec.Struct):
@@ -148,8 +156,10 @@ def read_usage(text: bytes) -> Usage | None:
     total = report.total_tokens
     if prompt is None and completion is None and total is None and report.seconds is None:
         return None
-    before = report.prompt_tokens_details or report.input_tokens_details
-    after = report.completion_tokens_details or report.output_tokens_details
+    before = report.prompt_tokens_details or report.input_tokens_details or _NO_PROMPT_DETAILS
+    after = (
+        report.completion_tokens_details or report.output_tokens_details or _NO_COMPLETION_DETAILS
+    )
     if completion is None:
         completion = 0
     if prompt is None:
@@ -158,9 +168,13 @@ def read_usage(text: bytes) -> Usage | None:
         prompt,
         completion,
         prompt + completion if total is None else total,
-        (before.cached_tokens or 0) if before else 0,
-        (after.reasoning_tokens or 0) if after else 0,
+        before.cached_tokens or 0,
+        after.reasoning_tokens or 0,
         report.seconds or 0.0,
+        before.audio_tokens or 0,
+        before.image_tokens or 0,
+        after.audio_tokens or 0,
+        after.image_tokens or 0,
     )
 
 
