@@ -97,7 +97,7 @@ class Books:
         self._remember = remember
         self.connections = 0
         self.accepted = 0
-        self.requests = 0
+        self.open = 0
         self.reset()
 
     def reset(self) -> None:
@@ -106,12 +106,12 @@ class Books:
         self._sums: dict[tuple[str, str, str, str, int], Sums] = {}
 
     def begin(self, record: Record) -> None:
-        self.requests += 1
+        self.open += 1
         self.records.append(record)
 
     def end(self, record: Record) -> None:
         """Enter a finished request into the sums."""
-        self.requests -= 1
+        self.open -= 1
         record.ended = time.time()
         key = (
             record.book,
@@ -139,9 +139,9 @@ class Books:
         ]
 
     def stats(self) -> dict[str, int]:
-        """What is open now, and how many connections there have been."""
+        """Requests and connections open now, and how many connections there have been."""
         return {
             "connections": self.connections,
             "accepted": self.accepted,
-            "requests": self.requests,
+            "open": self.open,
         }

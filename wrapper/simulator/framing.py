@@ -55,6 +55,7 @@ class Framing:
     end: bytes
     reusable: bool
     truncated: bool = False
+    paced: bool = False
 
 
 def _plain(data: bytes) -> bytes:
@@ -99,6 +100,7 @@ def framing_for(orders: Orders, reply: Reply, request: Request) -> Framing:
         wrap=_wrap(how, chunked),
         end=b"" if bodiless or request.method == "HEAD" else _end(how, chunked),
         reusable=not closing,
+        paced=length is None,
         truncated=how in ("short-body", "garbage", "bad-status", "bad-chunk"),
     )
 

@@ -13,6 +13,7 @@ import msgspec
 from gevent.server import StreamServer
 
 from wrapper.simulator.answers.call import Call, Pace
+from wrapper.simulator.answers.shelf import Shelf
 from wrapper.simulator.answers.table import find
 from wrapper.simulator.books import Books, Record
 from wrapper.simulator.caller import Caller
@@ -39,6 +40,7 @@ class Simulator:
         self._api_key = api_key
         self._orders = orders
         self._ticker = Ticker()
+        self._shelf = Shelf()
         listener = socket.create_server((host, port), backlog=4096)
         listener.setblocking(False)
         self.port: int = listener.getsockname()[1]
@@ -152,6 +154,7 @@ class Simulator:
             pace=self.pace,
             json={},
             parts=form.parts if form else [],
+            shelf=self._shelf,
         )
 
     def _reply(self, call: Call, record: Record) -> Reply:
@@ -196,7 +199,6 @@ class Simulator:
                 in_body if isinstance(in_body, str) else "",
                 call.request.header("x-sim"),
             )
-        record.stream = bool(call.json.get("stream"))
         record.book = call.orders.book or record.book
 
     def _send(
@@ -217,6 +219,7 @@ class Simulator:
         caller.pause(self.pace.latency if ordered.delay is None else ordered.delay)
         reply = shaped(reply, ordered, f"req_{call.id}")
         record.unsent = reply.planned
+        record.stream = reply.events is not None
         record.status = reply.status
         gap = self.pace.gap if ordered.gap is None else ordered.gap
         sending = Sending(caller, ordered, record, gap)

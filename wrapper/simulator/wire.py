@@ -192,7 +192,7 @@ class Sending:
                 return
             if left is not None:
                 left -= len(block)
-            yield Piece(block, None, 0, False)
+            yield Piece(block, None, 0, self.framing.paced)
 
 
 def _after(first: Piece, rest: Iterator[Piece], sending: Sending) -> Iterator[Piece]:

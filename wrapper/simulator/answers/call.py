@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from wrapper.simulator.answers.shelf import Shelf
 from wrapper.simulator.faults import Orders
 from wrapper.simulator.http import Request
 from wrapper.simulator.replies import Refusal, Usage
@@ -48,6 +49,7 @@ class Call:
     pace: Pace
     json: dict[str, Any]
     parts: list[Part]
+    shelf: Shelf
     model: str = ""
     arguments: list[str] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -91,6 +93,11 @@ class Call:
             reasoning=reasoning,
             seconds=orders.seconds or 0,
         )
+
+    def plain_usage(self, prompt: int, completion: int) -> Usage:
+        """The use of answers that know neither cached nor reasoning tokens."""
+        usage = self.usage(prompt, completion)
+        return Usage(prompt=usage.prompt, completion=usage.completion)
 
 
 def words(value: Any) -> int:

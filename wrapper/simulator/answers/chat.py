@@ -13,6 +13,7 @@ from typing import Any
 
 from wrapper.simulator.answers.call import Call, prompt_words
 from wrapper.simulator.answers.text import cut, encoded, instance, last_text, pieces, thoughts
+from wrapper.simulator.answers.use import chat_use, put_use
 from wrapper.simulator.replies import Event, Refusal, Reply, Usage, encode, json_reply
 
 DONE = Event(b"[DONE]")
@@ -94,47 +95,6 @@ def _json_content(body: dict[str, Any]) -> tuple[str, ...]:
     return ()
 
 
-def usage_json(call: Call, usage: Usage) -> dict[str, Any]:
-    """`usage` as the dialect writes it."""
-    made: dict[str, Any] = {
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.completion,
-        "total_tokens": usage.prompt + usage.completion,
-    }
-    if call.groq:
-        made |= {
-            "queue_time": 0.00012,
-            "prompt_time": 0.00034,
-            "completion_time": 0.00056,
-            "total_time": 0.0009,
-        }
-        if usage.cached:
-            made["prompt_tokens_details"] = {"cached_tokens": usage.cached}
-        if usage.reasoning:
-            made["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning}
-        return made
-    return made | {
-        "prompt_tokens_details": {"cached_tokens": usage.cached, "audio_tokens": 0},
-        "completion_tokens_details": {
-            "reasoning_tokens": usage.reasoning,
-            "audio_tokens": 0,
-            "accepted_prediction_tokens": 0,
-            "rejected_prediction_tokens": 0,
-        },
-    }
-
-
-def put_usage(call: Call, into: dict[str, Any], usage: Usage) -> Usage | None:
-    """Write `usage` into an answer, unless the orders forbid it; returns what it now carries."""
-    if call.orders.no_usage:
-        return None
-    if call.orders.usage_null:
-        into["usage"] = None
-        return None
-    into["usage"] = usage_json(call, usage)
-    return usage
-
-
 def _unary(call: Call, plan: Plan) -> Reply:
     message: dict[str, Any] = {"role": "assistant", "content": "".join(plan.content)}
     if plan.tool is not None:
@@ -155,7 +115,7 @@ def _unary(call: Call, plan: Plan) -> Reply:
             for n in range(plan.choices)
         ],
     }
-    carried = put_usage(call, made, plan.usage)
+    carried = put_use(call, made, plan.usage, chat_use(call, plan.usage))
     if call.groq:
         made |= {"usage_breakdown": None, "x_groq": {"id": call.id}}
     made |= {"system_fingerprint": "fp_simulated", "service_tier": "default"}
@@ -199,7 +159,7 @@ class _Chunks:
 
 
 def _stream(call: Call, plan: Plan) -> Iterator[Event]:
-    asked = _usage_asked(call)
+    asked = usage_asked(call)
     null = b',"usage":null' if asked and not call.groq else b""
     head = encode(
         {
@@ -226,7 +186,8 @@ def _stream(call: Call, plan: Plan) -> Iterator[Event]:
         yield DONE
 
 
-def _usage_asked(call: Call) -> bool:
+def usage_asked(call: Call) -> bool:
+    """Whether the stream shall end with a chunk that tells its use."""
     options = call.json.get("stream_options")
     return isinstance(options, dict) and bool(options.get("include_usage"))
 
@@ -258,7 +219,7 @@ def _tool_deltas(call: Call, plan: Plan, chunks: _Chunks, null: bytes) -> Iterat
 
 def _closing(call: Call, plan: Plan, chunks: _Chunks, asked: bool) -> Iterator[Event]:
     silent = call.orders.no_usage or call.orders.usage_null
-    told = encode(None if silent else usage_json(call, plan.usage))
+    told = encode(None if silent else chat_use(call, plan.usage))
     carried = None if silent else plan.usage
     if not call.groq:
         null = b',"usage":null' if asked else b""

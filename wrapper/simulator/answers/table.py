@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wrapper.simulator.answers import chat, echo, models
+from wrapper.simulator.answers import (
+    audio,
+    batches,
+    chat,
+    completions,
+    echo,
+    embeddings,
+    files,
+    images,
+    models,
+    responses,
+    vectors,
+)
 from wrapper.simulator.answers.call import Call
 from wrapper.simulator.http import segments
 from wrapper.simulator.replies import Reply
@@ -13,8 +25,48 @@ Answer = Callable[[Call], Reply]
 
 _ROUTES: tuple[tuple[str, str, Answer], ...] = (
     ("POST", "chat/completions", chat.chat),
+    ("POST", "completions", completions.completions),
+    ("POST", "engines/{}/completions", completions.completions),
+    ("POST", "embeddings", embeddings.embeddings),
+    ("POST", "moderations", embeddings.moderations),
+    ("POST", "responses", responses.create),
+    ("GET", "responses/{}", responses.get),
+    ("DELETE", "responses/{}", responses.delete),
+    ("POST", "responses/{}/cancel", responses.cancel),
+    ("GET", "responses/{}/input_items", responses.input_items),
     ("GET", "models", models.model_list),
     ("GET", "models/{}", models.model),
+    ("POST", "audio/transcriptions", audio.transcription),
+    ("POST", "audio/translations", audio.transcription),
+    ("POST", "audio/speech", audio.speech),
+    ("POST", "images/generations", images.images),
+    ("POST", "images/edits", images.images),
+    ("POST", "images/variations", images.images),
+    ("POST", "files", files.create),
+    ("GET", "files", files.listed),
+    ("GET", "files/{}", files.get),
+    ("GET", "files/{}/content", files.content),
+    ("DELETE", "files/{}", files.delete),
+    ("POST", "uploads", files.upload),
+    ("POST", "uploads/{}/parts", files.upload_part),
+    ("POST", "uploads/{}/complete", files.upload_complete),
+    ("POST", "uploads/{}/cancel", files.upload_cancel),
+    ("POST", "batches", batches.create),
+    ("GET", "batches", batches.listed),
+    ("GET", "batches/{}", batches.get),
+    ("POST", "batches/{}/cancel", batches.cancel),
+    ("POST", "vector_stores", vectors.create),
+    ("GET", "vector_stores", vectors.listed),
+    ("GET", "vector_stores/{}", vectors.get),
+    ("POST", "vector_stores/{}", vectors.modify),
+    ("DELETE", "vector_stores/{}", vectors.delete),
+    ("POST", "vector_stores/{}/search", vectors.search),
+    ("POST", "vector_stores/{}/files", vectors.add_file),
+    ("GET", "vector_stores/{}/files", vectors.list_files),
+    ("GET", "vector_stores/{}/files/{}", vectors.get_file),
+    ("DELETE", "vector_stores/{}/files/{}", vectors.delete_file),
+    ("POST", "vector_stores/{}/file_batches", vectors.add_batch),
+    ("GET", "vector_stores/{}/file_batches/{}", vectors.get_batch),
     ("GET", "_bytes/{}", echo.bytes_of_pattern),
 )
 

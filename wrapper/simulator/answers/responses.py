@@ -1,0 +1,170 @@
+"""The responses API: one piece, or typed events with the use in `response.completed`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from wrapper.simulator.answers.call import Call, prompt_words
+from wrapper.simulator.answers.text import cut, instance, last_text, pieces
+from wrapper.simulator.answers.use import put_use, responses_use
+from wrapper.simulator.replies import Event, Reply, Usage, encode, json_reply
+
+_KIND = "responses"
+
+
+def create(call: Call) -> Reply:
+    """`POST responses`."""
+    call.need("model", "input")
+    body = call.json
+    tool = _tool(body)
+    limit = body.get("max_output_tokens")
+    if tool is not None:
+        content = cut(encode(instance(tool.get("parameters"))).decode())
+    else:
+        asked = last_text(body["input"])
+        content = _json_content(body) or pieces(
+            call, asked, limit if isinstance(limit, int) else None
+        )
+    thinks = isinstance(body.get("reasoning"), dict) and body["reasoning"].get("effort")
+    prompt = prompt_words(body["input"], body.get("instructions"))
+    usage = call.usage(prompt, len(content), 4 if thinks not in (None, False, "none") else 0)
+    item = _item(call, tool, "".join(content), "completed")
+    made = _response(call, "completed", [item])
+    carried = put_use(call, made, usage, responses_use(usage))
+    if body.get("store") is not False:
+        call.shelf.put(_KIND, made)
+    if body.get("stream"):
+        events = _stream(call, content, tool, made, carried)
+        return Reply(content_type="text/event-stream", events=events, planned=usage)
+    return json_reply(made, carried, planned=usage)
+
+
+def get(call: Call) -> Reply:
+    """`GET responses/{id}`; the use in it is not billed again, so it is not in the books."""
+    return json_reply(call.shelf.get(_KIND, call.arguments[0]))
+
+
+def delete(call: Call) -> Reply:
+    """`DELETE responses/{id}`."""
+    name = call.arguments[0]
+    call.shelf.delete(_KIND, name)
+    return json_reply({"id": name, "object": "response", "deleted": True})
+
+
+def cancel(call: Call) -> Reply:
+    """`POST responses/{id}/cancel`."""
+    return json_reply({**call.shelf.get(_KIND, call.arguments[0]), "status": "cancelled"})
+
+
+def input_items(call: Call) -> Reply:
+    """`GET responses/{id}/input_items`: always an empty page."""
+    call.shelf.get(_KIND, call.arguments[0])
+    return json_reply(call.shelf.page("nothing", call.request.query))
+
+
+def _tool(body: dict[str, Any]) -> dict[str, Any] | None:
+    tools = body.get("tools")
+    if not isinstance(tools, list) or body.get("tool_choice") == "none":
+        return None
+    given = body["input"]
+    last = given[-1] if isinstance(given, list) and given else None
+    if isinstance(last, dict) and last.get("type") == "function_call_output":
+        return None
+    for tool in tools:
+        if isinstance(tool, dict) and tool.get("type") == "function":
+            return tool
+    return None
+
+
+def _json_content(body: dict[str, Any]) -> tuple[str, ...]:
+    text = body.get("text")
+    wanted = text.get("format") if isinstance(text, dict) else None
+    if not isinstance(wanted, dict) or wanted.get("type") not in ("json_object", "json_schema"):
+        return ()
+    made = instance(wanted["schema"]) if "schema" in wanted else {"simulated": True}
+    return cut(encode(made).decode())
+
+
+def _item(call: Call, tool: dict[str, Any] | None, text: str, status: str) -> dict[str, Any]:
+    if tool is not None:
+        return {
+            "id": f"fc_{call.id}",
+            "type": "function_call",
+            "status": status,
+            "call_id": f"call_{call.id}",
+            "name": tool.get("name"),
+            "arguments": text,
+        }
+    content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
+    return {
+        "id": f"msg_{call.id}",
+        "type": "message",
+        "status": status,
+        "role": "assistant",
+        "content": content if text else [],
+    }
+
+
+def _response(call: Call, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "id": f"resp_{call.id}",
+        "object": "response",
+        "created_at": call.created,
+        "status": status,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": call.json.get("instructions"),
+        "max_output_tokens": call.json.get("max_output_tokens"),
+        "model": call.answered_model,
+        "output": output,
+        "parallel_tool_calls": True,
+        "previous_response_id": call.json.get("previous_response_id"),
+        "reasoning": {"effort": None, "summary": None},
+        "store": call.json.get("store") is not False,
+        "temperature": 1.0,
+        "text": {"format": {"type": "text"}},
+        "tool_choice": "auto",
+        "tools": [],
+        "top_p": 1.0,
+        "truncation": "disabled",
+        "usage": None,
+        "user": None,
+        "metadata": call.json.get("metadata") or {},
+    }
+
+
+def _stream(
+    call: Call,
+    content: tuple[str, ...],
+    tool: dict[str, Any] | None,
+    completed: dict[str, Any],
+    carried: Usage | None,
+) -> Iterator[Event]:
+    begun = _response(call, "in_progress", [])
+    whole = "".join(content)
+    item = {**_item(call, tool, "", "in_progress")}
+    place = {"item_id": item["id"], "output_index": 0}
+    kind = "response.function_call_arguments" if tool else "response.output_text"
+    inner = {} if tool else {"content_index": 0, "logprobs": []}
+    part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+    done = {"arguments": whole, "name": item.get("name")} if tool else {"text": whole}
+    made: list[tuple[str, dict[str, Any]]] = [
+        ("response.created", {"response": begun}),
+        ("response.in_progress", {"response": begun}),
+        ("response.output_item.added", {"output_index": 0, "item": item}),
+    ]
+    if not tool:
+        made.append(("response.content_part.added", {**place, "content_index": 0, "part": part}))
+    made += [(f"{kind}.delta", {**place, **inner, "delta": text}) for text in content]
+    made.append((f"{kind}.done", {**place, **inner, **done}))
+    if not tool:
+        full = {**part, "text": whole}
+        made.append(("response.content_part.done", {**place, "content_index": 0, "part": full}))
+    last = {"output_index": 0, "item": completed["output"][0]}
+    made.append(("response.output_item.done", last))
+    made.append(("response.completed", {"response": completed}))
+    for number, (name, fields) in enumerate(made):
+        data = encode({"type": name, "sequence_number": number, **fields})
+        final = number == len(made) - 1
+        yield Event(data, carried if final else None, name.encode())
