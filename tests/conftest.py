@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway
 from harness.poll import eventually
 
@@ -22,41 +22,6 @@ if TYPE_CHECKING:
     import openai
 
     from harness.simulator import Simulator
-
-# What the gateway shows to the providers. No test may ever see them anywhere else.
-PROVIDER_KEYS = {
-    "GROQ_API_KEY": "gsk_PROVIDERS-OWN-KEY-groq-0123456789",
-    "OPENAI_API_KEY": "sk-PROVIDERS-OWN-KEY-openai-0123456789",
-}
-
-CONFIG = """\
-[providers.groq]
-base_url = "{simulator}/openai/v1"
-api_key = { env = "GROQ_API_KEY" }
-
-[providers.openai]
-base_url = "{simulator}/v1"
-api_key = { env = "OPENAI_API_KEY" }
-client_credentials = true
-
-[[routes]]
-model = "gpt-*"
-targets = ["openai"]
-
-[[routes]]
-model = "fast"
-targets = ["groq:llama-3.1-8b-instant", "openai:gpt-4o-mini"]
-
-[[routes]]
-model = "*"
-targets = ["groq"]
-"""
-
-KEYS: dict[str, dict[str, Any]] = {
-    "web-app": {},
-    "narrow": {"models": ["llama-*"]},
-    "expired": {"expires": date(2020, 1, 1)},
-}
 
 GatewayFactory = Callable[..., Gateway]
 
