@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-COMMANDS = ("check", "keys", "demo_key")
+COMMANDS = ("check", "keys", "usage", "reconcile", "demo_key")
 """Modules of this package, in the order of `--help`."""
 
 NOT_ENFORCED = "limits and budgets are recorded but not yet enforced by this version"

@@ -87,6 +87,7 @@ _COLUMNS = {
 }
 
 _NONE = Usage(0, 0, 0)
+_NOTHING = Sums((), 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0)
 
 
 class SqliteStore:
@@ -140,6 +141,9 @@ class SqliteStore:
         unknown = [name for name in by if name not in _COLUMNS]
         if unknown:
             raise ValueError(f"cannot group by {unknown[0]!r}; one of {', '.join(DIMENSIONS)}")
+        if self._cursor is None and not self._path.exists():
+            # A question makes no file, least of all one that belongs to who asks.
+            return [] if by else [_NOTHING]
         query, values = _query(since, until, by, key)
         try:
             rows = self._here().execute(query, values).fetchall()
