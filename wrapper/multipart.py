@@ -59,7 +59,7 @@ class FieldFinder:
 
     `value` is the field's text once its end was seen, else None; `spans` are the offsets
     (start, end) in the stream of every place where it stands. `done` says that nothing more
-    will be learned: found, ended, or `problem` (a sentence for the caller) says why the body
+    will be learned: found, ended, or `problem` says in a clause (no full stop) why the body
     must be refused. With `scan_all` the whole stream is read, so that a second field of the
     same name is seen: `duplicate`, and a `problem` when it says something else; whoever checks
     a permission by the value needs that. Call `end` after the last piece.
@@ -100,7 +100,7 @@ class FieldFinder:
     def end(self) -> None:
         """The stream is over; one without its closing boundary was cut short."""
         if not self.done and self._state != _EPILOGUE:
-            self._refuse("The multipart body ends without its closing boundary.")
+            self._refuse("the multipart body ends without its closing boundary")
         self.done = True
         self._buffer = b""
 
@@ -124,7 +124,7 @@ class FieldFinder:
         if self._wanted and self._state == _CONTENT:
             end = len(self._buffer) - len(self._delimiter) - 2 if found < 0 else found - 2
             if end - self._position > MAX_VALUE:
-                raise _Problem(f"The form field '{self.name}' is longer than {MAX_VALUE} bytes.")
+                raise _Problem(f"the form field '{self.name}' is longer than {MAX_VALUE} bytes")
             if found >= 0:
                 self._take(self._position, max(end, self._position))
         if found < 0:
@@ -140,11 +140,11 @@ class FieldFinder:
             before = self._buffer[max(found - 2, 0) : found]
             at_start = self._state == _PREAMBLE and self._offset + found == 0
             if self._state == _EPILOGUE:
-                raise _Problem("The multipart body goes on after its closing boundary.")
+                raise _Problem("the multipart body goes on after its closing boundary")
             if before == b"\r\n" or at_start:
                 return found
             if self._state == _PREAMBLE or before[-1:] in (b"\r", b"\n"):
-                raise _Problem("A multipart boundary does not stand after a CRLF.")
+                raise _Problem("a multipart boundary does not stand after a CRLF")
             start = found + 1
         self._searched = max(start, len(self._buffer) - len(self._delimiter) + 1)
         return -1
@@ -164,13 +164,13 @@ class FieldFinder:
             self._begin_part(self._position + padding + 2)
             return True
         if line_end not in (b"", b"\r") or len(rest) == _MAX_PADDING:
-            raise _Problem("Something other than a CRLF follows a multipart boundary.")
+            raise _Problem("something other than a CRLF follows a multipart boundary")
         return False
 
     def _begin_part(self, position: int) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise _Problem(f"The multipart body has more than {MAX_PARTS} parts.")
+            raise _Problem(f"the multipart body has more than {MAX_PARTS} parts")
         self._position = self._searched = position
         self._state = _HEADERS
 
@@ -178,7 +178,7 @@ class FieldFinder:
         end = self._buffer.find(b"\r\n\r\n", max(self._searched - 3, self._position))
         size = (len(self._buffer) if end < 0 else end) - self._position
         if size > MAX_HEADERS:
-            raise _Problem(f"The headers of a multipart part are longer than {MAX_HEADERS} bytes.")
+            raise _Problem(f"the headers of a multipart part are longer than {MAX_HEADERS} bytes")
         if end < 0:
             self._searched = len(self._buffer)
             return False
@@ -194,28 +194,28 @@ class FieldFinder:
         for line in block.split(b"\r\n"):
             match = _HEADER_LINE.fullmatch(line.decode("latin-1"))
             if match is None or line.startswith(self._delimiter):
-                raise _Problem("A header of a multipart part is malformed.")
+                raise _Problem("a header of a multipart part is malformed")
             key = match[1].lower()
             if key in headers:
-                raise _Problem("A multipart part has the same header twice.")
+                raise _Problem("a multipart part has the same header twice")
             headers[key] = match[2].rstrip(" \t")
         if "content-disposition" not in headers:
-            raise _Problem("A multipart part has no Content-Disposition header.")
+            raise _Problem("a multipart part has no Content-Disposition header")
         if not _announces(headers["content-disposition"], self.name):
             return False
         if not _is_plain_text(headers):
-            raise _Problem(f"The form field '{self.name}' is not plain UTF-8 text.")
+            raise _Problem(f"the form field '{self.name}' is not plain UTF-8 text")
         return True
 
     def _take(self, start: int, end: int) -> None:
         try:
             text = self._buffer[start:end].decode()
         except UnicodeDecodeError:
-            raise _Problem(f"The form field '{self.name}' is not UTF-8.") from None
+            raise _Problem(f"the form field '{self.name}' is not UTF-8") from None
         if self.spans:
             self.duplicate = True
             if text != self.value or len(self.spans) == _MAX_REPEATS:
-                raise _Problem(f"The form field '{self.name}' is given twice.")
+                raise _Problem(f"the form field '{self.name}' is given twice")
         self.value = text
         self.spans.append((self._offset + start, self._offset + end))
         self.done = not self._scan_all
@@ -238,15 +238,15 @@ class FieldFinder:
 def _boundary(content_type: str) -> bytes:
     media_type, _, rest = content_type.partition(";")
     if media_type.strip(" \t").lower() != "multipart/form-data":
-        raise _Problem("The Content-Type is not multipart/form-data.")
+        raise _Problem("the Content-Type is not multipart/form-data")
     parameters = _parameters(";" + rest, _PARAMETER)
     if parameters is None:
-        raise _Problem("The Content-Type's parameters are malformed.")
+        raise _Problem("the Content-Type's parameters are malformed")
     found = [value for key, value in parameters if key == "boundary"]
     if len(found) != 1:
-        raise _Problem("The Content-Type of a multipart body needs exactly one boundary.")
+        raise _Problem("the Content-Type of a multipart body needs exactly one boundary")
     if not _BOUNDARY.fullmatch(found[0]):
-        raise _Problem("The Content-Type's boundary is not 1 to 70 of the allowed characters.")
+        raise _Problem("the Content-Type's boundary is not 1 to 70 of the allowed characters")
     return found[0].encode("ascii")
 
 
@@ -277,11 +277,11 @@ def _announces(disposition: str, name: str) -> bool:
     parameters = _parameters(";" + rest, _PARAMETER)
     literal = _parameters(";" + rest, _PARAMETER_LITERAL) if "\\" in rest else parameters
     if kind.strip(" \t").lower() != "form-data" or parameters is None:
-        raise _Problem("A multipart part's Content-Disposition is malformed.")
+        raise _Problem("a multipart part's Content-Disposition is malformed")
     keys = [key for key, _ in parameters]
     names = [value for key, value in parameters if key == "name"]
     if len(names) != 1 or any(key.startswith("name*") for key in keys):
-        raise _Problem("A multipart part needs exactly one name.")
+        raise _Problem("a multipart part needs exactly one name")
     readings = _readings(names[0])
     for key, value in literal or ():
         if key == "name":
@@ -289,9 +289,9 @@ def _announces(disposition: str, name: str) -> bool:
     if name.encode().decode("latin-1") not in readings:
         return False
     if len(readings) > 1:
-        raise _Problem(f"The name of the form field '{name}' can be read in two ways.")
+        raise _Problem(f"the name of the form field '{name}' can be read in two ways")
     if any(key.startswith("filename") for key in keys):
-        raise _Problem(f"The form field '{name}' is sent as a file, not as text.")
+        raise _Problem(f"the form field '{name}' is sent as a file, not as text")
     return True
 
 

@@ -98,7 +98,7 @@ def test_a_second_field_that_says_the_same_is_a_duplicate_only() -> None:
 def test_a_second_field_that_says_something_else_is_a_problem() -> None:
     finder = find(form((MODEL, b"a"), (AUDIO, b"."), (MODEL, b"b")))
     assert (finder.value, finder.duplicate) == (None, True)
-    assert finder.problem == "The form field 'model' is given twice."
+    assert finder.problem == "the form field 'model' is given twice"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,6 @@ def openapi() -> Response:
 
 
 @bp.get("/docs")
-@bp.get("/docs/")
 @bp.get("/swagger/index.html")
 def page() -> Response:
     """The page itself."""
@@ -64,7 +63,6 @@ def page() -> Response:
 
 
 @bp.get("/swagger")
-@bp.get("/swagger/")
 def swagger() -> AnyResponse:
     """What people who know other gateways type first."""
     return redirect("/docs")

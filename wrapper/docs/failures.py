@@ -11,88 +11,104 @@ from wrapper.errors import GatewayError
 SAMPLES: dict[str, tuple[str, GatewayError]] = {
     "invalid_api_key": (
         "No key, a malformed, an unknown or a revoked one",
-        errors.InvalidApiKey("The API key is not known. Send 'Authorization: Bearer sk-wr-...'."),
+        errors.InvalidApiKey("The API key is unknown or revoked."),
     ),
     "api_key_expired": (
         "The key's last day is over",
-        errors.ApiKeyExpired("The API key has expired."),
+        errors.ApiKeyExpired("The API key has expired: ask for a new one."),
     ),
     "model_not_allowed": (
         "The key may not call this model",
-        errors.ModelNotAllowed("This key may not call the model 'gpt-4o'.", param="model"),
+        errors.ModelNotAllowed(
+            "This API key may not call that model: GET /v1/models lists those it may.",
+            param="model",
+        ),
     ),
     "model_not_found": (
         "No route of the gateway takes this model",
-        errors.ModelNotFound("No route takes the model 'gpt-5000'.", param="model"),
+        errors.ModelNotFound(
+            "No route leads to the model 'gpt-5000': GET /v1/models lists those there are.",
+            param="model",
+        ),
     ),
     "invalid_json": (
         "The body is not JSON, not UTF-8, or nested too deep",
-        errors.InvalidJson("The body is not valid JSON."),
+        errors.InvalidJson("The body is nested too deep."),
     ),
     "invalid_body": (
-        "The body is JSON, but not an object, or 'model' or 'stream' has the wrong type",
-        errors.InvalidBody("'model' must be a string.", param="model"),
+        "The body is not an object, or a field is missing, given twice, or of the wrong type",
+        errors.InvalidBody("'model' is missing: name the model to call.", param="model"),
     ),
     "invalid_path": (
         "The path could be read in two ways",
-        errors.InvalidPath("The path has a '..' segment. Send the path in its plain form."),
+        errors.InvalidPath(
+            "The path could be read in two ways: no dot segments, encoded slashes, '//', "
+            "backslashes, malformed percent-encodings or control characters."
+        ),
     ),
     "incomplete_body": (
         "The body is shorter than its Content-Length",
-        errors.IncompleteBody("The body ended before its Content-Length."),
+        errors.IncompleteBody("The body ended after 100 bytes; Content-Length said 120."),
     ),
-    "unknown_url": ("No such route", errors.UnknownUrl("There is no such URL: see /docs.")),
+    "unknown_url": (
+        "No such route",
+        errors.UnknownUrl("There is no such URL here; see /docs."),
+    ),
     "method_not_allowed": (
         "The route does not take this method",
-        errors.MethodNotAllowed("This URL takes POST only."),
+        errors.MethodNotAllowed("This URL does not take GET."),
     ),
     "request_timeout": (
         "The body did not arrive in time",
-        errors.RequestTimeout("The body did not arrive in time."),
+        errors.RequestTimeout("The request body did not arrive in time."),
     ),
     "request_too_large": (
         "The body is over the limit",
-        errors.RequestTooLarge("The body is larger than 26214400 bytes."),
+        errors.RequestTooLarge("The request body is larger than the 26214400 bytes allowed here."),
     ),
     "unsupported_encoding": (
         "The body is compressed",
-        errors.UnsupportedEncoding("Send the body without Content-Encoding."),
+        errors.UnsupportedEncoding(
+            "Compressed request bodies are not accepted: send the body without Content-Encoding."
+        ),
     ),
     "rate_limit_exceeded": (
         "Too many requests or tokens per minute, or too many requests at once",
-        errors.RateLimitExceeded("60 requests per minute are used up. Try again in 12 s."),
+        errors.RateLimitExceeded("The key's 60 requests per minute are used up."),
     ),
     "insufficient_quota": (
         "The budget is used up",
-        errors.InsufficientQuota("The budget of 20 USD per month is used up."),
+        errors.InsufficientQuota("The key's budget of 20 USD per month is used up."),
     ),
     "internal_error": (
         "A bug of the gateway",
-        errors.InternalError("Something went wrong in the gateway. It was logged."),
+        errors.InternalError("An internal error; the log has it under this request's id."),
     ),
     "upstream_unreachable": (
         "The provider could not be reached: DNS, connection or TLS failed",
-        errors.UpstreamUnreachable("The provider 'groq' could not be reached."),
+        errors.UpstreamUnreachable("The provider could not be reached."),
     ),
     "upstream_protocol_error": (
         "The provider's answer was not HTTP that can be passed on",
-        errors.UpstreamProtocolError("The provider 'groq' sent a broken answer."),
+        errors.UpstreamProtocolError("The provider sent a broken answer."),
     ),
     "upstream_auth": (
-        "The provider refused the gateway's own credential",
-        errors.UpstreamAuth("The provider 'groq' refused the gateway's credential."),
+        "The provider refused the gateway's own credential, or the gateway has none",
+        errors.UpstreamAuth("Provider 'groq' refused the gateway's own credential."),
     ),
     "upstream_timeout": (
         "The provider was too slow",
-        errors.UpstreamTimeout("The provider 'groq' did not answer within 120 s."),
+        errors.UpstreamTimeout("The provider did not answer in the time allowed."),
     ),
     "upstream_interrupted": (
         "The last event of a stream that broke off: the connection is cut after it",
-        errors.UpstreamInterrupted("The provider 'groq' broke off its answer."),
+        errors.UpstreamInterrupted("The provider's answer broke off."),
     ),
     "overloaded": (
-        "The gateway serves as many requests as it can",
-        errors.Overloaded("The gateway is busy. Try again in a second."),
+        "The gateway serves as many calls as it can, or is restarting",
+        errors.Overloaded(
+            "The gateway is serving as many calls as it can; try again shortly.",
+        ),
     ),
 }
 
@@ -141,7 +157,7 @@ _RESPONSES: tuple[_Row, ...] = (
         "405",
         "The route does not take this method.",
         ("method_not_allowed",),
-        {},
+        {"Allow": ref("headers", "Allow")},
     ),
     ("RequestTimeout", "408", "The body did not arrive in time.", ("request_timeout",), {}),
     ("RequestTooLarge", "413", "The body is over the limit.", ("request_too_large",), {}),
@@ -167,7 +183,7 @@ _RESPONSES: tuple[_Row, ...] = (
         ("upstream_unreachable", "upstream_protocol_error", "upstream_auth"),
         {},
     ),
-    ("Overloaded", "503", "The gateway is full.", ("overloaded",), _RETRY),
+    ("Overloaded", "503", "The gateway is full, or is restarting.", ("overloaded",), _RETRY),
     ("UpstreamTimeout", "504", "The provider was too slow.", ("upstream_timeout",), {}),
 )
 _STATUS = {name: status for name, status, *_ in _RESPONSES}

@@ -43,6 +43,7 @@ _USAGE = {
     "totals": _SUMS,
     "by_model": [{"provider": "groq", "model": MODEL, **_SUMS}],
     "limits": {
+        "models": ["llama-*", "fast"],
         "requests_per_minute": 60,
         "tokens_per_minute": 100000,
         "max_concurrent": 8,
@@ -107,7 +108,8 @@ def _usage_schema() -> Json:
     def limit(kind: str, description: str) -> Json:
         return {"type": [kind, "null"], "description": f"{description}; null: none."}
 
-    limits = {
+    limits: Json = {
+        "models": {"type": "array", "items": {"type": "string"}, "description": "May be called."},
         "requests_per_minute": limit("integer", "Calls a minute"),
         "tokens_per_minute": limit("integer", "Tokens a minute"),
         "max_concurrent": limit("integer", "Calls at once"),
@@ -153,9 +155,9 @@ def _usage() -> Json:
     made["parameters"] = [
         in_query(
             "since",
-            "How far back: hours or days, such as `24h` or `7d`. Without it: since the start of "
-            "the current month (UTC).",
-            {"type": "string", "pattern": "^[0-9]+[hd]$", "examples": ["7d"]},
+            "How far back: hours, days or weeks, such as `24h`, `7d`, `4w`; or a date, such as "
+            "`2026-01-31`. Without it: since the start of the current month (UTC).",
+            {"type": "string", "examples": ["7d"]},
         )
     ]
     made["responses"] |= responses("InvalidRequest", "Unauthorized")

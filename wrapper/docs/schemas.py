@@ -44,6 +44,7 @@ def headers() -> Json:
             "gateway;dur=0.6, upstream;dur=412.3, ttft;dur=98.1",
         ),
         "Retry-After": _header("Seconds to wait before the next try.", 12, "integer"),
+        "Allow": _header("The methods that the route takes (RFC 9110).", "POST"),
         "WWW-Authenticate": _header("How to authenticate (RFC 9110).", "Bearer"),
     }
     for unit, limit, left, reset in (
@@ -61,7 +62,7 @@ def answer_headers() -> Json:
     return {
         name: ref("headers", name)
         for name in headers()
-        if name not in ("Retry-After", "WWW-Authenticate")
+        if name not in ("Allow", "Retry-After", "WWW-Authenticate")
     }
 
 

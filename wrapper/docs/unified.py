@@ -197,7 +197,7 @@ def _models() -> Json:
                 ),
             },
             **gateway_made,
-            **responses("ModelNotAllowed", "ModelNotFound"),
+            **responses("ModelNotFound"),
         },
     }
     return {"/v1/models": {"get": listing}, "/v1/models/{model}": {"get": one}}
