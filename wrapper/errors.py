@@ -19,6 +19,9 @@ raise their own exception classes (https://platform.openai.com/docs/guides/error
     ├── UpstreamError            502  UpstreamUnreachable, UpstreamProtocolError, UpstreamAuth
     │   ├── UpstreamTimeout      504
     │   └── UpstreamInterrupted  502  (only ever seen as the last event of a stream)
+    ├── Cancelled                     (nobody reads it, or everybody has to come again)
+    │   ├── ClientGone           499
+    │   └── Drained              503
     └── InternalError            500
 
 The rule protected here: a message says what was wrong and what would be right, and never
@@ -172,12 +175,20 @@ class Overloaded(GatewayError):
 
 
 class UpstreamError(GatewayError):
-    """The provider could not answer. `reason` is the label in `upstream_errors_total`."""
+    """The provider could not answer.
+
+    `reason` is the label in `upstream_errors_total`; `sent` says whether the provider may have
+    seen the request.
+    """
 
     status = 502
     type = "api_error"
     code = "upstream_unreachable"
     reason = "unreachable"
+
+    def __init__(self, message: str, *, sent: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
 
 
 class UpstreamUnreachable(UpstreamError):
@@ -209,3 +220,23 @@ class UpstreamInterrupted(UpstreamError):
 
     code = "upstream_interrupted"
     reason = "interrupted"
+
+
+class Cancelled(GatewayError):
+    """The call was ended from this side; the provider is not at fault."""
+
+    type = "api_error"
+
+
+class ClientGone(Cancelled):
+    """Nobody is there to read the answer (nginx's 499)."""
+
+    status = 499
+    code = "client_closed_request"
+
+
+class Drained(Cancelled):
+    """The worker is stopping and has waited long enough."""
+
+    status = 503
+    code = "overloaded"

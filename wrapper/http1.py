@@ -236,10 +236,10 @@ class Body:
     `complete` turns true as soon as the end is known, which may be before `read1` says so.
     """
 
-    __slots__ = ("_connection", "_keep_alive", "complete")
+    __slots__ = ("_keep_alive", "complete", "connection")
 
     def __init__(self, connection: Connection, head: Head) -> None:
-        self._connection = connection
+        self.connection = connection
         self._keep_alive = head.keep_alive
         self.complete = False
 
@@ -252,7 +252,7 @@ class Body:
 
     def _finish(self) -> None:
         self.complete = True
-        self._connection.finish(self._keep_alive)
+        self.connection.finish(self._keep_alive)
 
 
 class LengthBody(Body):
@@ -269,11 +269,11 @@ class LengthBody(Body):
     def read1(self) -> bytes:
         if self.complete:
             return b""
-        data = self._connection.receive()
+        data = self.connection.receive()
         if not data:
             raise Disconnected(f"closed {self._left} bytes before the end")
         if len(data) > self._left:
-            self._connection.unread(data[self._left :])
+            self.connection.unread(data[self._left :])
             data = data[: self._left]
         self._left -= len(data)
         if not self._left:
@@ -289,7 +289,7 @@ class UntilCloseBody(Body):
     def read1(self) -> bytes:
         if self.complete:
             return b""
-        data = self._connection.receive()
+        data = self.connection.receive()
         if not data:
             self._keep_alive = False
             self._finish()
@@ -309,7 +309,7 @@ class ChunkedBody(Body):
 
     def read1(self) -> bytes:
         while not self.complete:
-            data = self._connection.receive()
+            data = self.connection.receive()
             if not data:
                 raise Disconnected("closed within a chunked body")
             if self._pending:
@@ -350,7 +350,7 @@ class ChunkedBody(Body):
         line = data[start:end]
         if self._trailers:
             if not line:
-                self._connection.unread(data[end + 2 :])
+                self.connection.unread(data[end + 2 :])
                 self._finish()
                 return len(data)
             self._trailers -= 1

@@ -43,7 +43,7 @@ class Watch:
     __slots__ = ("_greenlet", "_io", "_sock", "_timer", "_waiting", "reason")
 
     def __init__(self, sock: Any | None) -> None:
-        self._sock = getattr(sock, "_sock", None)  # gevent's plain, non-blocking socket
+        self._sock: Any = getattr(sock, "_sock", None)  # gevent's plain, non-blocking socket
         self._greenlet: Any = None
         self._io: Any = None
         self._timer: Any = None

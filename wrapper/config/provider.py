@@ -19,6 +19,7 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110 section 5.6.2
 _VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
+_STREAM_USAGE = re.compile("ask|sent")
 _ADDRESS = "write an address such as https://api.example.com/v1"
 
 _OURS = frozenset(
@@ -57,6 +58,10 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
     client_credentials = table.flag("client_credentials", False)
     max_connections = table.whole("max_connections", 1000, high=100_000)
     ca_file = _ca_file(table, secrets.base)
+    reports = "sent" if name == "groq" or "api.groq.com" in (base_url or "") else "ask"
+    stream_usage = table.text(
+        "stream_usage", reports, pattern=_STREAM_USAGE, wanted='"ask" or "sent"'
+    )
     table.close()
     if base_url is None:
         return None
@@ -69,6 +74,7 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
         max_connections=max_connections,
         headers=headers,
         ca_file=ca_file,
+        stream_usage=stream_usage,
         **timeouts,
     )
 

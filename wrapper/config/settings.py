@@ -59,7 +59,8 @@ class Provider:
 
     `base_url` has no trailing slash. `api_key` is None for a server that needs none, and also
     when the credential is missing: then `api_key_problem` says why. `headers` are added going up
-    and may hold secrets, so they are not shown.
+    and may hold secrets, so they are not shown. `stream_usage` says when a stream of chat reports
+    its use: `ask` only when asked (OpenAI's `stream_options.include_usage`), `sent` always (Groq).
     """
 
     name: str
@@ -74,6 +75,7 @@ class Provider:
     max_connections: int = 1000
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     ca_file: Path | None = None
+    stream_usage: str = "ask"
 
     @property
     def origin(self) -> str:

@@ -1,0 +1,134 @@
+"""gunicorn's configuration: gevent workers, strict parsing, an orderly start and end.
+
+Started as `gunicorn -c config/gunicorn.py wsgi:app`; the environment and `.env` say where to
+listen and with how many workers. A configuration that cannot be served ends the start with
+every problem listed and exit code 1. gunicorn reads this file again on SIGHUP.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+# The patch above must come before anything that imports ssl, socket or threading.
+import os  # noqa: E402
+import socket as sockets  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import gevent  # noqa: E402
+from gunicorn import util  # noqa: E402
+from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from wrapper import launch  # noqa: E402
+
+LINGER_SECONDS = 2
+DRAIN_AHEAD = 5  # seconds before the graceful timeout: streams still open are ended in words
+
+_where = launch.prepare()
+
+bind = _where.bind
+workers = _where.workers
+graceful_timeout = int(os.environ.get("GRACEFUL_TIMEOUT", "30"))
+
+# One load of the code for all workers: they start at once and share its memory.
+preload_app = True
+worker_connections = 1000  # above max_in_flight, so that health checks are still answered
+keepalive = 15  # also the deadline for a request's head; SDKs reuse idle connections for 5 s
+timeout = 60
+max_requests = 0
+backlog = 2048
+control_socket_disable = True
+proc_name = "wrapper"
+
+# Parsing: the C parser where it is installed; nothing of a peer's claims about itself is
+# believed, and a header that could be read in two ways is refused.
+http_parser = "auto"
+forwarded_allow_ips = ""
+forwarder_headers = ""
+secure_scheme_headers = {}
+header_map = "refuse"
+limit_request_line = 8190
+limit_request_field_size = 16380
+limit_request_fields = 100
+
+accesslog = None  # the gateway writes its own line for each request
+errorlog = "-"
+loglevel = _where.log_level
+
+
+class Worker(GeventWorker):
+    """gunicorn's gevent worker with errors in OpenAI's shape and connections closed in peace."""
+
+    def handle_request(self, listener_name, req, sock, addr):
+        try:
+            return super().handle_request(listener_name, req, sock, addr)
+        except TimeoutError:  # the client takes nothing any more
+            raise StopIteration() from None
+        finally:
+            if req.should_close():
+                linger(sock)
+
+    def handle_error(self, req, client, addr, exc):
+        """Answer what never became a request; of its bytes nothing is logged."""
+        if isinstance(exc, GreenletExit | SystemExit):
+            return
+        status, body = launch.refusal(exc)
+        self.log.warning("refused a malformed request: %s", type(exc).__name__)
+        head = (
+            f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        try:
+            util.write_nonblock(client, head.encode("latin-1") + body)
+            linger(client)
+        except OSError:
+            self.log.debug("The refusal could not be sent.")
+
+    def drain(self):
+        """End what is still open shortly before gunicorn would cut it without a word."""
+        while self.alive:
+            gevent.sleep(0.5)
+        gevent.sleep(max(graceful_timeout - DRAIN_AHEAD, graceful_timeout / 2))
+        launch.drain()
+
+
+def linger(sock):
+    """Say that nothing more comes, then take what is still on its way for a moment.
+
+    Closing with unread bytes would reset the connection and with it the answer (RFC 9112
+    section 9.6).
+    """
+    try:
+        sock.shutdown(sockets.SHUT_WR)
+        with gevent.Timeout(LINGER_SECONDS, False):
+            while sock.recv(65536):
+                pass
+    except OSError:
+        pass
+
+
+GreenletExit = gevent.GreenletExit
+worker_class = Worker
+
+
+def pre_request(worker, req):
+    """Let the application ask for the connection's end through its input."""
+    req.body.force_close = req.force_close
+
+
+def post_worker_init(worker):
+    """Follow the configuration files, and watch for the end."""
+    launch.start_worker(worker.wsgi)
+    gevent.spawn(worker.drain)
+
+
+def child_exit(server, worker):
+    """A worker is gone: settle its gauges and count what it owed."""
+    launch.worker_gone(worker.pid)
+
+
+def on_exit(server):
+    """The last one turns off the light."""
+    launch.clean_up()

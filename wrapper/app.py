@@ -1,0 +1,158 @@
+"""The application: what it is made of, and what happens before and after every request.
+
+`create_app` is the table of contents. The rule protected here: every request is recorded
+exactly once, when its last byte has left, whoever answered it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flask import Flask, Response, current_app, g, request
+from flask_cors import CORS
+from werkzeug.exceptions import HTTPException
+
+from wrapper import api, docs, errors, models, ops
+from wrapper.call import close_after, content_length, has_body, split_target
+from wrapper.config import Settings
+from wrapper.exchange import Exchange
+from wrapper.gateway import Gateway
+from wrapper.relay import Relayed
+from wrapper.store import open_store
+from wrapper.telemetry import Exporter, Telemetry
+from wrapper.usage.prices import Prices
+from wrapper.watch import active
+
+log = logging.getLogger("wrapper")
+
+EXPOSED = [
+    *("x-request-id", "x-wrapper-provider", "Server-Timing", "Retry-After"),
+    *(
+        f"x-ratelimit-{what}-{unit}"
+        for what in ("limit", "remaining", "reset")
+        for unit in ("requests", "tokens")
+    ),
+]
+DRAINED_BYTES = 65536
+
+
+def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> Flask:
+    """The gateway as a WSGI application."""
+    app = Flask("wrapper", static_folder=None)
+    app.url_map.merge_slashes = False
+    app.url_map.strict_slashes = False
+    gateway = Gateway(settings, prices, open_store(settings.store), Telemetry(log_level))
+    app.extensions["gateway"] = gateway
+    app.extensions["exporter"] = Exporter()
+    _answer_errors(app)
+    _record_requests(app, gateway)
+    _allow_origins(app, settings)
+    app.register_blueprint(ops.bp)
+    app.register_blueprint(docs.bp)
+    app.register_blueprint(models.bp)
+    app.register_blueprint(api.bp)
+    return app
+
+
+def _allow_origins(app: Flask, settings: Settings) -> None:
+    """CORS without credentials: a browser app sends its key itself, never a cookie."""
+    CORS(
+        app,
+        origins=list(settings.server.cors_origins),
+        methods=api.ANY_METHOD,
+        expose_headers=EXPOSED,
+        supports_credentials=False,
+        send_wildcard=True,
+        always_send=False,
+        automatic_options=False,
+        max_age=600,
+    )
+
+
+def _record_requests(app: Flask, gateway: Gateway) -> None:
+    @app.before_request
+    def begin() -> Response | None:
+        environ = request.environ
+        rule = request.url_rule
+        g.exchange = Exchange(
+            method=request.method,
+            path=rule.rule.replace("<path:rest>", "<path>") if rule else "(unmatched)",
+            client=environ.get("REMOTE_ADDR", ""),
+        )
+        gateway.telemetry.begin()
+        split_target(environ)
+        if request.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
+            return Response(status=204)
+        if active() >= gateway.current.settings.server.max_in_flight and _is_relayed():
+            raise errors.Overloaded(
+                "The gateway is serving as many calls as it can; try again shortly.",
+                headers=(("Retry-After", "1"),),
+            )
+        return None
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        exchange: Exchange = g.exchange
+        if isinstance(response.response, Relayed):
+            return response
+        exchange.status = response.status_code
+        exchange.bytes_out = response.content_length or 0
+        response.headers.setdefault("x-request-id", exchange.request_id)
+        state, call = gateway.current, "visit" in g and g.visit.counted
+        _take_leftover(request.environ)
+        response.call_on_close(lambda: gateway.settle(exchange, state, call=call))
+        return response
+
+
+def _is_relayed() -> bool:
+    return request.blueprint == api.bp.name
+
+
+def _take_leftover(environ: dict[str, Any]) -> None:
+    """A body that nobody read stands between this answer and the next request.
+
+    A small one is read away; for a large one the connection is closed after the answer.
+    """
+    raw = g.visit.raw if "visit" in g else None
+    if not has_body(environ) or (raw is not None and raw.ended):
+        return
+    length = content_length(environ)
+    if raw is not None or length is None or length > DRAINED_BYTES:
+        close_after(environ)
+        return
+    sock = environ.get("gunicorn.socket")
+    if sock is not None:
+        sock.settimeout(1.0)
+    try:
+        environ["wsgi.input"].read(length)
+    except OSError:
+        close_after(environ)
+
+
+def _answer_errors(app: Flask) -> None:
+    @app.errorhandler(errors.GatewayError)
+    def gateway_error(error: errors.GatewayError) -> Response:
+        g.exchange.refuse(error.status, error.code)
+        response = Response(error.body(), error.status, mimetype="application/json")
+        response.headers.extend(list(error.headers))
+        return response
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> Response:
+        if error.code == 405:
+            valid = getattr(error, "valid_methods", None) or ()
+            refusal: errors.GatewayError = errors.MethodNotAllowed(
+                f"This URL does not take {request.method[:16]}.",
+                headers=(("Allow", ", ".join(sorted(valid))),),
+            )
+        else:
+            refusal = errors.UnknownUrl("There is no such URL here; see /docs.")
+        return gateway_error(refusal)
+
+    @app.errorhandler(Exception)
+    def bug(error: Exception) -> Response:
+        log.exception("a bug: %s", type(error).__name__)
+        return gateway_error(
+            errors.InternalError("An internal error; the log has it under this request's id.")
+        )

@@ -1,0 +1,118 @@
+"""What a worker serves with: everything that follows from one `Settings`, swapped as a whole.
+
+The rule protected here: a request sees one configuration from its beginning to its end. It
+takes `Gateway.current` once; a reload puts a new `State` in its place and the old one lives on
+in the requests that hold it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from collections.abc import Mapping
+
+from wrapper.config import Settings, prices_path
+from wrapper.exchange import Exchange
+from wrapper.keys import Keyring
+from wrapper.routing import Routes
+from wrapper.store import Entry, StoreError, UsageStore
+from wrapper.telemetry import Telemetry
+from wrapper.upstream import Upstream
+from wrapper.usage.prices import Prices
+
+log = logging.getLogger("wrapper")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One configuration in force."""
+
+    settings: Settings
+    keyring: Keyring
+    routes: Routes
+    upstreams: dict[str, Upstream]
+    prices: Prices
+
+
+class Gateway:
+    """The current `State`, and what outlives every one: the usage store and the telemetry."""
+
+    def __init__(
+        self, settings: Settings, prices: Prices, store: UsageStore, telemetry: Telemetry
+    ) -> None:
+        self.store = store
+        self.telemetry = telemetry
+        self._store_failing = False
+        self.current = self._state(settings, prices, {})
+
+    def apply(self, settings: Settings, prices: Prices) -> None:
+        """Put another configuration in force; providers that did not change keep connections."""
+        old = self.current
+        self.current = self._state(settings, prices, old.upstreams)
+        for name, upstream in old.upstreams.items():
+            if self.current.upstreams.get(name) is not upstream:
+                upstream.close()
+
+    def _state(self, settings: Settings, prices: Prices, kept: dict[str, Upstream]) -> State:
+        upstreams = {}
+        for name, provider in settings.providers.items():
+            old = kept.get(name)
+            upstreams[name] = old if old and old.provider == provider else Upstream(provider)
+        routes = Routes(settings)
+        models = {t.model for route in settings.routes for t in route.targets if t.model}
+        self.telemetry.know(models | set(routes.exact_names), upstreams)
+        return State(settings, Keyring(settings.keys), routes, upstreams, prices)
+
+    def settle(self, exchange: Exchange, state: State, *, call: bool) -> None:
+        """The end of every request: price it, book it, count it, log it, in that order.
+
+        A store that fails is told in the log and never to the caller, who has his answer.
+        """
+        exchange.finish()
+        metering = state.settings.server.metering
+        if call and metering:
+            self._price(exchange, state)
+            self._book(exchange)
+        self.telemetry.record(exchange, call=call, metering=metering)
+        if call:
+            self.telemetry.settled()
+
+    def _price(self, exchange: Exchange, state: State) -> None:
+        if exchange.usage is None:
+            return
+        upstream = state.upstreams.get(exchange.provider)
+        host = urlsplit(upstream.provider.origin).hostname if upstream else None
+        exchange.cost = state.prices.cost(
+            exchange.provider, host or "", exchange.model, exchange.usage
+        )
+
+    def _book(self, exchange: Exchange) -> None:
+        entry = Entry(
+            at=time.time(),
+            key=exchange.api_key,
+            provider=exchange.provider or "none",
+            model=self.telemetry.model(exchange),
+            outcome=exchange.outcome,
+            usage=exchange.usage,
+            cost=exchange.cost,
+            unmetered=exchange.unmetered is not None,
+        )
+        try:
+            self.store.settle(entry)
+        except StoreError as error:
+            if not self._store_failing:
+                log.error("usage is not being booked: %s", error)
+            self._store_failing = True
+        else:
+            self._store_failing = False
+
+
+def load_prices(settings: Settings, environ: Mapping[str, str]) -> Prices:
+    """The price list beside the configuration, with the configuration's own prices over it.
+
+    Raises ConfigError.
+    """
+    return Prices.load(prices_path(environ), settings.prices)

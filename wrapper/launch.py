@@ -1,0 +1,229 @@
+"""From an environment to a serving worker: the steps that `config/gunicorn.py` hooks up.
+
+In the master: `prepare` (environment, run directory, the demo provider), `make_app` (load,
+check, seed the counters; the workers inherit the result). In each worker: `start_worker`
+(follow the files). In the master again: `worker_gone`, `clean_up`.
+
+The rule protected here: what cannot be served is said in words before anything listens, with
+exit code 1 and no traceback; what breaks later changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wrapper import errors
+from wrapper.config import ConfigError, Listen, Settings, environment, listen, load, needs_demo
+from wrapper.config.watch import Reloader, accept, load_or_last_good
+from wrapper.watch import drain
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from wrapper.usage.prices import Prices
+
+__all__ = ["clean_up", "drain", "make_app", "prepare", "refusal", "start_worker", "worker_gone"]
+
+RUN_DIR = "WRAPPER_RUN_DIR"
+DEMO_URL = "WRAPPER_DEMO_URL"
+POLL_SECONDS = 1.0
+
+log = logging.getLogger("wrapper")
+_simulator: subprocess.Popen[bytes] | None = None
+
+
+def prepare() -> Listen:
+    """Read `.env`, lay out the run directory, start the demo provider where it is asked for.
+
+    Safe to call again in the same process (gunicorn does on SIGHUP): then nothing is laid out
+    anew. Exits with code 1 where the environment cannot be served.
+    """
+    try:
+        os.environ.update(environment())
+        where = listen(os.environ)
+        if os.environ.get("WRAPPER_MASTER") != str(os.getpid()):
+            _lay_out()
+            _set_up_logging(where.log_level)
+            if needs_demo(os.environ):
+                _start_simulator()
+    except ConfigError as error:
+        _refuse(error)
+    return where
+
+
+def _lay_out() -> None:
+    """A directory for the metrics' files and the accepted configuration, new in each run."""
+    run = Path(tempfile.mkdtemp(prefix="wrapper-"))
+    metrics = run / "metrics"
+    metrics.mkdir()
+    os.environ[RUN_DIR] = str(run)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+    os.environ["WRAPPER_MASTER"] = str(os.getpid())
+
+
+def _start_simulator() -> None:
+    """The provider `demo`: it ends with this process, whose end of the pipe is its stdin."""
+    global _simulator
+    command = [sys.executable, "-m", "wrapper.simulator", "--port", "0", "--exit-with-parent"]
+    command += ["--gap", "0.03"]
+    _simulator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert _simulator.stdout is not None
+    line = _simulator.stdout.readline()
+    os.environ[DEMO_URL] = f"http://127.0.0.1:{json.loads(line)['port']}"
+    log.warning("no provider key is set: serving the simulated provider 'demo'")
+
+
+def make_app() -> Flask:
+    """The application, ready to be inherited by the workers. Exits with code 1 where it cannot."""
+    from wrapper.app import create_app
+    from wrapper.gateway import load_prices
+    from wrapper.store import StoreError, all_time
+    from wrapper.telemetry import seed
+
+    environ = dict(os.environ)
+    try:
+        settings = load(environ, environ.get(DEMO_URL))
+        prices = load_prices(settings, environ)
+        app = create_app(settings, prices, environ.get("LOG_LEVEL", "info"))
+        store = app.extensions["gateway"].store
+        store.check()
+        if settings.server.metering:
+            seed(all_time(store))
+        store.close()
+    except (ConfigError, StoreError) as error:
+        _refuse(error)
+    if RUN_DIR in os.environ:
+        accept(settings, environ, _accepted())
+    if not settings.usable:
+        log.warning("no provider has a credential: set GROQ_API_KEY or OPENAI_API_KEY")
+    return app
+
+
+def start_worker(app: Flask) -> None:
+    """Look at the configuration's files once a second; a mistake in them changes nothing."""
+    follower = Follower(app)
+    threading.Thread(target=follower.run, name="reload", daemon=True).start()
+
+
+class Follower:
+    """Puts in force what the files say."""
+
+    def __init__(self, app: Flask) -> None:
+        self._gateway = app.extensions["gateway"]
+        self._environ = dict(os.environ)
+        self._prices: Prices = self._gateway.current.prices
+        current = self._gateway.current.settings
+        self._reloader = Reloader(self._load, self._apply, self._problem, current)
+        with contextlib.suppress(ConfigError):
+            # This worker may be younger than the configuration it inherited, and the files may
+            # be broken just now: then what the other workers serve is in the copies.
+            settings, _ = load_or_last_good(self._environ, _accepted(), self._demo())
+            if settings != current:
+                self._prices = self._load_prices(settings)
+                self._apply(settings)
+                self._reloader = Reloader(self._load, self._apply, self._problem, settings)
+
+    def run(self) -> None:
+        while True:
+            time.sleep(POLL_SECONDS)
+            self._reloader.poll()
+
+    def _demo(self) -> str | None:
+        return self._environ.get(DEMO_URL)
+
+    def _load(self) -> Settings:
+        settings = load(self._environ, self._demo())
+        self._prices = self._load_prices(settings)
+        return settings
+
+    def _load_prices(self, settings: Settings) -> Prices:
+        from wrapper.gateway import load_prices
+
+        return load_prices(settings, self._environ)
+
+    def _apply(self, settings: Settings) -> None:
+        self._gateway.apply(settings, self._prices)
+        log.info("the configuration was reloaded: %d keys", len(settings.keys))
+        with contextlib.suppress(OSError):
+            accept(settings, self._environ, _accepted())
+
+    def _problem(self, error: ConfigError) -> None:
+        log.error("the configuration was not reloaded: %s", error)
+
+
+def worker_gone(pid: int) -> None:
+    """A worker has exited; see `telemetry.worker_gone`."""
+    from wrapper import telemetry
+
+    telemetry.worker_gone(pid)
+
+
+def clean_up() -> None:
+    """The master ends: so do the demo provider and the run directory."""
+    if _simulator is not None:
+        _simulator.terminate()
+    run = os.environ.get(RUN_DIR)
+    if run:
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def refusal(error: BaseException) -> tuple[str, bytes]:
+    """Status line and body for what gunicorn could not take as a request."""
+    kind = type(error).__name__
+    if kind == "LimitRequestLine":
+        status, code = "414 URI Too Long", "uri_too_long"
+    elif kind == "LimitRequestHeaders":
+        status, code = "431 Request Header Fields Too Large", "headers_too_large"
+    elif kind == "UnsupportedTransferCoding":
+        status, code = "501 Not Implemented", "unsupported_encoding"
+    elif isinstance(error, Exception) and kind[:5] in ("Inval", "Chunk", "Obsol", "NoMor", "Limit"):
+        status, code = "400 Bad Request", "invalid_request"
+    else:
+        log.error("gunicorn could not handle a request: %s", kind)
+        message = errors.InternalError("An internal error.")
+        return "500 Internal Server Error", message.body()
+    words = "The request is not well-formed HTTP/1.1."
+    return status, errors.render(words, "invalid_request_error", None, code)
+
+
+def _accepted() -> Path:
+    return Path(os.environ[RUN_DIR], "accepted")
+
+
+def _refuse(error: Exception) -> None:
+    print(error, file=sys.stderr)
+    clean_up()
+    sys.exit(1)
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line, as the request lines are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _set_up_logging(level: str) -> None:
+    handler = logging.StreamHandler()  # stderr: stdout is for the request lines
+    handler.setFormatter(_JsonFormatter())
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(level.upper())

@@ -1,0 +1,129 @@
+"""`GET /v1/models`: what a key may call, over all providers and aliases.
+
+Each provider is asked for its list at most once a minute in a worker; a provider that cannot
+answer keeps the list it gave last. The rule protected here: a model is listed exactly when a
+call with its name would be routed to the provider that has it and the key may make that call.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Response
+
+from wrapper import errors
+from wrapper.api import Visit
+from wrapper.gateway import State
+from wrapper.keys import Principal
+from wrapper.upstream import Upstream
+
+bp = Blueprint("models", __name__)
+
+FRESH = 60.0  # seconds
+PATIENCE = 5.0  # seconds; the list is not worth a longer wait
+MAX_LIST = 8 << 20  # bytes
+
+Model = dict[str, Any]
+
+
+class _List(msgspec.Struct):
+    data: list[dict[str, Any]]
+
+
+_decode = msgspec.json.Decoder(_List).decode
+_known: dict[Upstream, tuple[float, list[Model]]] = {}
+
+
+@bp.get("/v1/models")
+def list_models() -> Response:
+    """The models this key may call, in OpenAI's list format."""
+    return _answer({"object": "list", "data": list(_callable().values())})
+
+
+@bp.get("/v1/models/<path:model>")
+def get_model(model: str) -> Response:
+    """One of them."""
+    found = _callable().get(model)
+    if found is None:
+        raise errors.ModelNotFound(
+            "No such model, or this API key may not call it: GET /v1/models lists those it may.",
+            param="model",
+        )
+    return _answer(found)
+
+
+def _callable() -> dict[str, Model]:
+    visit = Visit(counted=False)
+    principal = visit.principal()
+    state = visit.state
+    models = _aliases(state, principal)
+    for name, listed in _ask_all(state).items():
+        for model in listed:
+            id_ = model["id"]
+            if id_ not in models and principal.may_call(id_) and _leads_to(state, id_, name):
+                models[id_] = model
+    return models
+
+
+def _aliases(state: State, principal: Principal) -> dict[str, Model]:
+    models: dict[str, Model] = {}
+    for name in state.routes.exact_names:
+        targets = state.routes.for_model(name)
+        if principal.may_call(name) and any(_usable(state, t.provider) for t in targets):
+            owner = targets[0].provider
+            models[name] = {"id": name, "object": "model", "created": 0, "owned_by": owner}
+    return models
+
+
+def _leads_to(state: State, model: str, provider: str) -> bool:
+    try:
+        targets = state.routes.for_model(model)
+    except errors.ModelNotFound:
+        return False
+    return any(t.provider == provider and t.model in (None, model) for t in targets)
+
+
+def _usable(state: State, provider: str) -> bool:
+    return state.upstreams[provider].provider.usable
+
+
+def _ask_all(state: State) -> dict[str, list[Model]]:
+    """Every usable provider's list; the ones that are not fresh are asked at the same time."""
+    now = time.monotonic()
+    usable = {name: up for name, up in state.upstreams.items() if up.provider.usable}
+    stale = [up for up in usable.values() if _known.get(up, (-FRESH, []))[0] + FRESH < now]
+    threads = [threading.Thread(target=_refresh, args=(up, now)) for up in stale]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for upstream in set(_known) - set(state.upstreams.values()):
+        del _known[upstream]
+    return {name: _known[up][1] for name, up in usable.items() if up in _known}
+
+
+def _refresh(upstream: Upstream, now: float) -> None:
+    path = upstream.provider.base_path + "/models"
+    headers = {"Accept": "application/json", "User-Agent": "wrapper"}
+    try:
+        answer = upstream.send("GET", path, headers, None, first_byte_timeout=PATIENCE)
+        try:
+            body = b""
+            while len(body) < MAX_LIST and (piece := answer.read1()):
+                body += piece
+        finally:
+            answer.close()
+        listed = _decode(body).data if answer.status == 200 else None
+    except (errors.GatewayError, msgspec.DecodeError):
+        listed = None
+    if listed is not None:
+        _known[upstream] = (now, [m for m in listed if isinstance(m.get("id"), str)])
+    elif upstream in _known:
+        _known[upstream] = (now, _known[upstream][1])
+
+
+def _answer(value: object) -> Response:
+    return Response(msgspec.json.encode(value), mimetype="application/json")

@@ -1,0 +1,252 @@
+"""One call to a provider and back: ask, pass on, and settle once whatever happens.
+
+The algorithm in reading order: for each target of the route, send the call and wait for the
+first byte of the answer; a failure before that byte goes on to the next target, where one is
+left and nothing was given away yet. Then the answer's bytes pass through a tap, which reads use
+beside them, to the caller. `close()` is called by the server at the end, at a break and when
+nothing was ever iterated (HEAD); it settles.
+
+The rules protected here:
+
+* Bytes go down as they came, as soon as they came.
+* An answer that broke off never looks whole: the connection is cut, a stream says why first.
+* A POST is sent once to a provider; it is sent to the next one only before the first byte.
+* Nothing is counted before the end, and everything is counted at the end, once.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from wrapper import errors, exchange as outcomes
+from wrapper.call import Call, RawBody, Spooled
+from wrapper.exchange import Exchange
+from wrapper.upstream import Answer, Upstream, headers_up
+from wrapper.usage import Tap
+from wrapper.usage.record import TRUNCATED
+from wrapper.watch import CLIENT_GONE, DRAINED, Interrupted, Watch
+
+clock = time.perf_counter
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One target of a call: who, where, and in which words."""
+
+    upstream: Upstream
+    target: str  # raw path and query on the provider's origin
+    model: str  # the model's name at this provider, empty where the call names none
+    rename: bool = False  # the body's model has to be changed to `model`
+    credential: str | None = None  # the caller's own Authorization, in place of the gateway's
+    ask_usage: bool = False  # the stream reports its use only when asked, and nobody asked
+
+
+class Relayed:
+    """A provider's answer on its way down: an iterable of bytes that settles in `close()`."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        answer: Answer,
+        first: bytes,
+        tap: Tap,
+        watch: Watch,
+        settle: Callable[[Relayed], None],
+    ) -> None:
+        self.exchange = exchange
+        self.tap = tap
+        self.ended = answer.complete and not first
+        self._answer = answer
+        self._first = first
+        self._watch = watch
+        self._settle: Callable[[Relayed], None] | None = settle
+        self._broken = False
+        self._handed_over = 0.0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        exchange = self.exchange
+        if self._handed_over:
+            exchange.waited_for_client += clock() - self._handed_over
+        try:
+            data = self._next()
+        except (errors.UpstreamError, errors.Cancelled) as error:
+            data = self._break(error)
+        exchange.bytes_out += len(data)
+        self._handed_over = clock()
+        return data
+
+    def _next(self) -> bytes:
+        """The next bytes for the caller, never empty; StopIteration at the clean end."""
+        if self.ended:
+            raise StopIteration
+        if self._broken:
+            # gunicorn cuts the connection on this, without a final chunk and without a word.
+            raise ConnectionResetError(errno.ECONNRESET, "the answer broke off")
+        data, self._first = self._first, b""
+        while True:
+            if not data and not self._answer.complete:
+                data = self._read()
+            out = self.tap.feed(data) if data else b""
+            if self._answer.complete:
+                self.ended = True
+                out += self.tap.flush()
+            if out:
+                return out
+            if self.ended:
+                raise StopIteration
+            data = b""
+
+    def _read(self) -> bytes:
+        began = clock()
+        try:
+            with self._watch:
+                return self._answer.read1()
+        except Interrupted as interruption:
+            raise _interrupted(self.exchange, interruption.reason) from None
+        finally:
+            self.exchange.upstream += clock() - began
+
+    def _break(self, error: errors.GatewayError) -> bytes:
+        """The answer broke off. A stream is told so in a last event, anything else is just cut."""
+        exchange = self.exchange
+        self._broken = True
+        if isinstance(error, errors.UpstreamError):
+            exchange.outcome = outcomes.UPSTREAM_ERROR
+            exchange.upstream_errors.append((exchange.provider, error.reason))
+        exchange.error_code = errors.UpstreamInterrupted.code
+        if not exchange.stream or exchange.outcome == outcomes.CLIENT_ABORT:
+            raise ConnectionResetError(errno.ECONNRESET, "the answer broke off") from None
+        last = errors.UpstreamInterrupted(error.message)
+        return b"data: " + last.body() + b"\n\n"
+
+    def close(self) -> None:
+        """Give the connection back or cut it, and settle. Safe to repeat."""
+        settle, self._settle = self._settle, None
+        if settle is None:
+            return
+        self._watch.stop()
+        self._answer.close()
+        if not self.ended and not self.exchange.outcome:
+            self.exchange.outcome = outcomes.CLIENT_ABORT
+        settle(self)
+
+
+def ask(
+    exchange: Exchange, call: Call, attempts: list[Attempt], watch: Watch
+) -> tuple[Attempt, Answer, bytes]:
+    """Send the call to the first target that answers; its answer and the body's first bytes.
+
+    Raises UpstreamError when none did, ClientGone when the caller left meanwhile.
+    """
+    headers = headers_up(call.environ)
+    for attempt in attempts[:-1]:
+        try:
+            answer, first = _attempt(exchange, call, attempt, headers, watch)
+        except errors.UpstreamError:
+            if _is_spent(call):
+                raise
+            continue
+        if not (answer.status == 429 or answer.status >= 500) or _is_spent(call):
+            return attempt, answer, first
+        answer.close()
+    attempt = attempts[-1]
+    return attempt, *_attempt(exchange, call, attempt, headers, watch)
+
+
+def _attempt(
+    exchange: Exchange, call: Call, attempt: Attempt, headers: dict[str, str], watch: Watch
+) -> tuple[Answer, bytes]:
+    provider = attempt.upstream.provider
+    exchange.provider, exchange.model = provider.name, attempt.model
+    exchange.relayed = True
+    began = clock() - call.waited  # an upload that flows through waits for its sender
+    try:
+        answer, first = _send(call, attempt, headers, watch)
+    except Interrupted as interruption:
+        raise _interrupted(exchange, interruption.reason) from None
+    except errors.UpstreamError as error:
+        exchange.upstream_errors.append((provider.name, error.reason))
+        raise
+    finally:
+        took = clock() - began - call.waited
+        exchange.upstream += took
+    exchange.ttft = took
+    if answer.status == 429 or answer.status >= 500:
+        exchange.upstream_errors.append((provider.name, f"status_{answer.status}"))
+    if answer.status == 401 and attempt.credential is None:
+        answer.close()
+        exchange.upstream_errors.append((provider.name, errors.UpstreamAuth.reason))
+        raise errors.UpstreamAuth(
+            f"Provider {provider.name!r} refused the gateway's own credential."
+        )
+    remaining = provider.total_timeout - (clock() - exchange.started)
+    watch.deadline(remaining)
+    return answer, first
+
+
+def _send(
+    call: Call, attempt: Attempt, headers: dict[str, str], watch: Watch
+) -> tuple[Answer, bytes]:
+    provider = attempt.upstream.provider
+    if not provider.usable and attempt.credential is None:
+        raise errors.UpstreamAuth(
+            f"The gateway has no credential for provider {provider.name!r}: "
+            f"{provider.api_key_problem}.",
+            sent=False,
+        )
+    streamed = isinstance(call.body, RawBody)
+    patience = provider.connect_timeout + provider.first_byte_timeout
+    watch.deadline(provider.total_timeout if streamed else min(patience, provider.total_timeout))
+    body, headers = call.body_for(
+        attempt.model if attempt.rename else None, headers, ask_usage=attempt.ask_usage
+    )
+    with watch:
+        answer = attempt.upstream.send(
+            call.method, attempt.target, headers, body, attempt.credential
+        )
+        try:
+            return answer, b"" if answer.complete else answer.read1()
+        except BaseException:
+            answer.close()
+            raise
+
+
+def _interrupted(exchange: Exchange, reason: str) -> errors.GatewayError:
+    """What the end of a wait means."""
+    if reason == CLIENT_GONE:
+        exchange.outcome = outcomes.CLIENT_ABORT
+        return errors.ClientGone("The caller has left.")
+    if reason == DRAINED:
+        exchange.outcome = outcomes.DRAINED
+        return errors.Drained(
+            "The gateway is restarting; try again.", headers=(("Retry-After", "1"),)
+        )
+    return errors.UpstreamTimeout("The provider did not answer in the time allowed.")
+
+
+def _is_spent(call: Call) -> bool:
+    """Whether the body has flowed by and cannot be sent again."""
+    return isinstance(call.body, RawBody) and call.body.received > 0
+
+
+def read_use(relayed: Relayed, expected: bool) -> None:
+    """Take over into the record what the tap has read."""
+    exchange = relayed.exchange
+    reading = relayed.tap.reading()
+    exchange.usage = reading.usage
+    if reading.usage is None and expected and 200 <= exchange.status < 300:
+        exchange.unmetered = reading.reason if relayed.ended else TRUNCATED
+
+
+def release(call: Call) -> None:
+    """Give back what the body holds."""
+    body: Any = call.body
+    if isinstance(body, Spooled):
+        body.close()

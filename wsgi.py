@@ -1,0 +1,10 @@
+"""What gunicorn serves: `gunicorn -c config/gunicorn.py wsgi:app`."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+# The patch above must come before anything that imports ssl, socket or threading.
+from wrapper import launch  # noqa: E402
+
+app = launch.make_app()
