@@ -16,8 +16,11 @@ import gevent
 from gevent import get_hub
 
 from wrapper.simulator.answers.call import Pace
-from wrapper.simulator.faults import GRAMMAR, BadOrder, orders
+from wrapper.simulator.books import Books
+from wrapper.simulator.faults import BadOrder, orders
+from wrapper.simulator.grammar import GRAMMAR
 from wrapper.simulator.server import Simulator
+from wrapper.simulator.turn import Provider
 
 _EPILOG = (
     GRAMMAR
@@ -74,15 +77,9 @@ def main(given: list[str]) -> int:
     """Run until SIGTERM or SIGINT; returns the exit status."""
     arguments = _arguments(given)
     pace = Pace(arguments.latency, arguments.gap, arguments.events)
+    provider = Provider(pace, Books(arguments.remember), arguments.api_key, arguments.orders)
     try:
-        simulator = Simulator(
-            arguments.host,
-            arguments.port,
-            pace,
-            api_key=arguments.api_key,
-            orders=arguments.orders,
-            remember=arguments.remember,
-        )
+        simulator = Simulator(arguments.host, arguments.port, provider)
     except OSError as problem:
         address = f"{arguments.host}:{arguments.port}"
         print(f"simulator: cannot listen on {address}: {problem.strerror}", file=sys.stderr)

@@ -54,7 +54,7 @@ class Framing:
     wrap: Callable[[bytes], bytes]
     end: bytes
     reusable: bool
-    truncated: bool = False
+    unreadable: bool = False
     paced: bool = False
 
 
@@ -101,7 +101,7 @@ def framing_for(orders: Orders, reply: Reply, request: Request) -> Framing:
         end=b"" if bodiless or request.method == "HEAD" else _end(how, chunked),
         reusable=not closing,
         paced=length is None,
-        truncated=how in ("short-body", "garbage", "bad-status", "bad-chunk"),
+        unreadable=how in ("garbage", "bad-status", "bad-chunk"),
     )
 
 

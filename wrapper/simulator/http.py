@@ -55,9 +55,11 @@ class Request:
 class Connection:
     """A socket and what was received from it but not yet used."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, number: int = 0) -> None:
         self.sock = sock
+        self.number = number
         self.served = 0
+        self.idle: float | None = None  # longest wait for the next request, in seconds
         self._buffer = b""
 
     def head(self) -> Request | None:
@@ -72,8 +74,10 @@ class Connection:
             if len(self._buffer) > _LONGEST_HEAD:
                 raise BadRequest("the head is too long")
             try:
+                self.sock.settimeout(self.idle)
                 data = self.sock.recv(BLOCK)
-            except ConnectionError:
+                self.sock.settimeout(None)
+            except (ConnectionError, TimeoutError):
                 return None
             if not data:
                 return None

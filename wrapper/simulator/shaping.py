@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from functools import lru_cache
 
 from wrapper.simulator.faults import Orders
 from wrapper.simulator.replies import Event, Reply, encode, error_body
@@ -38,7 +39,7 @@ def shaped(reply: Reply, orders: Orders, request_id: str) -> Reply:
         reply.events = _interrupted(reply.events, orders.error_event)
     _compress(reply, orders)
     reply.headers = [
-        ("Date", formatdate(time.time(), usegmt=True)),
+        ("Date", _date(int(time.time()))),
         *_content_type(reply, orders),
         ("x-request-id", request_id),
         *_ALWAYS,
@@ -105,3 +106,8 @@ def _ordered(orders: Orders) -> list[tuple[str, str]]:
     if orders.should_retry:
         made.append(("x-should-retry", orders.should_retry))
     return made
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)

@@ -128,7 +128,7 @@ class Sending:
             if piece.data:
                 caller.send(wrap(piece.data))
             record.events += piece.events
-            if piece.usage is not None:
+            if piece.usage is not None and not self.framing.unreadable:
                 record.usage, record.unsent = piece.usage, None
             if gap and piece.paced:
                 due += gap
@@ -179,8 +179,6 @@ class Sending:
         if limit is not None and limit <= len(body):
             self._breaks = True
             body, usage = body[:limit], None
-        if self.framing.truncated:
-            usage = None
         yield Piece(body, usage, 0, False)
 
     def _blocks(self, blocks: Iterable[bytes]) -> Iterator[Piece]:

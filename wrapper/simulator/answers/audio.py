@@ -6,7 +6,7 @@ import base64
 import struct
 from collections.abc import Iterator
 
-from wrapper.simulator.answers.call import Call, prompt_words
+from wrapper.simulator.answers.call import Call, prompt_words, streamed
 from wrapper.simulator.answers.text import pieces
 from wrapper.simulator.answers.use import media_use, put_use, transcription_use
 from wrapper.simulator.replies import Event, Reply, Usage, encode, json_reply
@@ -38,7 +38,7 @@ def transcription(call: Call) -> Reply:
         usage = call.plain_usage(seconds, len(content))
     if call.form("stream") == "true":
         events = _transcript_events(call, content, usage)
-        return Reply(content_type="text/event-stream", events=events, planned=usage)
+        return streamed(call, events, usage)
     text = "".join(content)
     wanted = call.form("response_format", "json")
     if wanted in ("text", "srt", "vtt"):
@@ -70,7 +70,7 @@ def speech(call: Call) -> Reply:
     usage = call.plain_usage(prompt_words(call.json["input"]), max(1, size // _BLOCK))
     if call.json.get("stream_format") == "sse":
         events = _speech_events(call, size, usage)
-        return Reply(content_type="text/event-stream", events=events, planned=usage)
+        return streamed(call, events, usage)
     kind = _TYPES.get(call.json.get("response_format") or "mp3", "audio/mpeg")
     return Reply(content_type=kind, blocks=_silence(size), planned=usage)
 

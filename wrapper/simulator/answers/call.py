@@ -9,13 +9,14 @@ the same as the stream of the same request. Orders override each number.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from wrapper.simulator.answers.shelf import Shelf
 from wrapper.simulator.faults import Orders
 from wrapper.simulator.http import Request
-from wrapper.simulator.replies import Refusal, Usage
+from wrapper.simulator.replies import Event, Refusal, Reply, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,12 @@ class Call:
         """The use of answers that know neither cached nor reasoning tokens."""
         usage = self.usage(prompt, completion)
         return Usage(prompt=usage.prompt, completion=usage.completion)
+
+
+def streamed(call: Call, events: Iterator[Event], planned: Usage) -> Reply:
+    """A reply in events, under the content type that the dialect's provider gives it."""
+    kind = "text/event-stream" if call.groq else "text/event-stream; charset=utf-8"
+    return Reply(content_type=kind, events=events, planned=planned)
 
 
 def words(value: Any) -> int:

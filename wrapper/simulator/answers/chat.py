@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from wrapper.simulator.answers.call import Call, prompt_words
+from wrapper.simulator.answers.call import Call, prompt_words, streamed
 from wrapper.simulator.answers.text import cut, encoded, instance, last_text, pieces, thoughts
 from wrapper.simulator.answers.use import chat_use, put_use
 from wrapper.simulator.replies import Event, Refusal, Reply, Usage, encode, json_reply
@@ -39,7 +39,7 @@ def chat(call: Call) -> Reply:
     plan = _plan(call)
     if call.json.get("stream"):
         events = _stream(call, plan)
-        return Reply(content_type="text/event-stream", events=events, planned=plan.usage)
+        return streamed(call, events, plan.usage)
     return _unary(call, plan)
 
 

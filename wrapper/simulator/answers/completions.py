@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wrapper.simulator.answers.call import Call, prompt_words
+from wrapper.simulator.answers.call import Call, prompt_words, streamed
 from wrapper.simulator.answers.chat import DONE, usage_asked
 from wrapper.simulator.answers.text import encoded, last_text, pieces
 from wrapper.simulator.answers.use import chat_use, put_use
@@ -22,7 +22,7 @@ def completions(call: Call) -> Reply:
     usage = call.usage(prompt_words(body["prompt"]), len(content) * choices)
     if body.get("stream"):
         events = _stream(call, content, choices, usage)
-        return Reply(content_type="text/event-stream", events=events, planned=usage)
+        return streamed(call, events, usage)
     made = {
         "id": f"cmpl-{call.id}",
         "object": "text_completion",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from wrapper.simulator.answers.call import Call, prompt_words
+from wrapper.simulator.answers.call import Call, prompt_words, streamed
 from wrapper.simulator.answers.use import media_use, put_use
 from wrapper.simulator.replies import Event, Reply, Usage, encode, json_reply
 
@@ -25,7 +25,7 @@ def images(call: Call) -> Reply:
     usage = call.plain_usage(prompt_words(prompt), _TOKENS_PER_IMAGE * count)
     if call.json.get("stream") or call.form("stream") == "true":
         events = _events(call, usage)
-        return Reply(content_type="text/event-stream", events=events, planned=usage)
+        return streamed(call, events, usage)
     one: dict[str, Any] = {"b64_json": _POINT, "revised_prompt": "a simulated image"}
     if call.json.get("response_format") == "url":
         one = {"url": "data:image/png;base64," + _POINT}

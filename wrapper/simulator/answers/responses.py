@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from wrapper.simulator.answers.call import Call, prompt_words
+from wrapper.simulator.answers.call import Call, prompt_words, streamed
 from wrapper.simulator.answers.text import cut, instance, last_text, pieces
 from wrapper.simulator.answers.use import put_use, responses_use
 from wrapper.simulator.replies import Event, Reply, Usage, encode, json_reply
@@ -36,7 +36,7 @@ def create(call: Call) -> Reply:
         call.shelf.put(_KIND, made)
     if body.get("stream"):
         events = _stream(call, content, tool, made, carried)
-        return Reply(content_type="text/event-stream", events=events, planned=usage)
+        return streamed(call, events, usage)
     return json_reply(made, carried, planned=usage)
 
 

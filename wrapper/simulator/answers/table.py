@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from wrapper.simulator.answers import (
     audio,
@@ -76,22 +77,28 @@ for _method, _pattern, _answer in _ROUTES:
     _TABLE.setdefault((_method, _parts[0], len(_parts)), []).append((_parts, _pattern, _answer))
 
 
-def find(method: str, path: str) -> tuple[Answer, str, list[str], bool]:
-    """The answer for a path, its pattern, what stands in the pattern's holes, and whether Groq's.
+class Found(NamedTuple):
+    """The answer for a path, the pattern it fits, what stands in the holes, whether Groq's."""
 
-    A path that is not known is echoed.
-    """
+    answer: Answer
+    endpoint: str
+    arguments: list[str]
+    groq: bool
+
+
+def find(method: str, path: str) -> Found:
+    """The answer for a method and a raw path. What is not known is echoed."""
     parts = segments(path)
-    groq = parts[0] == "openai"
-    if parts[: 1 + groq] == ["openai", "v1"][not groq :]:
+    groq = parts[:2] == ["openai", "v1"]
+    if groq or parts[0] == "v1":
         parts = parts[1 + groq :]
-        for pattern, name, answer in _TABLE.get(
-            ("GET" if method == "HEAD" else method, parts[0] if parts else "", len(parts)), ()
-        ):
+        method = "GET" if method == "HEAD" else method
+        first = parts[0] if parts else ""
+        for pattern, name, answer in _TABLE.get((method, first, len(parts)), ()):
             holes = _holes(pattern, parts)
             if holes is not None:
-                return answer, name, holes, groq
-    return echo.echo, "echo", [], groq
+                return Found(answer, name, holes, groq)
+    return Found(echo.echo, "echo", [], groq)
 
 
 def _holes(pattern: list[str], parts: list[str]) -> list[str] | None:
