@@ -77,21 +77,27 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise Unreadable("there is no such file", missing=True) from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise Unreadable(f"cannot be read: {reason}", "make it readable") from None
-    with os.fdopen(descriptor, "rb") as file:
+        raise _unreadable(error) from None
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise Unreadable("is not a regular file", "name a file")
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             data = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise Unreadable(f"cannot be read: {error.strerror}", "make it readable") from None
+    except OSError as error:
+        raise _unreadable(error) from None
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_BYTES:
         raise Unreadable(f"is larger than {MAX_BYTES} bytes", "is it the right file?")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Unreadable(f"is not UTF-8 (byte {error.start + 1})", "save it in UTF-8") from None
+
+
+def _unreadable(error: OSError | ValueError) -> Unreadable:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return Unreadable(f"cannot be read: {reason}", "name a file that can be read")
 
 
 def _number(text: str) -> Decimal:

@@ -67,7 +67,7 @@ def read_gateway(top: Table, secrets: SecretReader, watch: list[Path]) -> Gatewa
             providers[name] = provider
             if provider.ca_file is not None:
                 watch.append(provider.ca_file)
-    if not names and not isinstance(top.data.get("providers"), list | str | int):
+    if top.data.get("providers") in (None, {}):
         top.problem("providers", "there is no provider", "add a table such as [providers.groq]")
     routes = _routes(top, names)
     prices = {model: _price(table) for model, table in top.named_tables("prices")}

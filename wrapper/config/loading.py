@@ -36,8 +36,10 @@ def keys_path(environ: Mapping[str, str]) -> Path:
 
 
 def prices_path(environ: Mapping[str, str]) -> Path:
-    """The price table, beside gateway.toml."""
-    return config_path(environ).with_name(PRICES)
+    """The price table beside gateway.toml, else the one that comes with the gateway."""
+    beside = config_path(environ).with_name(PRICES)
+    shipped = Path(__file__).resolve().parents[2] / "config" / PRICES
+    return beside if beside.exists() or not shipped.exists() else shipped
 
 
 def load(

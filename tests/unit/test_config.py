@@ -1,0 +1,735 @@
+"""What the configuration says, and that every mistake in it is told at once and in words."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import pickle
+import socket
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wrapper.config import (
+    ConfigError,
+    Listen,
+    Price,
+    Problem,
+    Route,
+    Secret,
+    Settings,
+    Target,
+    environment,
+    listen,
+    load,
+    needs_demo,
+    store_url,
+)
+from wrapper.config.gateway import RESERVED
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGEST = "0123456789abcdef" * 4
+GATEWAY = """\
+[providers.groq]
+base_url = "https://api.groq.com/openai/v1"
+api_key = { env = "GROQ_API_KEY" }
+
+[[routes]]
+model = "*"
+targets = ["groq"]
+"""
+
+Load = Callable[..., Settings]
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Load:
+    """Loads a gateway.toml and a keys.toml given as text."""
+
+    def load_text(gateway: str = GATEWAY, keys: str | None = None, **environ: str) -> Settings:
+        return load(written(tmp_path, gateway, keys, **environ))
+
+    return load_text
+
+
+def written(
+    directory: Path, gateway: str | bytes = GATEWAY, keys: str | bytes | None = None, **env: str
+) -> dict[str, str]:
+    """Writes the files; the environment that names them."""
+    for name, text in (("gateway.toml", gateway), ("keys.toml", keys)):
+        if text is not None:
+            data = text if isinstance(text, bytes) else text.encode()
+            (directory / name).write_bytes(data)
+    names = {"WRAPPER_CONFIG": "gateway.toml", "WRAPPER_KEYS": "keys.toml"}
+    return {**{key: str(directory / name) for key, name in names.items()}, **env}
+
+
+def problems(call: Callable[..., object], *args: Any, **kwargs: Any) -> dict[str, Problem]:
+    """The problems of a loading, by key path."""
+    with pytest.raises(ConfigError) as caught:
+        call(*args, **kwargs)
+    return {problem.key_path: problem for problem in caught.value.problems}
+
+
+OTHERWISE_FINE = '\n[providers.fine]\nbase_url = "https://fine.example"\n'
+
+
+def provider(line: str) -> str:
+    return f'[providers.x]\nbase_url = "https://x.example/v1"\n{line}\n'
+
+
+# --- what is there ---
+
+
+def test_the_shipped_configuration_and_the_example_of_the_keys_have_no_problem() -> None:
+    found = load(
+        {
+            "WRAPPER_CONFIG": str(ROOT / "config/gateway.toml"),
+            "WRAPPER_KEYS": str(ROOT / "config/keys.example.toml"),
+            "GROQ_API_KEY": "gsk_x",
+        }
+    )
+    assert found.usable == ("groq",)
+    assert found.providers["openai"].client_credentials
+    assert found.keys["web-app"].budget_usd == Decimal("20.0")
+    assert found.keys["web-app"].expires == datetime.date(2027, 1, 1)
+
+
+def test_every_variable_of_the_example_file_is_understood(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
+    environ = environment(tmp_path, {})
+    assert environ["PORT"] == "8080"
+    assert "GROQ_API_KEY" not in environ
+    assert listen(environ).bind == "127.0.0.1:8080"
+    assert store_url(environ) == "sqlite:///data/usage.db"
+
+
+def test_a_provider_has_the_documented_defaults(loaded: Load) -> None:
+    groq = loaded(GROQ_API_KEY="gsk_x").providers["groq"]
+    assert groq.api_key is not None
+    assert groq.api_key.reveal() == "gsk_x"
+    assert (groq.origin, groq.base_path) == ("https://api.groq.com", "/openai/v1")
+    assert (groq.connect_timeout, groq.first_byte_timeout) == (5.0, 120.0)
+    assert (groq.idle_timeout, groq.total_timeout, groq.max_connections) == (120.0, 900.0, 1000)
+    assert (groq.headers, groq.ca_file, groq.client_credentials) == ((), None, False)
+
+
+def test_every_setting_of_a_provider_is_read(loaded: Load, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n...\n")
+    lines = """
+        connect_timeout = 1
+        first_byte_timeout = 2.5
+        idle_timeout = 3
+        total_timeout = 4
+        max_connections = 5
+        client_credentials = true
+        ca_file = "ca.pem"
+        headers = { "X-Title" = "my app", "api-key" = { env = "AZURE_API_KEY" } }
+    """
+    found = loaded(provider(lines), AZURE_API_KEY="azure").providers["x"]
+    assert (found.connect_timeout, found.first_byte_timeout) == (1.0, 2.5)
+    assert (found.idle_timeout, found.total_timeout, found.max_connections) == (3.0, 4.0, 5)
+    assert found.client_credentials
+    assert found.ca_file == tmp_path / "ca.pem"
+    assert found.headers == (("X-Title", "my app"), ("api-key", "azure"))
+    assert "azure" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("address", "origin", "path"),
+    [
+        ("http://127.0.0.1:11434/v1/", "http://127.0.0.1:11434", "/v1"),
+        ("https://api.example.com", "https://api.example.com", ""),
+        ("https://api.example.com/", "https://api.example.com", ""),
+        ("HTTPS://api.example.com/a/b", "https://api.example.com", "/a/b"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000", "/v1"),
+        ("http://vllm_1:8000/v1", "http://vllm_1:8000", "/v1"),
+    ],
+)
+def test_an_address_is_an_origin_and_a_path(
+    loaded: Load, address: str, origin: str, path: str
+) -> None:
+    found = loaded(f'[providers.x]\nbase_url = "{address}"').providers["x"]
+    assert (found.origin, found.base_path) == (origin, path)
+    assert found.base_url == origin + path
+
+
+def test_a_provider_without_api_key_is_usable(loaded: Load) -> None:
+    assert loaded(provider("")).providers["x"].usable
+
+
+def test_a_provider_whose_variable_is_not_set_or_empty_is_not_usable(loaded: Load) -> None:
+    for environ in ({}, {"GROQ_API_KEY": ""}, {"GROQ_API_KEY": " \n"}):
+        groq = loaded(**environ).providers["groq"]
+        assert groq.api_key is None
+        assert groq.api_key_problem == "environment variable GROQ_API_KEY is not set"
+        assert not groq.usable
+
+
+def test_a_secret_in_a_file_is_read_stripped_and_watched(loaded: Load, tmp_path: Path) -> None:
+    (tmp_path / "groq").write_text("gsk_from_file\n")
+    found = loaded(provider('api_key = { file = "groq" }'))
+    key = found.providers["x"].api_key
+    assert key is not None
+    assert key.reveal() == "gsk_from_file"
+    assert tmp_path / "groq" in found.files
+
+
+def test_a_secret_file_that_is_not_there_makes_the_provider_unusable(loaded: Load) -> None:
+    found = loaded(provider('api_key = { file = "missing" }')).providers["x"]
+    assert "no such file" in (found.api_key_problem or "")
+
+
+def test_all_files_are_watched_also_those_that_are_missing(loaded: Load, tmp_path: Path) -> None:
+    names = {path.name for path in loaded().files}
+    assert names == {"gateway.toml", "keys.toml", "prices.toml"}
+
+
+def test_routes_keep_their_order_and_models_may_hold_colons_and_slashes(loaded: Load) -> None:
+    text = GATEWAY.replace(
+        "[[routes]]", '[[routes]]\nmodel = "a"\ntargets = ["groq:x/y:8b"]\n\n[[routes]]'
+    )
+    routes = loaded(text).routes
+    assert routes[0] == Route("a", (Target("groq", "x/y:8b"),))
+    assert routes[1] == Route("*", (Target("groq", None),))
+
+
+def test_a_key_has_all_its_limits(loaded: Load) -> None:
+    keys = f"""
+        [keys."a.b"]
+        sha256 = "{DIGEST}"
+        models = ["llama-*", "fast"]
+        requests_per_minute = 60
+        tokens_per_minute = 100_000
+        max_concurrent = 8
+        budget_usd = 0.10
+        budget_period = "day"
+        expires = 2027-01-01
+    """
+    key = loaded(keys=keys).keys["a.b"]
+    assert (key.requests_per_minute, key.tokens_per_minute, key.max_concurrent) == (60, 100000, 8)
+    assert (key.budget_usd, key.budget_period) == (Decimal("0.10"), "day")
+    assert key.limited
+
+
+@pytest.mark.parametrize(
+    ("written_date", "expires"),
+    [
+        ("2027-01-01", datetime.date(2027, 1, 1)),
+        ("2027-01-01T12:00:00", datetime.date(2027, 1, 1)),
+        ("2027-01-01T23:30:00-05:00", datetime.date(2027, 1, 2)),
+        ("2027-01-01T00:30:00+05:00", datetime.date(2026, 12, 31)),
+    ],
+)
+def test_a_key_expires_on_a_day_in_utc(
+    loaded: Load, written_date: str, expires: datetime.date
+) -> None:
+    found = loaded(keys=f'[keys.a]\nsha256 = "{DIGEST}"\nexpires = {written_date}').keys["a"]
+    assert type(found.expires) is datetime.date
+    assert found.expires == expires
+
+
+def test_prices_are_decimals_and_cached_input_costs_as_input_unless_told(loaded: Load) -> None:
+    text = GATEWAY + '[prices."a/b"]\ninput = 0.15\noutput = 1\n'
+    assert loaded(text).prices["a/b"] == Price(Decimal("0.15"), Decimal("0.15"), Decimal(1))
+    text += "cached_input = 0.075\n"
+    assert loaded(text).prices["a/b"].cached_input == Decimal("0.075")
+
+
+def test_settings_cannot_be_changed(loaded: Load) -> None:
+    found = loaded()
+    with pytest.raises(FrozenInstanceError):
+        found.store = "x"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        found.providers["x"] = found.providers["groq"]  # type: ignore[index]
+
+
+def test_a_secret_is_not_shown_nor_written(loaded: Load) -> None:
+    found = loaded(GROQ_API_KEY="gsk_hidden")
+    assert "gsk_hidden" not in repr(found)
+    assert "gsk_hidden" not in f"{found.providers['groq'].api_key}"
+    with pytest.raises(TypeError):
+        pickle.dumps(Secret("gsk_hidden"))
+    assert Secret("a") == Secret("a")
+    assert Secret("a") != Secret("b")
+
+
+# --- what is wrong ---
+
+
+def test_all_problems_of_all_places_are_told_at_once(loaded: Load) -> None:
+    gateway = """
+        [server]
+        max_bod_bytes = 1
+        [providers.groq]
+        base_url = "ftp://x"
+        [[routes]]
+        model = "*"
+        targets = ["grok"]
+    """
+    keys = '[keys.none]\nsha256 = "x"'
+    found = problems(loaded, gateway, keys, PORT="http", LOG_LEVEL="verbose")
+    assert set(found) == {
+        "PORT",
+        "LOG_LEVEL",
+        "server.max_bod_bytes",
+        "providers.groq.base_url",
+        "routes[0].targets",
+        "keys.none",
+        "keys.none.sha256",
+    }
+    assert found["server.max_bod_bytes"].hint == "did you mean 'max_body_bytes'?"
+    assert found["routes[0].targets"].hint == "did you mean 'groq'?"
+    assert found["PORT"].file == "environment"
+    assert found["keys.none"].file.endswith("keys.toml")
+
+
+def test_a_problem_is_one_line_with_file_key_path_fault_and_remedy() -> None:
+    problem = Problem("config/gateway.toml", "server.x", "unknown key", "remove it")
+    assert str(problem) == "config/gateway.toml: server.x: unknown key; remove it"
+    assert str(ConfigError([problem, problem])) == f"{problem}\n{problem}"
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "says"),
+    [
+        ("[server]\nmax_body_bytes = '1'", "server.max_body_bytes", "is a string"),
+        ("[server]\nmax_body_bytes = true", "server.max_body_bytes", "is a boolean"),
+        ("[server]\nmax_body_bytes = 1e6", "server.max_body_bytes", "is a number"),
+        ("[server]\nmax_in_flight = 0", "server.max_in_flight", "out of range"),
+        ("[server]\nbody_timeout = 0", "server.body_timeout", "out of range"),
+        ("[server]\nbody_timeout = nan", "server.body_timeout", "out of range"),
+        ("[server]\nbody_timeout = inf", "server.body_timeout", "out of range"),
+        ("[server]\nbody_timeout = 1e99999999999999999999", "server.body_timeout", "out of range"),
+        ("[server]\nmetering = 1", "server.metering", "is an integer"),
+        ("[server]\ncors_origins = '*'", "server.cors_origins", "is a string"),
+        ("[server]\ncors_origins = ['*', 'http://a']", "server.cors_origins", "already"),
+        ("[server]\ncors_origins = ['https://*.a.b']", "server.cors_origins", "no origin"),
+        ("[server]\ncors_origins = ['https://a.b/']", "server.cors_origins", "no origin"),
+        ("[server]\ncors_origins = [1]", "server.cors_origins[0]", "is an integer"),
+        ("[server]\nmetrics_token = 'hunter2'", "server.metrics_token", "is a literal secret"),
+        ("server = 1", "server", "is an integer"),
+        ("[sever]", "sever", "unknown key"),
+        (provider("connect_timeout = 0"), "providers.x.connect_timeout", "out of range"),
+        (provider("total_timeout = 1e6"), "providers.x.total_timeout", "out of range"),
+        (provider("idle_timeout = 00:01:00"), "providers.x.idle_timeout", "is a date or time"),
+        (provider("max_connections = 0"), "providers.x.max_connections", "out of range"),
+        (provider("timeout = 1"), "providers.x.timeout", "unknown key"),
+        (provider("api_key = 'sk-abc'"), "providers.x.api_key", "is a literal secret"),
+        (provider("api_key = 1"), "providers.x.api_key", "is an integer"),
+        (provider("api_key = {}"), "providers.x.api_key", "is not a reference"),
+        (provider("api_key = {env='A', file='b'}"), "providers.x.api_key", "is not a reference"),
+        (provider("api_key = {env=1}"), "providers.x.api_key", "is not the name"),
+        (provider("api_key = {env=''}"), "providers.x.api_key", "is not the name"),
+        (provider("api_key = {file='.'}"), "providers.x.api_key", "is not a regular file"),
+        (provider("ca_file = 'missing.pem'"), "providers.x.ca_file", "no such file"),
+        (provider("ca_file = 'gateway.toml'"), "providers.x.ca_file", "no certificate"),
+        (provider("headers = {a = 1}"), "providers.x.headers.a", "is an integer"),
+        (provider("headers = {'a b' = 'x'}"), 'providers.x.headers."a b"', "not a header's name"),
+        (provider('headers = {a = "x\\r\\ny"}'), "providers.x.headers.a", "no header's value"),
+        (provider("headers = {Host = 'a'}"), "providers.x.headers.Host", "set by the gateway"),
+        (provider("headers = {a='1', A='2'}"), "providers.x.headers.A", "is there twice"),
+        (provider("headers = {api-key='x'}"), "providers.x.headers.api-key", "literal secret"),
+        ("[providers.x]", "providers.x.base_url", "is missing"),
+        ("[[providers]]", "providers", "is an array"),
+        ("providers.x = 1", "providers.x", "is an integer"),
+        ("", "providers", "there is no provider"),
+        (provider("") + "[routes]", "routes", "is a table"),
+        (provider("") + "[[routes]]\ntargets = ['x']", "routes[0].model", "is missing"),
+        (provider("") + "[[routes]]\nmodel = 'a'", "routes[0].targets", "is missing"),
+        (provider("") + "[[routes]]\nmodel = ''\ntargets = ['x']", "routes[0].model", "is empty"),
+        (provider("") + "[[routes]]\nmodel = 'a'\ntargets = []", "routes[0].targets", "is empty"),
+        (
+            provider("") + "[[routes]]\nmodel = 'a'\ntargets = ['']",
+            "routes[0].targets[0]",
+            "is empty",
+        ),
+        (
+            provider("") + "[[routes]]\nmodel = 'a'\ntargets = ['x:']",
+            "routes[0].targets",
+            "names no model",
+        ),
+        (
+            provider("") + "[[routes]]\nmodel = 'a'\ntargets = ['x', 'x']",
+            "routes[0].targets[1]",
+            "is there twice",
+        ),
+        (provider("") + "[prices.m]\ninput = 1", "prices.m.output", "is missing"),
+        (provider("") + "[prices.m]\ninput = -1\noutput = 1", "prices.m.input", "out of range"),
+    ],
+)
+def test_a_mistake_is_told_at_its_key_path(loaded: Load, text: str, path: str, says: str) -> None:
+    found = problems(loaded, text if not text or "providers" in text else text + OTHERWISE_FINE)
+    assert list(found) == [path]
+    assert says in found[path].message
+    assert found[path].hint
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "api.example.com",
+        "//api.example.com",
+        "ftp://api.example.com",
+        "https://",
+        "https:///v1",
+        "https://:443/v1",
+        "https://host:/v1",
+        "https://host:0/v1",
+        "https://host:99999/v1",
+        "https://host:http/v1",
+        "https://user:hunter2@host/v1",
+        "https://host/v1?key=hunter2",
+        "https://host/v1?",
+        "https://host/v1#x",
+        "https://host/v1/../admin",
+        "https://host/./v1",
+        "https://host/v1%2f..",
+        "https://host//v1",
+        "https://host/v1//",
+        "https://host\\\\v1",
+        "https://ho st/v1",
+        "https://höst/v1",
+        "https://[::1/v1",
+        "https://host/v1\\u0000",
+        "https://host/v1\\r\\nX: y",
+        "https://-host/v1",
+    ],
+)
+def test_an_address_that_could_mean_two_things_is_refused_and_not_repeated(
+    loaded: Load, address: str
+) -> None:
+    found = problems(loaded, f'[providers.x]\nbase_url = "{address}"')
+    assert list(found) == ["providers.x.base_url"]
+    assert "hunter2" not in str(found["providers.x.base_url"])
+
+
+@pytest.mark.parametrize("name", [*sorted(RESERVED), "Groq", "-x", "a b", "a/b", "ä", "", "x" * 65])
+def test_a_provider_cannot_take_a_path_of_the_gateway_or_an_odd_name(
+    loaded: Load, name: str
+) -> None:
+    found = problems(loaded, f'[providers."{name}"]\nbase_url = "https://x.example"')
+    assert len(found) == 1
+    assert next(iter(found)).startswith("providers.")
+
+
+@pytest.mark.parametrize(
+    ("models", "unreached"),
+    [
+        (("*", "gpt-*"), 1),
+        (("gpt-*", "gpt-4o"), 1),
+        (("gpt-*", "gpt-*"), 1),
+        (("a", "b", "a"), 2),
+        (("**", "a"), 1),
+    ],
+)
+def test_a_route_that_is_never_reached_is_a_problem(
+    loaded: Load, models: tuple[str, ...], unreached: int
+) -> None:
+    text = provider("") + "".join(f"[[routes]]\nmodel='{m}'\ntargets=['x']\n" for m in models)
+    found = problems(loaded, text)
+    assert list(found) == [f"routes[{unreached}].model"]
+
+
+def test_a_route_to_a_provider_with_a_mistake_is_not_a_second_problem(loaded: Load) -> None:
+    text = GATEWAY.replace("https://", "")
+    assert list(problems(loaded, text)) == ["providers.groq.base_url"]
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        ("sha256 = 1", "keys.a.sha256"),
+        (f"sha256 = '{DIGEST.upper()}'", "keys.a.sha256"),
+        ("sha256 = 'sk-wr-hunter2'", "keys.a.sha256"),
+        ("", "keys.a.sha256"),
+        (f"sha256 = '{DIGEST}'\nmodels = []", "keys.a.models"),
+        (f"sha256 = '{DIGEST}'\nmodels = 'gpt'", "keys.a.models"),
+        (f"sha256 = '{DIGEST}'\nrequests_per_minute = 0", "keys.a.requests_per_minute"),
+        (f"sha256 = '{DIGEST}'\ntokens_per_minute = -1", "keys.a.tokens_per_minute"),
+        (f"sha256 = '{DIGEST}'\nmax_concurrent = 1.5", "keys.a.max_concurrent"),
+        (f"sha256 = '{DIGEST}'\nmax_concurent = 1", "keys.a.max_concurent"),
+        (f"sha256 = '{DIGEST}'\nbudget_usd = 0", "keys.a.budget_usd"),
+        (f"sha256 = '{DIGEST}'\nbudget_usd = '20'", "keys.a.budget_usd"),
+        (f"sha256 = '{DIGEST}'\nbudget_usd = 1\nbudget_period='year'", "keys.a.budget_period"),
+        (f"sha256 = '{DIGEST}'\nbudget_period = 'day'", "keys.a.budget_period"),
+        (f"sha256 = '{DIGEST}'\nexpires = '2027-01-01'", "keys.a.expires"),
+        (f"sha256 = '{DIGEST}'\nexpires = 12:00:00", "keys.a.expires"),
+        (f"sha256 = '{DIGEST}'\nexpires = 0001-01-01T00:00:00+14:00", "keys.a.expires"),
+    ],
+)
+def test_a_mistake_in_a_key_is_told_and_repeats_no_secret(
+    loaded: Load, line: str, path: str
+) -> None:
+    found = problems(loaded, keys=f"[keys.a]\n{line}")
+    assert list(found) == [path]
+    assert "hunter2" not in str(found[path])
+
+
+@pytest.mark.parametrize("name", ["none", "client", "other", "", "a b", ".a", "ä", "x" * 65])
+def test_a_key_cannot_have_a_name_that_is_no_good_label(loaded: Load, name: str) -> None:
+    assert len(problems(loaded, keys=f'[keys."{name}"]\nsha256 = "{DIGEST}"')) == 1
+
+
+def test_a_secret_used_as_a_name_is_not_repeated(loaded: Load) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(keys=f'[keys.sk-wr-hunter2]\nsha256 = "{DIGEST}"\nx = 1')
+    assert "hunter2" not in str(caught.value)
+
+
+def test_two_keys_with_one_secret_are_a_problem(loaded: Load) -> None:
+    found = problems(loaded, keys=f'[keys.a]\nsha256="{DIGEST}"\n[keys.b]\nsha256="{DIGEST}"')
+    assert found["keys.b.sha256"].message == "is also that of keys.a"
+
+
+def test_a_secret_put_where_a_variables_name_belongs_is_not_repeated(loaded: Load) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(provider('api_key = { env = "gsk_hunter2" }'))
+    assert "hunter2" not in str(caught.value)
+    assert "capitals" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["two words", "line\nbreak", "ümlaut", "nul\0"])
+def test_a_secret_that_no_header_can_carry_is_told_without_it(loaded: Load, value: str) -> None:
+    found = problems(loaded, GROQ_API_KEY=value)
+    assert "header" in found["providers.groq.api_key"].message
+    assert value not in str(found["providers.groq.api_key"])
+
+
+def test_an_empty_secret_file_is_a_problem(loaded: Load, tmp_path: Path) -> None:
+    (tmp_path / "groq").write_text("\n")
+    found = problems(loaded, provider('api_key = { file = "groq" }'))
+    assert "is empty" in found["providers.x.api_key"].message
+
+
+@pytest.mark.parametrize(
+    ("data", "place", "says"),
+    [
+        (b"[server\n", "line 1", "is not TOML"),
+        (b"[server]\nx = \n", "line 2", "is not TOML"),
+        (b"[server]\n[server]\n", "line 2", "is not TOML"),
+        (b"a = '''\n\n", "line 3", "is not TOML"),
+        (b"a = " + b"9" * 5000, "", "is not TOML"),
+        (b"a = " + b"[" * 5000, "", "is nested too deeply"),
+        (b"\xef\xbb\xbf[server]\n", "line 1", "byte order mark"),
+        (b"# caf\xe9\n", "", "is not UTF-8 (byte 6)"),
+        (b"# " + b"x" * 10_000_000, "", "is larger than"),
+    ],
+)
+def test_a_file_that_is_no_toml_is_told_with_its_line(
+    tmp_path: Path, data: bytes, place: str, says: str
+) -> None:
+    for names in ("gateway", "keys"):
+        environ = written(tmp_path, **{"gateway": GATEWAY, names: data})  # type: ignore[arg-type]
+        found = problems(load, environ)
+        assert list(found) == [place]
+        assert says in found[place].message
+        (tmp_path / "keys.toml").unlink(missing_ok=True)
+
+
+def test_a_missing_gateway_file_is_told_and_a_missing_keys_file_is_no_keys(tmp_path: Path) -> None:
+    environ = written(tmp_path)
+    assert load(environ).keys == {}
+    (tmp_path / "gateway.toml").unlink()
+    found = problems(load, environ)
+    assert found[""].message == "there is no such file"
+    assert "WRAPPER_CONFIG" in found[""].hint
+
+
+def test_directories_pipes_sockets_and_unreadable_paths_are_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        for name in (".", "pipe", "loop", "socket", "x" * 300, "gateway.toml/x"):
+            environ = written(tmp_path)
+            environ["WRAPPER_KEYS"] = str(tmp_path / name)
+            assert list(problems(load, environ)) == [""]
+
+
+VALUES = st.recursive(
+    st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.sampled_from(["1.5", "nan", "inf", "-inf", "1e400", "1e-400", "-0.0"])
+    | st.sampled_from(["2027-01-01", "2027-01-01T00:00:00Z", "12:00:00"])
+    | st.builds(
+        lambda text: '"' + "".join(f"\\U{ord(char):08x}" for char in text) + '"',
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+        | st.sampled_from(["https://x.example/v1", "groq", "groq:m", "*", "a*", DIGEST, "month"]),
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(map(toml, items))}]")
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "env",
+                    "file",
+                    "base_url",
+                    "api_key",
+                    "headers",
+                    "model",
+                    "targets",
+                    "sha256",
+                    "expires",
+                    "input",
+                    "output",
+                    "keys",
+                    "routes",
+                    "groq",
+                    "models",
+                    "budget_usd",
+                    "ca_file",
+                ]
+            ),
+            inner,
+            max_size=4,
+        ).map(lambda d: "{" + ", ".join(f"{k} = {toml(v)}" for k, v in d.items()) + "}")
+    ),
+    max_leaves=12,
+)
+
+
+def toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+SETTINGS = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@SETTINGS
+@given(st.data())
+def test_whatever_the_files_say_is_settings_or_problems(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    def tables(*names: str) -> str:
+        return "".join(f"{name} = {toml(data.draw(VALUES))}\n" for name in names)
+
+    inside = data.draw(
+        st.sampled_from(["base_url", "api_key", "headers", "ca_file", "total_timeout", "x"])
+    )
+    gateway = data.draw(
+        st.sampled_from(
+            [
+                f"{tables('server', 'providers', 'routes', 'prices')}",
+                f"[[routes]]\n{tables('model', 'targets')}[prices.a]\n{tables('input', 'output')}",
+                f"[server]\n{tables('cors_origins', 'max_body_bytes', 'metrics_token')}",
+                f"[providers.groq]\n{tables(inside)}",
+            ]
+        )
+    )
+    keys = data.draw(
+        st.sampled_from(
+            [
+                tables("keys"),
+                f"[keys.a]\n{tables('sha256', 'models', 'expires', 'budget_usd')}",
+                f"[keys.a]\nsha256='{DIGEST}'\n{tables('budget_period', 'max_concurrent')}",
+            ]
+        )
+    )
+    environ = written(tmp_path, gateway, keys)
+    with contextlib.suppress(ConfigError):
+        assert load(environ).providers
+
+
+@SETTINGS
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_whatever_bytes_the_files_hold_is_settings_or_problems(
+    tmp_path: Path, gateway: bytes, keys: bytes
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(written(tmp_path, gateway, keys))
+    assert len(str(caught.value).splitlines()) == len(caught.value.problems)
+
+
+# --- the environment ---
+
+
+def test_the_real_environment_wins_over_the_env_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        "# a comment\nPORT=1\nHOST='::1'\nexport GROQ_API_KEY=\"a b\"\nOPENAI_API_KEY=\nX=${PORT}\n"
+    )
+    found = environment(tmp_path, {"PORT": "2", "HOST": "", "LOG_LEVEL": ""})
+    assert found == {"PORT": "2", "HOST": "::1", "GROQ_API_KEY": "a b", "X": "${PORT}"}
+
+
+def test_without_an_env_file_there_is_the_environment(tmp_path: Path) -> None:
+    assert environment(tmp_path, {"A": "b"}) == {"A": "b"}
+
+
+@pytest.mark.parametrize("data", [b"caf\xe9=1", b"A='x\n", b"=x\n"])
+def test_a_broken_env_file_is_a_problem_that_repeats_nothing(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / ".env").write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        environment(tmp_path, {})
+    assert caught.value.problems[0].file.endswith(".env")
+
+
+def test_the_server_listens_where_the_environment_says() -> None:
+    assert listen({}).host == "127.0.0.1"
+    assert 2 <= listen({}).workers <= 4
+    environ = {"HOST": "::1", "PORT": "0", "WEB_CONCURRENCY": "7", "LOG_LEVEL": "DEBUG"}
+    assert listen(environ) == Listen("::1", 0, 7, "debug")
+    assert listen(environ).bind == "[::1]:0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", "٣"),
+        ("PORT", "8080/tcp"),
+        ("WEB_CONCURRENCY", "0"),
+        ("WEB_CONCURRENCY", "257"),
+        ("LOG_LEVEL", "verbose"),
+        ("HOST", "http://localhost"),
+        ("HOST", "localhost:8080"),
+        ("HOST", "a b"),
+        ("WRAPPER_STORE", "redis://host:6379/0"),
+        ("WRAPPER_STORE", "usage.db"),
+        ("WRAPPER_STORE", "sqlite:///"),
+        ("WRAPPER_STORE", "sqlite:///:memory:"),
+        ("WRAPPER_STORE", "postgres://u:hunter2@host/db"),
+        ("WRAPPER_DEMO", "yes"),
+    ],
+)
+def test_a_variable_with_a_wrong_value_is_a_problem(loaded: Load, name: str, value: str) -> None:
+    found = problems(loaded, **{name: value})
+    assert list(found) == [name]
+    assert found[name].file == "environment"
+    assert "hunter2" not in str(found[name])
+
+
+def test_redis_is_understood_but_said_to_be_not_built_yet() -> None:
+    found = problems(store_url, {"WRAPPER_STORE": "redis://:hunter2@host:6379/0"})
+    assert "not built yet" in str(found["WRAPPER_STORE"])
+    assert "sqlite:///" in str(found["WRAPPER_STORE"])
+
+
+# --- the simulated provider ---
+
+
+def test_the_demo_is_needed_only_when_asked_for_and_no_provider_is_usable(tmp_path: Path) -> None:
+    environ = written(tmp_path)
+    assert not needs_demo(environ)
+    assert needs_demo({**environ, "WRAPPER_DEMO": "1"})
+    assert not needs_demo({**environ, "WRAPPER_DEMO": "1", "GROQ_API_KEY": "gsk_x"})
+    assert not needs_demo({**written(tmp_path, "["), "WRAPPER_DEMO": "1"})
+
+
+def test_the_demo_answers_for_every_route_under_the_callers_name(tmp_path: Path) -> None:
+    text = GATEWAY.replace('"*"', '"fast"').replace('["groq"]', '["groq:llama", "groq:other"]')
+    found = load(written(tmp_path, text), "http://127.0.0.1:1234")
+    assert list(found.providers) == ["demo"]
+    assert found.providers["demo"].base_url == "http://127.0.0.1:1234/v1"
+    assert found.providers["demo"].usable
+    assert found.routes == (Route("fast", (Target("demo"),)), Route("*", (Target("demo"),)))
