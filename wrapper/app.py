@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, g, request
 from flask_cors import CORS
 from werkzeug.exceptions import HTTPException
 
@@ -152,7 +152,7 @@ def _answer_errors(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def bug(error: Exception) -> Response:
-        log.exception("a bug: %s", type(error).__name__)
+        log.error("a bug: %s", g.exchange.request_id, exc_info=error)
         return gateway_error(
             errors.InternalError("An internal error; the log has it under this request's id.")
         )

@@ -204,7 +204,9 @@ class Call:
         except RecursionError:
             raise errors.InvalidJson("The body is nested too deep.") from None
         if jsonbytes.has_duplicate(body, _READ_FIELDS):
-            raise errors.InvalidBody("A field is given twice: 'model', 'stream' or 'stream_options'.")
+            raise errors.InvalidBody(
+                "A field is given twice: 'model', 'stream' or 'stream_options'."
+            )
         self.body, self.is_json = body, True
         self.model, self.stream = fields.model, bool(fields.stream)
 
@@ -228,7 +230,7 @@ class Call:
         """Find the form's `model`, wherever it stands, with the file parts on disk."""
         raw = self.raw = RawBody(self.environ, limit)
         finder = FieldFinder(self.environ["CONTENT_TYPE"], "model", scan_all=True)
-        file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=1 << 20)  # closed by the relay
+        file: IO[bytes] = tempfile.SpooledTemporaryFile(1 << 20)  # noqa: SIM115  # relay closes it
         try:
             for piece in raw:
                 finder.feed(piece)
@@ -340,7 +342,7 @@ def _check_utf8(body: bytes) -> None:
 
 
 def _wrong_field(problem: str) -> errors.GatewayError:
-    """msgspec says `Expected `str | null`, got `int` - at `$.model``."""
+    """Msgspec says `Expected `str | null`, got `int` - at `$.model``."""
     what, _, where = problem.partition(" - at `$.")
     field = where.rstrip("`") or None
     name = f"'{field}': " if field else "The body: "

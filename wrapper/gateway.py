@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
-
-from collections.abc import Mapping
 
 from wrapper.config import Settings, prices_path
 from wrapper.exchange import Exchange

@@ -30,9 +30,7 @@ MAX_TRAILERS = 64
 MAX_INTERIM = 16
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
-_HEADER_LINE = re.compile(
-    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*"
-)
+_HEADER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 
 Headers = list[tuple[str, str]]
@@ -76,9 +74,7 @@ class Connection:
         self.idle_since = 0.0
 
     @classmethod
-    def open(
-        cls, host: str, port: int, tls: ssl.SSLContext | None, timeout: float
-    ) -> Connection:
+    def open(cls, host: str, port: int, tls: ssl.SSLContext | None, timeout: float) -> Connection:
         """Connect, at most `timeout` seconds for each address and for the TLS handshake.
 
         Raises OSError (ssl.SSLError and TimeoutError among its kinds).

@@ -78,8 +78,7 @@ def _start_simulator() -> None:
     command = [sys.executable, "-m", "wrapper.simulator", "--port", "0", "--exit-with-parent"]
     command += ["--gap", "0.03"]
     _simulator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert _simulator.stdout is not None
-    line = _simulator.stdout.readline()
+    line = _simulator.stdout.readline() if _simulator.stdout else b""
     os.environ[DEMO_URL] = f"http://127.0.0.1:{json.loads(line)['port']}"
     log.warning("no provider key is set: serving the simulated provider 'demo'")
 

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from wrapper import errors, exchange as outcomes
+from wrapper import errors
+from wrapper import exchange as outcomes
 from wrapper.call import Call, RawBody, Spooled
 from wrapper.exchange import Exchange
 from wrapper.upstream import Answer, Upstream, headers_up

@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -30,7 +31,9 @@ from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMet
 from wrapper.exchange import Exchange
 from wrapper.store import Sums
 
-METHODS = frozenset("GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH".split())
+METHODS = frozenset(
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
+)
 OTHER = "other"
 MAX_MODELS = 200
 PICO = 1e12
@@ -54,26 +57,20 @@ DURATION = Histogram(
     ("method", "path"),
     buckets=_SECONDS,
 )
-IN_FLIGHT = Gauge(
-    "requests_in_flight", "Requests being served now.", multiprocess_mode="livesum"
-)
+IN_FLIGHT = Gauge("requests_in_flight", "Requests being served now.", multiprocess_mode="livesum")
 UNSETTLED = Gauge(
     "api_requests_unsettled",
     "Calls admitted and not settled yet.",
     multiprocess_mode="livesum",
 )
-LOST = Counter(
-    "unsettled_requests", "Calls whose worker died before they could be settled."
-)
+LOST = Counter("unsettled_requests", "Calls whose worker died before they could be settled.")
 CALLS = Counter("api_key_requests", "Calls by key and outcome.", (*_KEY_LABELS, "outcome"))
 PROMPT = Counter("token_usage_prompt", "Prompt tokens by key.", _KEY_LABELS)
 COMPLETION = Counter("token_usage_completion", "Completion tokens by key.", _KEY_LABELS)
 TOKENS = Counter("token_usage", "All tokens by key.", _KEY_LABELS)
 CACHED = Counter("token_usage_cached", "Prompt tokens that came from a cache.", _KEY_LABELS)
 COST = Counter("api_key_cost_usd", "Cost in US dollars by key.", _KEY_LABELS)
-REJECTIONS = Counter(
-    "api_key_rejections", "Calls that the gateway refused.", ("api_key", "reason")
-)
+REJECTIONS = Counter("api_key_rejections", "Calls that the gateway refused.", ("api_key", "reason"))
 UNMETERED = Counter(
     "unmetered_responses", "2xx answers whose use could not be read.", ("provider", "reason")
 )
@@ -257,10 +254,12 @@ def _ms(seconds: float | None) -> float | None:
 def _timestamp(at: float) -> str:
     """RFC 3339, UTC, milliseconds."""
     whole = int(at)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((at - whole) * 1000):03d}Z"
+    return (
+        time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((at - whole) * 1000):03d}Z"
+    )
 
 
-class Exporter(GunicornInternalPrometheusMetrics):
+class Exporter(GunicornInternalPrometheusMetrics):  # type: ignore[misc]  # has no types
     """prometheus-flask-exporter's endpoint over all workers' values.
 
     Adding up the workers' files takes a noticeable part of a second with many series, so it is
@@ -284,6 +283,11 @@ class Exporter(GunicornInternalPrometheusMetrics):
         return text.decode("utf-8"), content_type
 
 
+_mark_dead: Any = mark_process_dead
+_values: Any = MmapedDict.read_all_values_from_file  # untyped
+_Collector: Any = MultiProcessCollector
+
+
 class _Families:
     """All workers' metric families; what an encoder takes for a registry."""
 
@@ -291,7 +295,7 @@ class _Families:
         self._names = frozenset(names or ())
 
     def collect(self) -> Iterable[Metric]:
-        for family in MultiProcessCollector(None).collect():
+        for family in _Collector(None).collect():
             if self._names and family.name not in self._names:
                 family.samples = [s for s in family.samples if s.name in self._names]
                 if not family.samples:
@@ -349,11 +353,11 @@ def seed(totals: Iterable[Sums]) -> None:
 def worker_gone(pid: int) -> None:
     """A worker has exited: its gauges end, its counters stay, what it owed is counted."""
     owed = 0.0
-    path = os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"gauge_livesum_{pid}.db")
-    if os.path.exists(path):
-        for key, value, *_ in MmapedDict.read_all_values_from_file(path):
+    path = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"gauge_livesum_{pid}.db")
+    if path.exists():
+        for key, value, *_ in _values(str(path)):
             if "api_requests_unsettled" in key:
                 owed += value
     if owed > 0:
         LOST.inc(owed)
-    mark_process_dead(pid)
+    _mark_dead(pid)

@@ -39,14 +39,40 @@ MAX_IDLE = 45.0  # seconds; providers close idle connections after 60 or more
 
 # RFC 9110 section 7.6.1, and what is between this caller and this gateway alone.
 _HOP_BY_HOP = frozenset(
-    "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
-    " transfer-encoding upgrade".split()
+    [
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ]
 )
 _NEVER_UP = _HOP_BY_HOP | frozenset(
-    "host cookie authorization api-key x-api-key forwarded expect content-length".split()
+    [
+        "host",
+        "cookie",
+        "authorization",
+        "api-key",
+        "x-api-key",
+        "forwarded",
+        "expect",
+        "content-length",
+    ]
 )
 _NEVER_DOWN = _HOP_BY_HOP | frozenset(
-    "set-cookie set-cookie2 openai-organization openai-project content-length date server".split()
+    [
+        "set-cookie",
+        "set-cookie2",
+        "openai-organization",
+        "openai-project",
+        "content-length",
+        "date",
+        "server",
+    ]
 )
 # Codings whose bytes the meter can read; others are taken out so that none goes unmetered.
 READABLE_CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "identity", "*"})
@@ -153,6 +179,7 @@ class Transport(BaseAdapter):
                 return connection
             connection.close()
         return None
+
 
 class Raw:
     """`Response.raw`: the head and the bytes of an answer, nothing decoded."""
@@ -342,7 +369,9 @@ def _header_name(key: str) -> tuple[str, str]:
     return name.lower(), name.title()
 
 
-def _set_framing(headers: dict[str, str], method: str, body: bytes | Iterable[bytes] | None) -> None:
+def _set_framing(
+    headers: dict[str, str], method: str, body: bytes | Iterable[bytes] | None
+) -> None:
     """Content-Length where it is known, else chunks (RFC 9112 section 6)."""
     if isinstance(body, bytes):
         headers["Content-Length"] = str(len(body))
