@@ -235,7 +235,7 @@ def is_metered(call: Call) -> bool:
 
 
 def model_in_path(path: str) -> str | None:
-    """The model in old paths of OpenAI and Azure: `/engines/{model}/…`, `/deployments/{model}/…`."""
+    """The model in old OpenAI and Azure paths: `/engines/{model}/…`, `/deployments/{model}/…`."""
     parts = path.split("/")
     for kind in ("engines", "deployments"):
         if kind in parts[:-2]:

@@ -7,6 +7,7 @@ exactly once, when its last byte has left, whoever answered it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from flask import Flask, Response, g, request
@@ -37,9 +38,16 @@ EXPOSED = [
 DRAINED_BYTES = 65536
 
 
+class GatewayApp(Flask):
+    """Flask without its question, several times a request, whether a function is a coroutine."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        return func
+
+
 def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> Flask:
     """The gateway as a WSGI application."""
-    app = Flask("wrapper", static_folder=None)
+    app = GatewayApp("wrapper", static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
     gateway = Gateway(settings, prices, open_store(settings.store), Telemetry(log_level))

@@ -11,10 +11,9 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from wrapper.config import Settings, prices_path
-from wrapper.exchange import Exchange
+from wrapper.exchange import NO_KEY, Exchange
 from wrapper.keys import Keyring
 from wrapper.routing import Routes
 from wrapper.store import Entry, StoreError, UsageStore
@@ -82,13 +81,12 @@ class Gateway:
     def _price(self, exchange: Exchange, state: State) -> None:
         if exchange.usage is None:
             return
-        upstream = state.upstreams.get(exchange.provider)
-        host = urlsplit(upstream.provider.origin).hostname if upstream else None
-        exchange.cost = state.prices.cost(
-            exchange.provider, host or "", exchange.model, exchange.usage
-        )
+        host = state.upstreams[exchange.provider].host
+        exchange.cost = state.prices.cost(exchange.provider, host, exchange.model, exchange.usage)
 
     def _book(self, exchange: Exchange) -> None:
+        if exchange.api_key == NO_KEY:
+            return  # a stranger's refused call is nobody's use, and must not cost a write
         entry = Entry(
             at=time.time(),
             key=exchange.api_key,

@@ -176,14 +176,14 @@ class Telemetry:
             self._child(UNMETERED, provider, exchange.unmetered).inc()
         usage = exchange.usage
         if usage is not None:
-            self._child(PROMPT, *labels).inc(usage.prompt)
-            self._child(COMPLETION, *labels).inc(usage.completion)
-            self._child(TOKENS, *labels).inc(usage.total)
-            self._child(CACHED, *labels).inc(usage.cached)
+            self._add(usage.prompt, PROMPT, *labels)
+            self._add(usage.completion, COMPLETION, *labels)
+            self._add(usage.total, TOKENS, *labels)
+            self._add(usage.cached, CACHED, *labels)
             if exchange.cost is None:
                 self._child(UNPRICED, provider, model).inc()
             else:
-                self._child(COST, *labels).inc(exchange.cost / PICO)
+                self._add(exchange.cost / PICO, COST, *labels)
         if exchange.relayed and 200 <= exchange.status < 300:
             self._record_speed(exchange, provider, model)
 
@@ -196,6 +196,11 @@ class Telemetry:
             rest = max(0.0, exchange.upstream - exchange.ttft)
             per_token = rest / (exchange.usage.completion - 1)
             self._child(PER_TOKEN, provider, model).observe(per_token)
+
+    def _add(self, amount: float, metric: Any, *labels: str) -> None:
+        child = self._child(metric, *labels)  # the series is there even when all it has is zero
+        if amount:
+            child.inc(amount)
 
     def _child(self, metric: Any, *labels: str) -> Any:
         """`metric.labels(…)`, remembered: its own look-up takes a lock and a few microseconds."""

@@ -254,6 +254,7 @@ class Upstream:
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
         self._transport = Transport(provider)
+        self.host = urlsplit(provider.origin).hostname or ""
         self._extra = {name.title(): value for name, value in provider.headers}
         self._credential = (
             f"Bearer {provider.api_key.reveal()}" if provider.api_key is not None else None

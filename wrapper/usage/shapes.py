@@ -59,6 +59,9 @@ class _Report(msgspec.Struct):
     completion_tokens_details: _CompletionDetails | None = None
     input_tokens_details: _PromptDetails | None = None
     output_tokens_details: _CompletionDetails | None = None
+    # Audio spells it in the singular.
+    input_token_details: _PromptDetails | None = None
+    output_token_details: _CompletionDetails | None = None
     seconds: _Seconds = None
 
 
@@ -156,9 +159,17 @@ def read_usage(text: bytes) -> Usage | None:
     total = report.total_tokens
     if prompt is None and completion is None and total is None and report.seconds is None:
         return None
-    before = report.prompt_tokens_details or report.input_tokens_details or _NO_PROMPT_DETAILS
+    before = (
+        report.prompt_tokens_details
+        or report.input_tokens_details
+        or report.input_token_details
+        or _NO_PROMPT_DETAILS
+    )
     after = (
-        report.completion_tokens_details or report.output_tokens_details or _NO_COMPLETION_DETAILS
+        report.completion_tokens_details
+        or report.output_tokens_details
+        or report.output_token_details
+        or _NO_COMPLETION_DETAILS
     )
     if completion is None:
         completion = 0
