@@ -11,17 +11,27 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from wrapper.commands import COMMANDS, CommandError
 from wrapper.config import ConfigError, environment
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes no abbreviated options, nor do its subparsers: a new option must not change old ones.
+
+    `parser_class` of subparsers is their parent's class.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "allow_abbrev": False})
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m wrapper",
         description="The gateway's command line. Start the gateway itself with `make run`.",
-        allow_abbrev=False,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:

@@ -58,7 +58,8 @@ def load(
     gateway = _gateway(environ, sources, problems)
     in_keys: list[Problem] = []
     keys = _keys(environ, sources, in_keys)
-    sources.watch(prices_path(environ))
+    for path in (config_path(environ).with_name(PRICES), prices_path(environ)):
+        sources.watch(path)
     in_environ: list[Problem] = []
     read_listen(environ, in_environ)
     store = read_store_url(environ, in_environ)

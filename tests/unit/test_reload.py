@@ -1,0 +1,255 @@
+"""A change is in force at the next poll, a mistake changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from wrapper.config import ConfigError, Settings, load
+from wrapper.config.watch import Reloader, accept, load_or_last_good
+from wrapper.keys import digest
+
+GATEWAY = """\
+[providers.groq]
+base_url = "https://api.groq.com/openai/v1"
+api_key = { file = "secret" }
+"""
+KEYS = f'[keys.a]\nsha256 = "{digest("a")}"\n[keys.b]\nsha256 = "{digest("b")}"\n'
+ONLY_A = KEYS[: KEYS.index("[keys.b]")]
+LONG_AGO = 1_700_000_000
+
+
+class Place:
+    """A directory with the files, a reloader over them, and what it told."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.clock = LONG_AGO
+        self.loads = 0
+        self.changes: list[Settings] = []
+        self.told: list[ConfigError] = []
+        self.environ = {
+            "WRAPPER_CONFIG": str(directory / "gateway.toml"),
+            "WRAPPER_KEYS": str(directory / "keys.toml"),
+        }
+        self.write("gateway.toml", GATEWAY)
+        self.write("keys.toml", KEYS)
+        self.write("secret", "one")
+        self.first = load(self.environ)
+        self.reloader = Reloader(self._load, self.changes.append, self.told.append, self.first)
+
+    def _load(self) -> Settings:
+        self.loads += 1
+        return load(self.environ)
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a file; each write has a time of its own, long ago."""
+        path = self.directory / name
+        path.write_text(text)
+        self.clock += 1
+        os.utime(path, (self.clock, self.clock))
+
+    @property
+    def last_good(self) -> Path:
+        return self.directory / "last-good"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_nothing_is_read_while_nothing_changes(place: Place) -> None:
+    for _ in range(3):
+        assert not place.reloader.poll()
+    assert place.loads == 0
+
+
+def test_a_revoked_key_is_gone_at_the_next_poll(place: Place) -> None:
+    place.write("keys.toml", ONLY_A)
+    assert place.reloader.poll()
+    assert list(place.changes[-1].keys) == ["a"]
+    assert not place.reloader.poll()
+    assert place.loads == 1
+
+
+@pytest.mark.parametrize("name", ["gateway.toml", "keys.toml", "secret", "prices.toml"])
+def test_each_file_is_watched_also_one_that_comes_later(place: Place, name: str) -> None:
+    text = {"gateway.toml": GATEWAY + "# changed", "keys.toml": ONLY_A}.get(name, "two")
+    place.write(name, text)
+    assert place.reloader.poll()
+    assert not place.reloader.poll()
+
+
+def test_a_file_that_goes_is_a_change(place: Place) -> None:
+    (place.directory / "keys.toml").unlink()
+    assert place.reloader.poll()
+    assert place.changes[-1].keys == {}
+
+
+def test_a_file_with_the_same_size_and_time_but_another_inode_is_a_change(place: Place) -> None:
+    keys = place.directory / "keys.toml"
+    other = keys.with_name("other")
+    other.write_text(KEYS.replace("keys.b", "keys.c"))
+    old = keys.stat()
+    os.utime(other, ns=(old.st_atime_ns, old.st_mtime_ns))
+    other.replace(keys)
+    assert place.reloader.poll()
+    assert list(place.changes[-1].keys) == ["a", "c"]
+
+
+def test_two_writes_within_one_tick_of_the_clock_are_both_seen(place: Place) -> None:
+    keys = place.directory / "keys.toml"
+    keys.write_text(KEYS.replace("keys.b", "keys.c"))  # now, and not long ago
+    written = keys.stat()
+    assert place.reloader.poll()
+    keys.write_text(KEYS.replace("keys.b", "keys.d"))
+    os.utime(keys, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert place.reloader.poll()
+    assert list(place.changes[-1].keys) == ["a", "d"]
+
+
+def test_a_mistake_changes_nothing_and_is_told_once(place: Place) -> None:
+    place.write("keys.toml", "[keys.a")
+    for _ in range(3):
+        assert not place.reloader.poll()
+    assert place.changes == []
+    assert len(place.told) == 1
+    place.write("keys.toml", "[keys.b")
+    assert not place.reloader.poll()
+    assert len(place.told) == 2
+
+
+def test_a_half_written_file_heals_at_the_next_poll(place: Place) -> None:
+    place.write("keys.toml", ONLY_A[:-10])
+    assert not place.reloader.poll()
+    place.write("keys.toml", ONLY_A)
+    assert place.reloader.poll()
+    assert list(place.changes[-1].keys) == ["a"]
+
+
+def test_the_old_text_put_back_after_a_mistake_is_in_force_again(place: Place) -> None:
+    place.write("keys.toml", "[keys.a")
+    place.reloader.poll()
+    place.write("keys.toml", KEYS)
+    place.reloader.poll()
+    place.write("keys.toml", "[keys.a")
+    place.reloader.poll()
+    assert len(place.told) == 2
+
+
+def test_a_key_is_revoked_also_while_the_other_file_has_a_mistake(place: Place) -> None:
+    place.write("gateway.toml", GATEWAY + "[sever]")
+    place.write("keys.toml", ONLY_A)
+    assert place.reloader.poll()
+    assert list(place.changes[-1].keys) == ["a"]
+    assert place.changes[-1].providers == place.first.providers
+    assert len(place.told) == 1
+    place.write("keys.toml", KEYS)
+    assert place.reloader.poll()
+    assert list(place.changes[-1].keys) == ["a", "b"]
+
+
+def test_a_secret_that_a_broken_file_asks_for_is_watched_too(place: Place) -> None:
+    place.write("other", "")
+    place.write("gateway.toml", GATEWAY.replace('"secret"', '"other"'))
+    assert not place.reloader.poll()
+    assert "is empty" in str(place.told[-1])
+    place.write("other", "two")
+    assert place.reloader.poll()
+    key = place.changes[-1].providers["groq"].api_key
+    assert key is not None
+    assert key.reveal() == "two"
+
+
+def test_a_poll_can_be_forced_and_without_settings_the_first_one_loads(place: Place) -> None:
+    assert not place.reloader.poll(force=True)  # nothing is different
+    assert place.loads == 1
+    found: list[Settings] = []
+    reloader = Reloader(place._load, found.append, place.told.append)
+    assert reloader.poll()
+    assert found == [place.first]
+    assert not reloader.poll()
+
+
+# --- what was last in force ---
+
+
+def test_what_is_accepted_is_kept_for_its_owner_alone(place: Place) -> None:
+    assert accept(place.first, place.environ, place.last_good)
+    for name, text in (("gateway.toml", GATEWAY), ("keys.toml", KEYS)):
+        copy = place.last_good / name
+        assert copy.read_text() == text
+        assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert len(list(place.last_good.iterdir())) == 2
+
+
+def test_a_file_that_changed_since_it_was_loaded_is_not_kept(place: Place) -> None:
+    place.write("keys.toml", "[keys.a")
+    assert not accept(place.first, place.environ, place.last_good)
+    assert not list(place.last_good.iterdir())
+
+
+def test_no_keys_file_is_kept_as_no_keys_file(place: Place) -> None:
+    accept(place.first, place.environ, place.last_good)
+    (place.directory / "keys.toml").unlink()
+    accept(load(place.environ), place.environ, place.last_good)
+    assert [path.name for path in place.last_good.iterdir()] == ["gateway.toml"]
+
+
+def test_a_worker_that_starts_while_a_file_is_broken_serves_what_was_last_in_force(
+    place: Place,
+) -> None:
+    accept(place.first, place.environ, place.last_good)
+    place.write("gateway.toml", "[")
+    found, error = load_or_last_good(place.environ, place.last_good)
+    assert found.providers == place.first.providers
+    assert found.keys == place.first.keys
+    assert "gateway.toml" in str(error)
+    assert not accept(found, place.environ, place.last_good)
+    place.write("gateway.toml", GATEWAY + "# mended")
+    assert load_or_last_good(place.environ, place.last_good)[1] is None
+
+
+def test_only_the_broken_file_is_replaced_by_its_copy(place: Place) -> None:
+    accept(place.first, place.environ, place.last_good)
+    place.write("gateway.toml", "[")
+    place.write("keys.toml", ONLY_A)
+    found, error = load_or_last_good(place.environ, place.last_good)
+    assert list(found.keys) == ["a"]
+    assert error is not None
+
+
+def test_such_a_worker_takes_the_mended_file_at_the_next_poll(place: Place) -> None:
+    accept(place.first, place.environ, place.last_good)
+    place.write("keys.toml", "[")
+    found, _ = load_or_last_good(place.environ, place.last_good)
+    changes: list[Settings] = []
+    reloader = Reloader(place._load, changes.append, place.told.append, found)
+    assert not reloader.poll()
+    assert len(place.told) == 1
+    place.write("keys.toml", ONLY_A)
+    assert reloader.poll()
+    assert list(changes[-1].keys) == ["a"]
+
+
+def test_without_a_copy_the_mistake_is_the_answer(place: Place) -> None:
+    place.write("gateway.toml", "[")
+    with pytest.raises(ConfigError, match=r"gateway\.toml"):
+        load_or_last_good(place.environ, place.last_good)
+    place.write("gateway.toml", GATEWAY)
+    accept(load(place.environ), place.environ, place.last_good)
+    shutil.copy(place.directory / "keys.toml", place.last_good / "gateway.toml")
+    place.write("gateway.toml", "[[")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_or_last_good(place.environ, place.last_good)
+
+
+def test_a_wrong_variable_is_not_healed_by_a_copy(place: Place) -> None:
+    accept(place.first, place.environ, place.last_good)
+    with pytest.raises(ConfigError, match="PORT"):
+        load_or_last_good({**place.environ, "PORT": "x"}, place.last_good)
