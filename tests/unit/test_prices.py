@@ -1,0 +1,251 @@
+"""What a use costs: known prices to the last pico-USD, unknown ones as unknown."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from wrapper.config import ConfigError, Price
+from wrapper.usage import Usage
+from wrapper.usage.prices import MAX_REMEMBERED, Prices
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "config" / "prices.toml"
+
+PER_MILLION = 10**12  # a USD per million tokens, for a million tokens, in pico-USD
+
+TABLES = """
+[providers.openai]
+match = ["api.openai.com"]
+[providers.openai.models]
+"gpt-4o" = { input = 2.5, cached_input = 1.25, output = 10.0 }
+"gpt-4o-2024-05-13" = { input = 5.0, output = 15.0 }
+"ft:gpt-4o-2024-*" = { input = 3.75, output = 15.0 }
+"ft:*" = { input = 1.0, output = 1.0 }
+"embed" = { input = 0.13 }
+"whisper-1" = { audio_hour = 0.36 }
+"image" = { input = 5.0, output = 10.0, image_input = 8.0, image_output = 32.0 }
+"long" = { input = 1.0, output = 2.0, tiers = [{ above = 1000, input = 3.0, output = 4.0 }] }
+"free" = { input = 0, output = 0 }
+
+[providers.other]
+match = ["other.example"]
+[providers.other.models]
+"gpt-4o" = { input = 1.0, output = 1.0 }
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "prices.toml"
+    path.write_text(TABLES)
+    return path
+
+
+@pytest.fixture
+def prices(file: Path) -> Prices:
+    return Prices.load(file, {})
+
+
+def openai(prices: Prices, model: str, usage: Usage) -> int | None:
+    return prices.cost("openai", "api.openai.com", model, usage)
+
+
+def test_input_cached_input_and_output_are_priced_apart(prices: Prices) -> None:
+    usage = Usage(1000, 100, 1100, cached=400)
+    pico = 600 * 2_500_000 + 400 * 1_250_000 + 100 * 10_000_000
+    assert openai(prices, "gpt-4o", usage) == pico
+
+
+def test_without_a_price_of_its_own_cached_input_costs_as_much_as_input(prices: Prices) -> None:
+    usage = Usage(1000, 0, 1000, cached=400)
+    assert openai(prices, "gpt-4o-2024-05-13", usage) == 1000 * 5_000_000
+
+
+def test_more_cached_than_prompt_is_never_a_negative_cost(prices: Prices) -> None:
+    assert openai(prices, "gpt-4o", Usage(10, 0, 10, cached=50)) == 10 * 1_250_000
+
+
+@pytest.mark.parametrize(
+    ("model", "input_price"),
+    [
+        ("gpt-4o", 2.5),
+        ("GPT-4o", 2.5),
+        ("gpt-4o-2024-08-06", 2.5),  # the version is not listed: the undated price
+        ("gpt-4o-2024-05-13", 5.0),  # the version has a price of its own
+        ("ft:gpt-4o-2024-08-06:org::id", 3.75),  # the longest prefix
+        ("ft:other:org::id", 1.0),
+    ],
+)
+def test_a_version_has_its_own_price_or_that_of_its_model(
+    prices: Prices, model: str, input_price: float
+) -> None:
+    usage = Usage(1_000_000, 0, 1_000_000)
+    assert openai(prices, model, usage) == input_price * PER_MILLION
+
+
+@pytest.mark.parametrize("model", ["gpt-4o-mini", "gpt-4", "gpt-4o-2024", "", "embed-x", "ft"])
+def test_an_unknown_model_costs_none_and_not_zero(prices: Prices, model: str) -> None:
+    assert openai(prices, model, Usage(10, 10, 20)) is None
+
+
+def test_a_free_model_costs_zero_and_not_none(prices: Prices) -> None:
+    assert openai(prices, "free", Usage(10, 10, 20)) == 0
+
+
+def test_the_host_decides_and_then_the_name(prices: Prices) -> None:
+    usage = Usage(1_000_000, 0, 1_000_000)
+    assert prices.cost("mine", "api.openai.com", "gpt-4o", usage) == 2.5 * PER_MILLION
+    assert prices.cost("mine", "eu.API.openai.com", "gpt-4o", usage) == 2.5 * PER_MILLION
+    assert prices.cost("openai", "other.example", "gpt-4o", usage) == 1.0 * PER_MILLION
+    assert prices.cost("openai", "127.0.0.1", "gpt-4o", usage) == 2.5 * PER_MILLION
+    assert prices.cost("mine", "127.0.0.1", "gpt-4o", usage) is None
+    assert prices.cost("mine", "notother.example", "gpt-4o", usage) is None
+
+
+def test_a_kind_of_use_without_a_price_is_unknown(prices: Prices) -> None:
+    assert openai(prices, "embed", Usage(1000, 0, 1000)) == 130_000_000
+    assert openai(prices, "embed", Usage(1000, 1, 1001)) is None
+    assert openai(prices, "whisper-1", Usage(10, 0, 10)) is None
+    assert openai(prices, "gpt-4o", Usage(0, 0, 0, seconds=3)) is None
+
+
+def test_audio_is_priced_by_its_length(prices: Prices) -> None:
+    hour = Usage(0, 0, 0, seconds=3600)
+    assert openai(prices, "whisper-1", hour) == 360_000_000_000
+    assert openai(prices, "whisper-1", Usage(0, 0, 0, seconds=12.5)) == 1_250_000_000
+
+
+def test_image_tokens_have_their_own_price(prices: Prices) -> None:
+    usage = Usage(100, 50, 150, image_prompt=60, image_completion=50)
+    assert openai(prices, "image", usage) == 40 * 5_000_000 + 60 * 8_000_000 + 50 * 32_000_000
+
+
+def test_cached_tokens_of_no_known_kind_are_not_guessed_at(prices: Prices) -> None:
+    assert openai(prices, "image", Usage(100, 0, 100, cached=10, image_prompt=60)) is None
+    assert openai(prices, "image", Usage(100, 0, 100, cached=10)) == 100 * 5_000_000
+
+
+def test_a_long_prompt_has_the_price_of_its_tier(prices: Prices) -> None:
+    assert openai(prices, "long", Usage(1000, 1, 1001)) == 1000 * 1_000_000 + 2_000_000
+    assert openai(prices, "long", Usage(1001, 1, 1002)) == 1001 * 3_000_000 + 4_000_000
+
+
+def test_prices_of_the_configuration_win_everywhere(file: Path) -> None:
+    override = Price(Decimal("0.15"), Decimal("0.075"), Decimal("0.6"))
+    prices = Prices.load(file, {"gpt-4o": override, "llama*": override})
+    usage = Usage(1000, 10, 1010, cached=100)
+    pico = 900 * 150_000 + 100 * 75_000 + 10 * 600_000
+    assert openai(prices, "gpt-4o", usage) == pico
+    assert prices.cost("demo", "127.0.0.1", "gpt-4o", usage) == pico
+    assert prices.cost("demo", "127.0.0.1", "llama3.2:1b", usage) == pico
+
+
+def test_what_is_remembered_about_names_is_bounded(prices: Prices) -> None:
+    for index in range(MAX_REMEMBERED * 2):
+        openai(prices, f"made-up-{index}", Usage(1, 1, 2))
+    assert len(prices._found) <= MAX_REMEMBERED
+    assert openai(prices, "gpt-4o", Usage(1, 0, 1)) == 2_500_000
+
+
+def test_huge_numbers_stay_exact(prices: Prices) -> None:
+    assert openai(prices, "gpt-4o", Usage(10**12, 10**12, 2 * 10**12)) == 12_500_000 * 10**12
+
+
+def test_without_a_file_only_the_configuration_knows_prices(tmp_path: Path) -> None:
+    price = Price(Decimal(1), Decimal(1), Decimal(2))
+    prices = Prices.load(tmp_path / "none.toml", {"m": price})
+    assert prices.cost("p", "h", "m", Usage(1, 1, 2)) == 3_000_000
+    assert prices.cost("p", "h", "gpt-4o", Usage(1, 1, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[providers", "cannot be read"),
+        ("providers = 1", "providers: is not a table"),
+        ("[providers.x]\nmatch = 'host'", "providers.x.match: is not a list of host names"),
+        ('[providers.x.models]\n"m" = 1', 'providers.x.models."m": is not a table'),
+        ('[providers.x.models]\n"m" = { input = "1" }', "input: is not a number"),
+        ('[providers.x.models]\n"m" = { input = true }', "input: is not a number"),
+        ('[providers.x.models]\n"m" = { input = -1 }', "input: is not between 0 and"),
+        ('[providers.x.models]\n"m" = { input = nan }', "input: is not between 0 and"),
+        ('[providers.x.models]\n"m" = { inptu = 1 }', "inptu: is not known"),
+        ('[providers.x.models]\n"m" = { tiers = 1 }', "tiers: is not a list of tables"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(complaint)) as caught:
+        Prices.load(path, {})
+    assert str(path) in str(caught.value)
+
+
+def test_all_mistakes_of_a_file_are_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text('[providers.x.models]\n"m" = { a = 1, input = -1 }\n"n" = 3')
+    with pytest.raises(ConfigError) as caught:
+        Prices.load(path, {})
+    assert len(caught.value.problems) == 3
+
+
+def test_a_directory_in_place_of_the_file_is_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Prices.load(tmp_path, {})
+
+
+def test_a_changed_file_is_read_again(file: Path) -> None:
+    assert openai(Prices.load(file, {}), "gpt-4o", Usage(1, 0, 1)) == 2_500_000
+    file.write_text(TABLES.replace("input = 2.5,", "input = 2.75,"))
+    assert openai(Prices.load(file, {}), "gpt-4o", Usage(1, 0, 1)) == 2_750_000
+
+
+@pytest.mark.parametrize(
+    ("host", "model", "input_price", "cached_price", "output_price"),
+    [
+        ("api.groq.com", "llama-3.1-8b-instant", "0.05", "0.05", "0.08"),
+        ("api.groq.com", "llama-3.3-70b-versatile", "0.59", "0.59", "0.79"),
+        ("api.openai.com", "gpt-4o-mini", "0.15", "0.075", "0.6"),
+        ("api.openai.com", "gpt-4o-mini-2024-07-18", "0.15", "0.075", "0.6"),
+        ("api.openai.com", "gpt-4o", "2.5", "1.25", "10"),
+    ],
+)
+def test_the_shipped_file_knows_the_well_known_prices(
+    host: str, model: str, input_price: str, cached_price: str, output_price: str
+) -> None:
+    prices = Prices.load(SHIPPED, {})
+
+    def cost(usage: Usage) -> Decimal:
+        pico = prices.cost("any", host, model, usage)
+        assert pico is not None
+        return Decimal(pico) / PER_MILLION
+
+    million = 1_000_000
+    # A prompt of a million tokens may be beyond a tier: thousand times a thousand.
+    assert 1000 * cost(Usage(1000, 0, 1000)) == Decimal(input_price)
+    assert 1000 * cost(Usage(1000, 0, 1000, cached=1000)) == Decimal(cached_price)
+    assert cost(Usage(0, million, million)) == Decimal(output_price)
+
+
+def test_the_shipped_file_covers_its_providers_and_says_where_it_is_from() -> None:
+    text = SHIPPED.read_text()
+    tables = tomllib.loads(text)["providers"]
+    assert {"groq", "openai", "mistral", "together", "openrouter"} <= tables.keys()
+    assert all(table["match"] and len(table["models"]) > 20 for table in tables.values())
+    for table in tables.values():
+        assert list(table["models"]) == sorted(table["models"])
+    assert re.search(r"genai-prices \d+\.\d+\.\d+, as they stand on \d{4}-\d\d-\d\d", text)
+
+
+def test_the_same_package_on_the_same_day_makes_the_same_file() -> None:
+    maker = pytest.importorskip("wrapper.commands.prices")
+    day = datetime(2026, 11, 21, 12, tzinfo=UTC)
+    made = maker.render(day)
+    assert made == maker.render(day)
+    assert tomllib.loads(made)["providers"].keys() == maker.PROVIDERS.keys()

@@ -1,0 +1,256 @@
+"""The usage table: right under many writers, unhurt by kill -9, plain about what is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from wrapper.store import PICO, Entry, StoreError, Sums, all_time, open_store
+from wrapper.store.sqlite import SqliteStore
+from wrapper.usage import Usage
+
+ROOT = Path(__file__).resolve().parents[2]
+HOUR = 3600.0
+NOON = 20_000 * 24 * HOUR + 12 * HOUR  # 2024-10-04T12:00Z
+USAGE = Usage(100, 10, 110, cached=40, reasoning=5)
+
+
+def entry(**changes: object) -> Entry:
+    base = Entry(NOON, "web", "groq", "llama", "completed", USAGE, 7_000_000)
+    return base._replace(**changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "usage.db"
+
+
+@pytest.fixture
+def store(path: Path) -> SqliteStore:
+    return SqliteStore(path)
+
+
+def test_what_is_settled_is_summed(store: SqliteStore) -> None:
+    for _ in range(3):
+        store.settle(entry())
+    store.settle(entry(at=NOON + 3599.9))
+    assert all_time(store) == [
+        Sums(("web", "groq", "llama", "completed"), 4, 400, 40, 440, 160, 20, 0.0, 28_000_000, 0, 0)
+    ]
+
+
+def test_what_is_not_known_is_counted_as_such(store: SqliteStore) -> None:
+    store.settle(entry(usage=None, cost=None, unmetered=True))
+    store.settle(entry(cost=None))
+    store.settle(entry(usage=None, cost=None, outcome="client_error"))
+    store.settle(entry(usage=Usage(0, 0, 0, seconds=2.5), cost=0))
+    (sums,) = store.totals()
+    assert (sums.requests, sums.prompt, sums.unmetered, sums.unpriced) == (4, 100, 1, 1)
+    assert sums.seconds == 2.5
+
+
+def test_sums_are_grouped_by_what_was_asked_for(store: SqliteStore) -> None:
+    store.settle(entry())
+    store.settle(entry(key="batch", at=NOON - 13 * HOUR, outcome="client_abort"))
+    store.settle(entry(provider="openai", model="gpt", at=NOON + HOUR))
+    by_day = store.totals(by=("day", "key"))
+    assert [row.group for row in by_day] == [("2024-10-03", "batch"), ("2024-10-04", "web")]
+    assert [row.requests for row in by_day] == [1, 2]
+    assert [row.group for row in store.totals(by=("hour",))] == [
+        ("2024-10-03T23:00Z",),
+        ("2024-10-04T12:00Z",),
+        ("2024-10-04T13:00Z",),
+    ]
+    assert [row.group for row in store.totals(by=("outcome", "model"), key="web")] == [
+        ("completed", "gpt"),
+        ("completed", "llama"),
+    ]
+    with pytest.raises(ValueError, match="cannot group by 'colour'"):
+        store.totals(by=("colour",))
+
+
+def test_a_span_of_time_takes_the_whole_hours_that_it_touches(store: SqliteStore) -> None:
+    for hours in range(-2, 3):
+        store.settle(entry(at=NOON + hours * HOUR))
+    assert store.totals(since=NOON)[0].requests == 3
+    assert store.totals(since=NOON + 1)[0].requests == 3
+    assert store.totals(until=NOON)[0].requests == 2
+    assert store.totals(since=NOON - HOUR, until=NOON + 1)[0].requests == 2
+
+
+def test_names_from_outside_are_only_names(store: SqliteStore) -> None:
+    evil = "'; DROP TABLE usage; -- \x00 ☃"
+    store.settle(entry(model=evil))
+    assert store.totals(by=("model",), key="web")[0].group == (evil,)
+    assert store.totals(key=evil)[0].requests == 0
+
+
+def test_money_does_not_overflow(store: SqliteStore) -> None:
+    for hour in range(3):
+        for _ in range(2):
+            store.settle(entry(at=NOON + hour * HOUR, cost=10**25))
+    (sums,) = store.totals()
+    assert sums.cost == 3 * 2**62
+    assert sums.cost / PICO > 13_000_000
+
+
+def test_the_file_is_its_owners_alone_and_in_wal_mode(path: Path, store: SqliteStore) -> None:
+    store.settle(entry())
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_a_question_makes_no_file(path: Path, store: SqliteStore) -> None:
+    assert all_time(store) == []
+    assert store.totals()[0].requests == 0
+    assert not path.parent.exists()
+
+
+def test_what_was_settled_is_there_after_closing(path: Path, store: SqliteStore) -> None:
+    store.settle(entry())
+    store.close()
+    store.settle(entry())
+    assert SqliteStore(path).totals()[0].requests == 2
+
+
+def test_addresses_of_stores(tmp_path: Path) -> None:
+    open_store(f"sqlite:///{tmp_path}/a.db").settle(entry())
+    assert (tmp_path / "a.db").exists()
+    for url in ("redis://host:6379/0", "", "sqlite://", "sqlite:///", "/data/usage.db"):
+        with pytest.raises(StoreError, match="WRAPPER_STORE"):
+            open_store(url)
+
+
+def test_a_file_that_is_no_database_is_said_to_be_none(path: Path, store: SqliteStore) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"this is no database, but long enough to look like one\n" * 100)
+    for use in (store.check, lambda: store.settle(entry()), store.totals):
+        with pytest.raises(StoreError, match=r"usage\.db: file is not a database; move it away"):
+            use()
+
+
+def test_a_damaged_file_is_found_at_the_start(path: Path, store: SqliteStore) -> None:
+    for index in range(3000):
+        store.settle(entry(model=f"model-{index}"))
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[8192:40_960] = b"\x5a" * (40_960 - 8192)
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="move it away"):
+        SqliteStore(path).check()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for bad in (tmp_path / "file" / "usage.db", Path("/proc/usage.db"), tmp_path):
+        with pytest.raises(StoreError, match="WRAPPER_STORE must name a writable file"):
+            SqliteStore(bad).check()
+
+
+def test_a_file_of_a_newer_version_is_left_alone(path: Path, store: SqliteStore) -> None:
+    store.check()
+    store.close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StoreError, match="made by another version of the gateway"):
+        SqliteStore(path).check()
+
+
+def test_after_a_fork_parent_and_child_write_on_their_own(store: SqliteStore) -> None:
+    store.settle(entry())
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                for _ in range(50):
+                    store.settle(entry())
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    for _ in range(50):
+        store.settle(entry())
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    store.check()
+    assert store.totals()[0].requests == 201
+
+
+WRITER = """
+import sys
+from wrapper.store import Entry, open_store
+from wrapper.usage import Usage
+store = open_store(sys.argv[1])
+n = 0
+while n < int(sys.argv[2]):
+    n += 1
+    usage = Usage(n, 1, n + 1)
+    store.settle(Entry(7.2e7 + n // 10, "web", "groq", f"m{n % 5}", "completed", usage, n))
+    sys.stdout.write(f"{n}\\n")
+    sys.stdout.flush()
+"""
+
+
+def test_four_writers_of_which_two_are_killed_lose_nothing_that_was_acknowledged(
+    path: Path, tmp_path: Path
+) -> None:
+    count = 4000
+    files = [tmp_path / f"told{index}" for index in range(4)]
+    outs = [file.open("wb") for file in files]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, f"sqlite:///{path}", str(count)], stdout=out, cwd=ROOT
+        )
+        for out in outs
+    ]
+
+    def acknowledged(index: int) -> int:
+        return files[index].read_bytes().count(b"\n")
+
+    try:
+        deadline = time.monotonic() + 60
+        while min(acknowledged(0), acknowledged(1)) < 500:
+            assert time.monotonic() < deadline
+            assert all(writer.poll() is None for writer in writers)
+        for writer in writers[:2]:
+            writer.send_signal(signal.SIGKILL)
+        assert [writer.wait(60) for writer in writers] == [-9, -9, 0, 0]
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+        for out in outs:
+            out.close()
+    told = [acknowledged(index) for index in range(4)]
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+    assert told[2:] == [count, count]
+    assert max(told[:2]) < count
+    (sums,) = SqliteStore(path).totals()
+    # Each killed writer may have one request in flight: written, and not yet told.
+    assert sum(told) <= sums.requests <= sum(told) + 2
+    least = sum(n * (n + 1) // 2 for n in told)
+    assert least <= sums.prompt <= least + sum(n + 1 for n in told[:2])
+    assert sums.cost == sums.prompt
+
+
+def test_settling_costs_some_tens_of_microseconds(store: SqliteStore) -> None:
+    store.settle(entry())
+    start = time.process_time()
+    for index in range(2000):
+        store.settle(entry(key=f"key-{index % 50}", model=f"model-{index % 20}"))
+    assert (time.process_time() - start) / 2000 < 150e-6
