@@ -70,7 +70,7 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "simulator" in things:
         eventually(
-            lambda: things["simulator"].stats()["requests"] == 0,
+            lambda: things["simulator"].stats()["open"] == 0,
             what="no open upstream request",
         )
     if "gateway" in things:

@@ -1,8 +1,9 @@
 """The gateway as its users start it: gunicorn, the shipped configuration file, real workers.
 
-Each `Gateway` has a directory of its own for configuration, keys and the usage table, a
-loopback port that nobody else can take, and an environment that holds nothing from outside:
-no provider key of a developer can get into a test, and no test can spend money.
+Each `Gateway` has a directory of its own for configuration, keys and the usage table, in which
+it runs, a loopback port that nobody else can take, and an environment that holds nothing from
+outside: no provider key of a developer, from the environment or from `.env`, can get into a
+test, and no test can spend money.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Gateway:
         self._process: subprocess.Popen[bytes] | None = None
         self._seen_stderr = 0
         (self.directory / "tmp").mkdir(exist_ok=True)
+        (self.directory / "prices.toml").symlink_to(processes.ROOT / "config" / "prices.toml")
         self.write_config(config)
         for name, limits in (keys or {}).items():
             self.key(name, **limits)
@@ -127,9 +129,15 @@ class Gateway:
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start gunicorn and wait for nothing."""
-        command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.py", "wsgi:app"]
+        shipped = str(processes.ROOT / "config" / "gunicorn.py")
         with self.stdout_file.open("ab") as out, self.stderr_file.open("ab") as err:
-            self._process = processes.start(command, env=self.environment(), stdout=out, stderr=err)
+            self._process = processes.start(
+                [sys.executable, "-m", "gunicorn", "-c", shipped, "wsgi:app"],
+                env=self.environment(),
+                stdout=out,
+                stderr=err,
+                cwd=self.directory,
+            )
         return self._process
 
     def stop(self) -> int:
@@ -161,13 +169,11 @@ class Gateway:
             self._temporary.cleanup()
 
     def environment(self) -> dict[str, str]:
-        """The whole environment of the gateway's processes.
-
-        Every variable that a developer's `.env` could set is set here, so that it cannot.
-        """
+        """The whole environment of the gateway's processes."""
         return {
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
+            "PYTHONPATH": str(processes.ROOT),
             "TMPDIR": str(self.directory / "tmp"),
             "HOST": "127.0.0.1",
             "PORT": str(self.port),
@@ -176,8 +182,6 @@ class Gateway:
             "WRAPPER_KEYS": str(self.keys_file),
             "WRAPPER_STORE": f"sqlite:///{self.directory / 'usage.db'}",
             "LOG_LEVEL": "info",
-            "GROQ_API_KEY": "",
-            "OPENAI_API_KEY": "",
             **self._extra_env,
         }
 
@@ -216,46 +220,52 @@ class Gateway:
     # --- configuration and keys ------------------------------------------------------------
 
     def write_config(self, toml: str) -> None:
-        """Replace gateway.toml, in one step; a running gateway reloads it by itself."""
+        """Replace gateway.toml in one step and wait for nothing."""
         _replace(self.config_file, toml)
+
+    def reconfigure(self, toml: str) -> None:
+        """Replace gateway.toml; returns when every worker has put it in force."""
+        before = self.reloads()
+        self.write_config(toml)
+        self.wait_for_reload(before)
 
     def key(self, name: str, **limits: Any) -> str:
         """Make a key with the fields of keys.toml that are given in `limits`; its secret.
 
-        On a running gateway it comes back when every worker accepts the key (which asks for
-        `/usage` with it a few times).
+        On a running gateway it comes back when every worker knows the key.
         """
         secret = f"sk-wr-{secrets.token_urlsafe(32)}"
         self.secrets[name] = secret
         self._limits[name] = {"sha256": hashlib.sha256(secret.encode()).hexdigest(), **limits}
         self._write_keys()
-        if self._process is not None:
-            self._wait_until(secret, accepted=True)
         return secret
 
     def revoke(self, name: str) -> None:
-        """Take the key out of keys.toml; returns when no worker accepts it any more."""
+        """Take the key out of keys.toml; returns when no worker knows it any more."""
         del self._limits[name]
         self._write_keys()
-        if self._process is not None:
-            self._wait_until(self.secrets[name], accepted=False)
 
     def _write_keys(self) -> None:
         blocks = []
         for name, limits in self._limits.items():
             lines = [f"{field} = {_toml(value)}" for field, value in limits.items()]
             blocks.append("\n".join([f"[keys.{json.dumps(name)}]", *lines, ""]))
+        before = self.reloads()
         _replace(self.keys_file, "\n".join(blocks))
+        if self._process is not None and self._process.poll() is None:
+            self.wait_for_reload(before)
 
-    def _wait_until(self, secret: str, *, accepted: bool) -> None:
-        header = {"Authorization": f"Bearer {secret}"}
+    def reloads(self) -> int:
+        """How often a worker has said that it put a changed configuration in force."""
+        return self.stderr().count('"the configuration was reloaded') if self._process else 0
 
-        def every_worker_agrees() -> bool:
-            # Each request is a new connection; the workers take them as they come.
-            answers = (self.get("/usage", headers=header)[0] for _ in range(8 * self.worker_count))
-            return all((status != 401) is accepted for status in answers)
-
-        eventually(every_worker_agrees, deadline=10)
+    def wait_for_reload(self, before: int, deadline: float = 5.0) -> None:
+        """Wait until every worker has reloaded once more since `reloads()` was `before`."""
+        eventually(
+            lambda: self.reloads() >= before + self.worker_count,
+            deadline,
+            what="a reload in every worker",
+        )
 
     # --- what it says ----------------------------------------------------------------------
 
