@@ -88,7 +88,7 @@ def _record_requests(app: Flask, gateway: Gateway) -> None:
             path=rule.rule.replace("<path:rest>", "<path>") if rule else "(unmatched)",
             client=environ.get("REMOTE_ADDR", ""),
         )
-        gateway.telemetry.begin()
+        gateway.telemetry.begin(g.exchange, looks=request.blueprint == ops.bp.name)
         split_target(environ)
         if request.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
             return Response(status=204)

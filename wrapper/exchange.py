@@ -45,6 +45,7 @@ class Exchange:
     model: str = ""
     stream: bool = False
     relayed: bool = False  # a provider was asked
+    in_flight: bool = False  # counted in `requests_in_flight`
 
     status: int = 0
     outcome: str = ""

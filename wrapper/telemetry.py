@@ -126,9 +126,11 @@ class Telemetry:
         for provider in providers:
             COOLDOWN.labels(provider).set(0)
 
-    def begin(self) -> None:
-        """A request has come."""
-        IN_FLIGHT.inc()
+    def begin(self, exchange: Exchange, *, looks: bool) -> None:
+        """A request has come; one that only looks at the gateway (a scrape) is not in flight."""
+        exchange.in_flight = not looks
+        if exchange.in_flight:
+            IN_FLIGHT.inc()
 
     def admit(self) -> None:
         """A call that will be settled: until then it is owed."""
@@ -163,7 +165,8 @@ class Telemetry:
             self._child(UPSTREAM_ERRORS, provider, reason).inc()
         if call and metering:
             self._record_call(exchange)
-        IN_FLIGHT.dec()
+        if exchange.in_flight:
+            IN_FLIGHT.dec()
         self._log(exchange)
 
     def _record_call(self, exchange: Exchange) -> None:

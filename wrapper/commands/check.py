@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from wrapper.commands import NOT_ENFORCED
-from wrapper.config import Settings, config_path, keys_path, load
+from wrapper.config import (
+    ConfigError,
+    Problem,
+    Settings,
+    config_path,
+    keys_path,
+    load,
+    prices_path,
+)
 from wrapper.keys import expired
 
 if TYPE_CHECKING:
@@ -29,8 +37,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(_args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Prints what was found. Raises `ConfigError` with all problems."""
-    settings = load(environ)
+    """Prints what was found. Raises `ConfigError` with all problems, those of the prices too."""
+    settings = _checked(environ)
     providers, routes = len(settings.providers), len(settings.routes)
     print(f"{config_path(environ)}: {_count(providers, 'provider')}, {_count(routes, 'route')}")
     print(f"{keys_path(environ)}: {_count(len(settings.keys), 'key')}")
@@ -38,6 +46,24 @@ def run(_args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(f"note: {note}")
     print("no problems")
     return 0
+
+
+def _checked(environ: Mapping[str, str]) -> Settings:
+    from wrapper.usage.prices import Prices
+
+    problems: list[Problem] = []
+    settings = None
+    try:
+        settings = load(environ)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        Prices.load(prices_path(environ), {} if settings is None else settings.prices)
+    except ConfigError as error:
+        problems += error.problems
+    if settings is None or problems:
+        raise ConfigError(problems)
+    return settings
 
 
 def _count(number: int, what: str) -> str:

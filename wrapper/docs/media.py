@@ -49,15 +49,17 @@ def _transcription_fields() -> Json:
     return {
         "file": file("The recording."),
         "model": model("whisper-large-v3-turbo"),
-        "language": text("Two letters, such as `en`."),
-        "prompt": text("Words to expect."),
-        "response_format": text("`json`, `text`, `srt`, `verbose_json`, `vtt`."),
-        "temperature": number("0 is sober.", minimum=0, maximum=1),
+        "language": text("The language, in two letters.", examples=["en"]),
+        "prompt": text("Words to expect.", examples=["Hello"]),
+        "response_format": text("`json`, `text`, `srt`, `verbose_json`, `vtt`.", default="json"),
+        "temperature": number("0 is sober.", minimum=0, maximum=1, default=0),
     }
 
 
 def _transcriptions() -> Json:
-    fields = _transcription_fields() | {"stream": boolean("Send the text in pieces.")}
+    fields = _transcription_fields() | {
+        "stream": boolean("Send the text in pieces.", default=False)
+    }
     stream = events(
         {"type": "transcript.text.delta", "delta": "Hello"},
         {"type": "transcript.text.done", "text": "Hello", "usage": {"type": "tokens"}},
@@ -88,7 +90,7 @@ def _generations() -> Json:
     fields = {
         "model": model("gpt-image-1"),
         "prompt": text("What to draw."),
-        "n": integer("How many images.", minimum=1),
+        "n": integer("How many images.", minimum=1, default=1),
         "size": text("Width and height.", examples=["1024x1024"]),
         "stream": boolean("Send partial images as they are made."),
     }
@@ -110,10 +112,10 @@ def _generations() -> Json:
 def _edits() -> Json:
     fields = {
         "image": file("The image to change (PNG, WebP or JPEG)."),
-        "prompt": text("What to change."),
+        "prompt": text("What to change.", examples=["Add a lighthouse"]),
         "mask": file("Where: transparent is where to change."),
         "model": model("gpt-image-1"),
-        "n": integer("How many images.", minimum=1),
+        "n": integer("How many images.", minimum=1, default=1),
         "size": text("Width and height.", examples=["1024x1024"]),
     }
     return operation(
@@ -130,7 +132,7 @@ def _variations() -> Json:
     fields = {
         "image": file("The image to vary (a square PNG)."),
         "model": model("dall-e-2"),
-        "n": integer("How many images.", minimum=1),
+        "n": integer("How many images.", minimum=1, default=1),
         "size": text("Width and height.", examples=["1024x1024"]),
     }
     return operation(

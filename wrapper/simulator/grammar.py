@@ -11,6 +11,7 @@ Orders (x-sim)
   size=BYTES       length of each piece of content; length of the body of an echo
   prompt=N completion=N cached[=N] reasoning[=N] seconds=N   use to report (cached alone:
                    a quarter of the prompt, reasoning alone: 4)
+  book=TAG         the books' tag, before x-sim-book and "user"
   answered-model=NAME   model named in the answer, where it is not the one asked for
   style=openai|groq     dialect (default: groq below /openai/v1, openai below /v1)
   echo[=raw]       answer with the request itself, as JSON or (raw) its body's bytes
