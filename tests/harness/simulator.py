@@ -7,15 +7,15 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from harness.poll import eventually
+
 ROOT = Path(__file__).resolve().parents[2]
 _START_SECONDS = 20.0
-_POLL_SECONDS = 0.02
 
 
 class Simulator:
@@ -110,14 +110,13 @@ class Simulator:
         self, predicate: Callable[[list[dict[str, Any]]], Any], deadline: float = 5.0
     ) -> list[dict[str, Any]]:
         """The requests, as soon as `predicate(requests)` holds; fails after `deadline` seconds."""
-        end = time.monotonic() + deadline
-        while True:
+
+        def holds() -> tuple[list[dict[str, Any]]]:
             found = self.requests()
-            if predicate(found):
-                return found
-            if time.monotonic() > end:
-                raise AssertionError(f"not within {deadline} s; the simulator got: {found}")
-            time.sleep(_POLL_SECONDS)
+            assert predicate(found), f"the simulator got: {found}"
+            return (found,)  # a tuple, as no request at all may be what is waited for
+
+        return eventually(holds, deadline)[0]
 
     def _ask(self, method: str, name: str) -> Any:
         request = urllib.request.Request(f"{self.url}/_sim/{name}", method=method)

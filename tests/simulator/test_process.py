@@ -1,0 +1,89 @@
+"""The program: how it starts, what it prints, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import raw
+from harness.simulator import ROOT, Simulator
+
+KEY = "sim-key-0123456789"
+
+
+def test_only_its_key_is_accepted_when_it_has_one() -> None:
+    with Simulator(api_key=KEY) as simulator:
+        assert raw.post(simulator.port, "/v1/embeddings", b"{}", key="other").status == 401
+        assert raw.post(simulator.port, "/v1/embeddings", b"{}").status == 401
+        body = b'{"model": "m", "input": "x"}'
+        assert raw.post(simulator.port, "/v1/embeddings", body, key=KEY).status == 200
+        command_line = Path(f"/proc/{simulator.pid}/cmdline").read_bytes()
+        assert KEY.encode() not in command_line
+
+
+def test_orders_and_pace_hold_for_every_request() -> None:
+    with Simulator("--orders", "status=503; retry-after=3", "--events", "4") as simulator:
+        answer = raw.exchange(simulator.port, raw.request(simulator.port, "GET", "/v1/models"))
+        assert (answer.status, answer.header("retry-after")) == (503, "3")
+
+
+def test_reset_forgets() -> None:
+    with Simulator() as simulator:
+        raw.exchange(simulator.port, raw.request(simulator.port, "GET", "/v1/models"))
+        assert simulator.requests()
+        assert simulator.books()
+        simulator.reset()
+        assert simulator.requests() == simulator.books() == []
+
+
+@pytest.mark.parametrize("how", ["end of standard input", "SIGTERM", "SIGINT"])
+def test_it_ends_in_silence(how: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wrapper.simulator", "--port", "0", "--exit-with-parent"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    line = json.loads(process.stdout.readline())
+    assert line["event"] == "listening"
+    with raw.Connection(line["port"]) as connection:
+        asked = raw.request(line["port"], "GET", "/", headers=(("x-sim", "stall-before"),))
+        connection.send(asked)
+        if how.startswith("SIG"):
+            os.kill(process.pid, signal.Signals[how])
+        output, errors = process.communicate(timeout=10)
+    assert (process.returncode, output, errors) == (0, b"", b"")
+
+
+def test_a_port_that_is_taken_is_told_in_one_line() -> None:
+    with Simulator() as simulator:
+        told = subprocess.run(
+            [sys.executable, "-m", "wrapper.simulator", "--port", str(simulator.port)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    assert told.returncode == 1
+    assert told.stderr.startswith("simulator: cannot listen on 127.0.0.1:")
+    assert told.stderr.count("\n") == 1
+
+
+def test_misspelt_orders_are_refused_at_the_start() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "wrapper.simulator", "--orders", "stutus=1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert told.returncode == 2
+    assert "stutus" in told.stderr
