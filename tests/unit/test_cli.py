@@ -261,6 +261,32 @@ def test_check_notes_expired_keys_and_reads_the_env_file(run: Run, here: Path) -
     ]
 
 
+def test_check_notes_that_no_route_takes_everything(run: Run, here: Path) -> None:
+    (here / "config/gateway.toml").write_text('[providers.a]\nbase_url = "http://a"\n')
+    assert 'there is no route for "*"' in run("check")[1]
+
+
+def test_check_reads_the_price_table_too(run: Run, here: Path) -> None:
+    (here / "config/gateway.toml").write_text("[")
+    (here / "config/prices.toml").write_text("[")
+    code, _, err = run("check")
+    assert code == 1
+    assert [line.split(":")[0] for line in err.splitlines()] == [
+        "config/gateway.toml",
+        "config/prices.toml",
+    ]
+
+
+def test_an_interrupted_command_ends_without_a_traceback(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wrapper.commands.check.run", interrupt)
+    assert run("check") == (130, "", "")
+
+
 def test_a_broken_env_file_is_told(run: Run, here: Path) -> None:
     (here / ".env").write_bytes(b"caf\xe9=1")
     code, _, err = run("check")

@@ -161,6 +161,13 @@ def test_an_address_is_an_origin_and_a_path(
     assert found.base_url == origin + path
 
 
+def test_groq_reports_the_use_of_every_stream_and_others_when_asked(loaded: Load) -> None:
+    assert loaded().providers["groq"].stream_usage == "sent"
+    assert loaded(provider("")).providers["x"].stream_usage == "ask"
+    assert loaded(provider('stream_usage = "sent"')).providers["x"].stream_usage == "sent"
+    assert list(problems(loaded, provider('stream_usage = "no"'))) == ["providers.x.stream_usage"]
+
+
 def test_a_provider_without_api_key_is_usable(loaded: Load) -> None:
     assert loaded(provider("")).providers["x"].usable
 

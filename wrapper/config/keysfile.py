@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping
 
 from wrapper.config.fields import Table, kind
 from wrapper.config.settings import ApiKey
@@ -105,10 +104,3 @@ def _date(table: Table) -> datetime.date | None:
         return value
     table.problem("expires", f"is {kind(value)}", wanted)
     return None
-
-
-def limits(key: ApiKey) -> Mapping[str, object]:
-    """The limits recorded for a key, by their names in the file."""
-    names = ("requests_per_minute", "tokens_per_minute", "max_concurrent", "budget_usd")
-    found = {name: getattr(key, name) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
