@@ -90,7 +90,8 @@ def _deleted(item: Json) -> Json:
 
 def _files() -> Json:
     form = form_request(
-        {"purpose": text("What for."), "file": file("The file.")}, ["purpose", "file"]
+        {"purpose": text("What for.", examples=["batch"]), "file": file("The file.")},
+        ["purpose", "file"],
     )
     content = answer(
         "The file's bytes. `Range` works where the provider knows it.",
