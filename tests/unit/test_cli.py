@@ -59,7 +59,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def run(here: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command: exit code, stdout, stderr."""
-    assert here
 
     def call(*argv: str) -> tuple[int, str, str]:
         try:

@@ -5,7 +5,7 @@ The rules protected here:
 - A file is looked at by its stamp (mtime, size, inode); it is read only when that changed.
 - A file that was written within the last moments is read once more at the next poll, because a
   second write in the same tick of the clock leaves the same stamp.
-- A mistake changes nothing and is told once per change. One thing is stronger: where the keys
+- A mistake changes nothing and is told once per change of the file that has it. One thing is stronger: where the keys
   file itself is right, a mistake elsewhere does not keep a revoked key alive.
 - What is in force is also kept as a copy, so that a worker that starts while the files are
   broken serves what the others serve.
@@ -52,7 +52,7 @@ class Reloader:
         self._on_change = on_change
         self._on_problem = on_problem
         self._current = current
-        self._failed: tuple[Stamp, ...] | None = None
+        self._failed: object = None
         files = () if current is None else current.files
         stamps = () if current is None else current.stamps
         self._seen: dict[Path, Stamp] = dict(zip(files, stamps, strict=True))
@@ -77,7 +77,8 @@ class Reloader:
         for path in error.files:
             self._seen.setdefault(path, stamp(path))
         self._again = _fresh(tuple(self._seen.values()))
-        state = tuple(self._seen.values())
+        wrong = {problem.file for problem in error.problems}
+        state = (error.problems, {p: found for p, found in self._seen.items() if str(p) in wrong})
         if state != self._failed:
             self._failed = state
             self._on_problem(error)
