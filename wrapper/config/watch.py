@@ -5,8 +5,9 @@ The rules protected here:
 - A file is looked at by its stamp (mtime, size, inode); it is read only when that changed.
 - A file that was written within the last moments is read once more at the next poll, because a
   second write in the same tick of the clock leaves the same stamp.
-- A mistake changes nothing and is told once per change of the file that has it. One thing is stronger: where the keys
-  file itself is right, a mistake elsewhere does not keep a revoked key alive.
+- A mistake changes nothing and is told once per change of the file that has it. One thing is
+  stronger: where the keys file itself is right, a mistake elsewhere does not keep a revoked key
+  alive.
 - What is in force is also kept as a copy, so that a worker that starts while the files are
   broken serves what the others serve.
 
