@@ -41,7 +41,8 @@ def payloads(spans: list[Span]) -> list[bytes]:
 def standard(stream: bytes) -> list[bytes]:
     """WHATWG HTML 9.2.6, line by line, on a stream that is there as a whole."""
     stream = stream.removeprefix(BOM)
-    found, data = [], []
+    found: list[bytes] = []
+    data: list[bytes] = []
     for line in re.split(rb"\r\n|\n|\r", stream)[:-1]:
         if not line:
             if data:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,8 @@ NOON = 20_000 * 24 * HOUR + 12 * HOUR  # 2024-10-04T12:00Z
 USAGE = Usage(100, 10, 110, cached=40, reasoning=5)
 
 
-def entry(**changes: object) -> Entry:
-    base = Entry(NOON, "web", "groq", "llama", "completed", USAGE, 7_000_000)
-    return base._replace(**changes)  # type: ignore[arg-type]
+def entry(**changes: Any) -> Entry:
+    return Entry(NOON, "web", "groq", "llama", "completed", USAGE, 7_000_000)._replace(**changes)
 
 
 @pytest.fixture

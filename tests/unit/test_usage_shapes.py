@@ -38,7 +38,7 @@ def read_stream(*events: Any) -> Reading:
     return tap.reading()
 
 
-ANSWERS = {
+ANSWERS: dict[str, tuple[dict[str, Any], Usage]] = {
     "chat": (
         {"object": "chat.completion", "model": "gpt-4o-mini", "choices": [{}], "usage": CHAT},
         Usage(19, 10, 29, 7, 3, audio_prompt=2, audio_completion=1),

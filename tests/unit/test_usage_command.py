@@ -1,0 +1,156 @@
+"""`usage`: what a person, a script and a spreadsheet read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wrapper.__main__ import main
+from wrapper.commands.usage import decimal_usd, short_usd, since
+from wrapper.store import Entry, open_store
+from wrapper.usage import Usage
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.setenv("WRAPPER_STORE", f"sqlite:///{tmp_path}/usage.db")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: str) -> tuple[int, str, str]:
+        try:
+            code = main(["usage", *options])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def used(run: Run, tmp_path: Path) -> Run:
+    """Two keys, two models, one unmetered answer, one unpriced request, one old request."""
+    store = open_store(f"sqlite:///{tmp_path}/usage.db")
+    now = time.time()
+    usage = Usage(1000, 100, 1100, cached=10, reasoning=5)
+    store.settle(Entry(now, "web", "groq", "llama", "completed", usage, 1_234_567))
+    store.settle(Entry(now, "web", "groq", "llama", "completed", usage, 1_234_567))
+    store.settle(Entry(now, "batch", "openai", "gpt", "completed", usage, None))
+    store.settle(Entry(now, "batch", "openai", "gpt", "completed", unmetered=True))
+    store.settle(Entry(now - 40 * 86_400, "old", "groq", "llama", "completed", usage, 5))
+    store.close()
+    return run
+
+
+def test_the_table_shows_sums_and_what_is_missing_from_them(used: Run) -> None:
+    code, out, err = used()
+    lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert lines[0].split()[:4] == ["key", "model", "requests", "prompt"]
+    assert lines[1].split() == [
+        "batch",
+        "gpt",
+        "2",
+        "1,000",
+        "10",
+        "100",
+        "5",
+        "1,100",
+        "0",
+        "1",
+        "1",
+    ]
+    assert lines[2].split()[:4] == ["web", "llama", "2", "2,000"]
+    assert lines[3].split()[:3] == ["total", "4", "3,000"]
+    assert "unmetered: 1 answers" in out
+    assert "unpriced: 1 requests" in out
+    assert "old" not in out
+
+
+def test_csv_has_every_digit(used: Run) -> None:
+    _, out, _ = used("--format", "csv", "--by", "key,day", "--since", "365d")
+    rows = {row["key"]: row for row in csv.DictReader(io.StringIO(out))}
+    assert rows["web"]["cost_usd"] == "0.000002469134"
+    assert rows["old"]["cost_usd"] == "0.000000000005"
+    assert rows["batch"]["unmetered"] == rows["batch"]["unpriced"] == "1"
+
+
+def test_json_has_rows_and_their_total(used: Run) -> None:
+    _, out, _ = used("--format", "json", "--by", "model", "--key", "web")
+    document = json.loads(out)
+    assert document["by"] == ["model"]
+    assert [row["model"] for row in document["rows"]] == ["llama"]
+    assert document["total"]["prompt_tokens"] == 2000
+    assert document["total"]["cost_usd"] == pytest.approx(2.469134e-6)
+
+
+def test_where_nothing_was_used_it_says_so(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run()
+    assert code == 0
+    assert out.startswith("nothing was used since")
+    assert not (tmp_path / "usage.db").exists()
+
+
+def test_everything_can_be_summed_into_one_line(used: Run) -> None:
+    _, out, _ = used("--by", "", "--format", "csv")
+    assert len(out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--since", "yesterday"], "'yesterday' is no time"),
+        (["--since", "3m"], "'3m' is no time"),
+        (["--by", "colour"], "'colour' is not one of"),
+        (["--by", "key,key"], "names a column twice"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    run: Run, options: list[str], complaint: str
+) -> None:
+    code, _, err = run(*options)
+    assert code == 2
+    assert complaint in err
+
+
+def test_a_table_that_cannot_be_read_is_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "usage.db").write_bytes(b"no database" * 500)
+    code, out, err = run()
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "move it away" in err
+
+
+def test_spans_and_dates_are_understood() -> None:
+    now = time.time()
+    assert since("24h") == pytest.approx(now - 86_400, abs=5)
+    assert since("2w") == pytest.approx(now - 14 * 86_400, abs=5)
+    assert since("2026-11-21") == 1_795_219_200
+    assert since("2026-11-21T02:00+02:00") == 1_795_219_200
+
+
+@pytest.mark.parametrize(
+    ("pico", "short", "exact"),
+    [
+        (0, "0", "0"),
+        (1, "0.00000000000100", "0.000000000001"),
+        (1_234_567, "0.00000123", "0.000001234567"),
+        (12_345_678_901, "0.0123", "0.012345678901"),
+        (999_900_000_000, "1.000", "0.9999"),
+        (1_500_000_000_000, "1.50", "1.5"),
+        (12_345_678_000_000_000, "12,345.68", "12345.678"),
+    ],
+)
+def test_money_is_shown_with_the_digits_that_say_something(
+    pico: int, short: str, exact: str
+) -> None:
+    assert short_usd(pico) == short
+    assert decimal_usd(pico) == exact
