@@ -1,0 +1,117 @@
+"""What the documents promise exists, and what exists is documented."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from wrapper.config import ApiKey, Price, Provider, Route, Server
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+# Fields that say what was found, and are not settings.
+FOUND = {"name", "api_key_problem", "metrics_token_problem"}
+# Variables that the processes set for each other.
+INTERNAL = {"WRAPPER_RUN_DIR", "WRAPPER_DEMO_URL", "WRAPPER_MASTER", "PROMETHEUS_MULTIPROC_DIR"}
+
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+
+
+def table_cells(text: str) -> set[str]:
+    """Everything in backticks that stands in the first cell of a table's row."""
+    rows = re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+
+@pytest.mark.parametrize("settings", [Server, Provider, Route, ApiKey, Price])
+def test_every_setting_is_documented(settings: type) -> None:
+    names = {field.name for field in dataclasses.fields(settings)} - FOUND
+    documented = re.findall(r"`([a-z0-9_]+)`", CONFIGURATION)
+    assert names <= set(documented)
+
+
+def test_every_documented_setting_exists() -> None:
+    known = {f.name for kind in (Server, Provider, Route, ApiKey) for f in dataclasses.fields(kind)}
+    settings = CONFIGURATION[CONFIGURATION.index("## `[server]`") :]
+    assert table_cells(settings) <= known
+
+
+def variables_in(*paths: Path) -> set[str]:
+    """The environment variables that the code asks for by name."""
+    reads = r"""environ(?:\.get)?[\[(]\s*["']([A-Z][A-Z_]+)["']|_whole\(environ, "([A-Z_]+)\""""
+    found = [names for path in paths for names in re.findall(reads, path.read_text())]
+    return {name for names in found for name in names if name} - INTERNAL
+
+
+def test_every_environment_variable_is_in_the_readme() -> None:
+    sources = [*(ROOT / "wrapper" / "config").glob("*.py"), ROOT / "wrapper" / "launch.py"]
+    asked = variables_in(*sources, ROOT / "config" / "gunicorn.py")
+    assert {"HOST", "PORT", "WRAPPER_STORE"} <= asked, "the pattern finds the variables"
+    assert asked <= table_cells(README)
+
+
+def test_the_readme_and_the_example_of_dotenv_name_the_same_variables() -> None:
+    example = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    documented = {name for name in table_cells(README) if name.isupper()}
+    assert documented == set(example)
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+    for document in DOCUMENTS:
+        named = set(re.findall(r"`make ([a-z]+)", document.read_text()))
+        assert named <= targets, document.name
+    assert set(re.findall(r"^make (\w+)", README, re.MULTILINE)) == {"run", "test"}
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert re.search(r"^(exec )?make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files_that_exist(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text())
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+def test_every_runtime_dependency_has_its_reason() -> None:
+    inputs = (ROOT / name for name in ("requirements.in", "requirements-fast.in"))
+    names = {
+        name
+        for path in inputs
+        for name in re.findall(r"^([a-z0-9-]+)[\[>=]", path.read_text(), re.MULTILINE)
+    }
+    assert names == {name for name in table_cells(CONTRIBUTING) if name in names}
+    assert len(names) == 11
+
+
+@pytest.mark.parametrize(
+    "lock", ["requirements.txt", "requirements-fast.txt", "requirements-dev.txt"]
+)
+def test_every_locked_package_has_hashes_and_no_address(lock: str) -> None:
+    text = (ROOT / lock).read_text()
+    blocks = re.split(r"^(?=[a-z])", text, flags=re.MULTILINE)[1:]
+    assert blocks
+    assert all("--hash=sha256:" in block and "==" in block for block in blocks)
+    assert "://" not in text
+
+
+def test_the_development_lock_has_the_runtime_versions() -> None:
+    def pins(lock: str) -> set[str]:
+        text = (ROOT / lock).read_text()
+        return set(re.findall(r"^([a-z0-9-]+==[^ \\]+)", text, re.MULTILINE))
+
+    assert pins("requirements.txt") <= pins("requirements-dev.txt")
+
+
+def test_the_readme_fits_a_screen_and_a_half() -> None:
+    assert len(README.splitlines()) <= 120
