@@ -95,6 +95,7 @@ class Reader:
         rest = bytes(self.pending)
         self.pending.clear()
         self._searched = 0
+        self._oversized = False
         return rest
 
 

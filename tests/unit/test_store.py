@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -9,12 +10,14 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wrapper.store import PICO, Entry, StoreError, Sums, all_time, open_store
+from harness.poll import eventually
+from wrapper.store import PICO, Entry, StoreError, Sums, all_time, open_store, sqlite
 from wrapper.store.sqlite import SqliteStore
 from wrapper.usage import Usage
 
@@ -187,6 +190,105 @@ def test_after_a_fork_parent_and_child_write_on_their_own(store: SqliteStore) ->
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
     store.check()
     assert store.totals()[0].requests == 201
+
+
+@pytest.fixture
+def locked(path: Path, store: SqliteStore) -> Iterator[sqlite3.Connection]:
+    """Another program that holds the file, until it is told to commit."""
+    store.settle(entry())
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    yield connection
+    connection.close()
+
+
+def test_a_locked_file_makes_requests_wait_and_loses_none(
+    path: Path, store: SqliteStore, locked: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "RETRY_SECONDS", 0.1)
+    start = time.monotonic()
+    with pytest.raises(StoreError, match="locked"):
+        store.settle(entry())
+    assert time.monotonic() - start < 2.0
+    with pytest.raises(StoreError, match="2 requests wait to be written"):
+        store.settle(entry())
+    locked.execute("COMMIT")
+
+    def written() -> bool:
+        with contextlib.suppress(StoreError):
+            store.settle(entry(key="later"))
+            return True
+        return False
+
+    eventually(written)
+    assert store.totals(key="web")[0].requests == 3
+
+
+def test_a_locked_file_stops_the_worker_once_and_not_for_every_request(
+    store: SqliteStore, locked: sqlite3.Connection
+) -> None:
+    with pytest.raises(StoreError, match="locked"):
+        store.settle(entry())
+    start = time.monotonic()
+    for _ in range(100):
+        with pytest.raises(StoreError, match="wait to be written"):
+            store.settle(entry())
+    assert time.monotonic() - start < 0.5
+    locked.execute("COMMIT")
+    store.close()
+    assert store.totals()[0].requests == 102
+
+
+def test_what_may_wait_is_bounded(
+    store: SqliteStore, locked: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "MAX_WAITING", 10)
+    for _ in range(50):
+        with pytest.raises(StoreError):
+            store.settle(entry())
+    with pytest.raises(StoreError, match="10 requests wait to be written, 41 are lost"):
+        store.settle(entry())
+    locked.execute("COMMIT")
+    store.close()
+    assert store.totals()[0].requests == 11
+
+
+def test_what_waits_in_a_parent_is_not_written_by_its_child(
+    store: SqliteStore, locked: sqlite3.Connection
+) -> None:
+    with pytest.raises(StoreError):
+        store.settle(entry())
+    locked.execute("COMMIT")
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            store.close()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert store.totals()[0].requests == 1
+    store.close()
+    assert store.totals()[0].requests == 2
+
+
+def test_what_can_never_be_written_does_not_wait(path: Path, store: SqliteStore) -> None:
+    for bad in (entry(model="\ud800"), entry(usage=Usage(2**70, 0, 0)), entry(model=None)):
+        with pytest.raises(StoreError):
+            store.settle(bad)
+    store.settle(entry())
+    assert store.totals()[0].requests == 1
+
+
+def test_a_file_that_is_moved_while_in_use_is_noticed(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "LOOK_SECONDS", 0.0)
+    store.settle(entry())
+    path.rename(path.with_name("elsewhere"))
+    with pytest.raises(StoreError, match="was moved or deleted while in use"):
+        store.settle(entry())
 
 
 WRITER = """

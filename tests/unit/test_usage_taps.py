@@ -225,6 +225,19 @@ def test_a_huge_event_without_usage_is_said_to_be_too_large() -> None:
     assert tap.reading().reason == "too_large"
 
 
+def test_a_huge_event_that_the_end_cuts_off_is_metered_or_said_to_be_too_large() -> None:
+    for name, whole in IMAGE_EVENTS.items():
+        event = (whole % (b"A" * 3_000_000)).rstrip()
+        for strip in (False, True):
+            tap = tap_for("text/event-stream", None, strip_usage=strip)
+            out = pour(tap, cut(event, [1_000_000, 2_000_000]))
+            assert out == event, name
+            assert tap.reading().usage == Usage(50, 4160, 4210), name
+    tap = tap_for("text/event-stream", None)
+    pour(tap, [b'data: {"x":"' + b"A" * 2_000_000])
+    assert tap.reading().reason == "too_large"
+
+
 def raw_deflate(data: bytes) -> bytes:
     packer = zlib.compressobj(wbits=-15)
     return packer.compress(data) + packer.flush()

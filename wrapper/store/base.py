@@ -80,7 +80,11 @@ class UsageStore(Protocol):
         """Whether the store can be used, found out at the start and not at the first request."""
 
     def settle(self, entry: Entry) -> None:
-        """Adds one request to the sums."""
+        """Adds one request to the sums.
+
+        Raises StoreError where it is not written yet, or where it is known that it will be lost.
+        What is not written yet is written with a later request or at `close`.
+        """
 
     def totals(
         self,
@@ -94,7 +98,7 @@ class UsageStore(Protocol):
         """
 
     def close(self) -> None:
-        """Gives back what this process holds."""
+        """Writes what still waits and gives back what this process holds."""
 
 
 def all_time(store: UsageStore) -> list[Sums]:

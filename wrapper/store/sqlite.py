@@ -6,9 +6,11 @@ one writer go on side by side; with `synchronous = NORMAL` nothing waits for the
 checkpoint (https://www.sqlite.org/wal.html), and a killed process loses nothing that it
 acknowledged, for the pages are the kernel's by then.
 
-The rule protected here: a connection belongs to the process that opened it. After a fork the
-child opens its own and leaves the inherited one alone, unclosed
-(https://www.sqlite.org/howtocorrupt.html, section 2.6).
+Two rules are protected here. A connection belongs to the process that opened it: after a fork
+the child opens its own and leaves the inherited one alone, unclosed
+(https://www.sqlite.org/howtocorrupt.html, section 2.6). And a file that cannot be written just
+now (locked by another program, full disk) neither stops the worker nor loses a request: what
+waits is written with a later one, and until then `settle` says that it waits.
 """
 
 from __future__ import annotations
@@ -16,77 +18,37 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from datetime import UTC, datetime
+from collections import deque
 from pathlib import Path
 
 from wrapper.store.base import DIMENSIONS, Entry, StoreError, Sums
-from wrapper.usage import Usage
+from wrapper.store.schema import (
+    COLUMNS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    SETTLE,
+    Values,
+    query,
+    sums,
+    values,
+)
 
-SCHEMA_VERSION = 1
-
-# How long a writer waits for another one, in seconds. A write takes microseconds.
-BUSY_SECONDS = 5.0
+# How long a write waits for another one's end, in seconds: it takes microseconds, unless some
+# other program holds the file. The whole worker waits with it.
+BUSY_SECONDS = 0.5
+# How long nothing is tried after a failure, and how much may wait meanwhile.
+RETRY_SECONDS = 5.0
+MAX_WAITING = 10_000
+# How often the file is looked for, in seconds.
+LOOK_SECONDS = 1.0
+# Opening takes its turn with the other workers, in seconds.
+OPEN_SECONDS = 5.0
 # Pages in the log before they are copied into the file, which waits for the disk: 16 MiB.
 CHECKPOINT_PAGES = 4000
 
-# SQLite's integers have 64 bits and become floats beyond. A sum of two of these does not.
-_MAX = 4611686018427387904  # 2**62, also in _SETTLE
-_HIGH = 10**6
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS usage (
-    hour INTEGER NOT NULL,          -- Unix time / 3600
-    api_key TEXT NOT NULL,
-    provider TEXT NOT NULL,
-    model TEXT NOT NULL,
-    outcome TEXT NOT NULL,
-    requests INTEGER NOT NULL,
-    prompt INTEGER NOT NULL,
-    completion INTEGER NOT NULL,
-    total INTEGER NOT NULL,
-    cached INTEGER NOT NULL,
-    reasoning INTEGER NOT NULL,
-    seconds REAL NOT NULL,
-    cost_pico INTEGER NOT NULL,     -- 1e-12 USD
-    unmetered INTEGER NOT NULL,
-    unpriced INTEGER NOT NULL,
-    PRIMARY KEY (hour, api_key, provider, model, outcome)
-) WITHOUT ROWID, STRICT
-"""
-
-_SETTLE = """
-INSERT INTO usage VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET
-    requests = requests + 1,
-    prompt = prompt + excluded.prompt,
-    completion = completion + excluded.completion,
-    total = total + excluded.total,
-    cached = cached + excluded.cached,
-    reasoning = reasoning + excluded.reasoning,
-    seconds = seconds + excluded.seconds,
-    cost_pico = min(cost_pico + excluded.cost_pico, 4611686018427387904),
-    unmetered = unmetered + excluded.unmetered,
-    unpriced = unpriced + excluded.unpriced
-"""
-
-# The cost is summed in two halves: years of it can be more than 64 bits.
-_SUMS = f"""
-coalesce(sum(requests), 0), coalesce(sum(prompt), 0), coalesce(sum(completion), 0),
-coalesce(sum(total), 0), coalesce(sum(cached), 0), coalesce(sum(reasoning), 0),
-coalesce(sum(seconds), 0.0), coalesce(sum(cost_pico / {_HIGH}), 0),
-coalesce(sum(cost_pico % {_HIGH}), 0), coalesce(sum(unmetered), 0), coalesce(sum(unpriced), 0)
-"""
-
-_COLUMNS = {
-    "key": "api_key",
-    "provider": "provider",
-    "model": "model",
-    "outcome": "outcome",
-    "day": "hour / 24",
-    "hour": "hour",
-}
-
-_NONE = Usage(0, 0, 0)
+_MOVE_AWAY = "move it away to begin a new one, or name another file in WRAPPER_STORE"
+# What can never be written, and therefore does not wait.
+_IMPOSSIBLE = (sqlite3.DataError, sqlite3.IntegrityError, OverflowError, UnicodeEncodeError)
 _NOTHING = Sums((), 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0)
 
 
@@ -97,6 +59,11 @@ class SqliteStore:
         self._path = path
         self._pid = 0
         self._cursor: sqlite3.Cursor | None = None
+        self._inode = 0
+        self._look_at = 0.0
+        self._waiting: deque[Values] = deque()
+        self._retry_at = 0.0
+        self._lost = 0
         # Cursors of a parent process: kept, so that nothing closes them here.
         self._inherited: list[sqlite3.Cursor] = []
 
@@ -109,27 +76,24 @@ class SqliteStore:
             raise StoreError(f"{self._path}: damaged ({problems[0]}); {_MOVE_AWAY}")
 
     def settle(self, entry: Entry) -> None:
-        usage = entry.usage or _NONE
-        values = (
-            int(entry.at // 3600),
-            entry.key,
-            entry.provider,
-            entry.model,
-            entry.outcome,
-            usage.prompt,
-            usage.completion,
-            usage.total,
-            usage.cached,
-            usage.reasoning,
-            usage.seconds,
-            min(entry.cost or 0, _MAX),
-            entry.unmetered,
-            entry.usage is not None and entry.cost is None,
-        )
+        self._own()
+        if self._waiting:
+            self._wait(values(entry))
+            self._write_waiting()
+            return
+        bound = values(entry)
         try:
-            self._here().execute(_SETTLE, values)
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as error:
+            self._here().execute(SETTLE, bound)
+        except _IMPOSSIBLE as error:
             raise self._problem(error) from error
+        except (sqlite3.Error, StoreError) as error:
+            self._wait(bound)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            raise self._problem(error) from error
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self._look()
 
     def totals(
         self,
@@ -138,35 +102,80 @@ class SqliteStore:
         by: tuple[str, ...] = (),
         key: str | None = None,
     ) -> list[Sums]:
-        unknown = [name for name in by if name not in _COLUMNS]
+        unknown = [name for name in by if name not in COLUMNS]
         if unknown:
             raise ValueError(f"cannot group by {unknown[0]!r}; one of {', '.join(DIMENSIONS)}")
+        self._own()
         if self._cursor is None and not self._path.exists():
             # A question makes no file, least of all one that belongs to who asks.
             return [] if by else [_NOTHING]
-        query, values = _query(since, until, by, key)
+        text, bound = query(since, until, by, key)
         try:
-            rows = self._here().execute(query, values).fetchall()
+            rows = self._here().execute(text, bound).fetchall()
         except sqlite3.Error as error:
             raise self._problem(error) from error
-        return [_sums(row, by) for row in rows]
+        return [sums(row, by) for row in rows]
 
     def close(self) -> None:
-        if self._cursor is not None and self._pid == os.getpid():
-            self._cursor.connection.close()
+        self._own()
+        try:
+            if self._waiting:
+                self._retry_at = 0.0
+                self._write_waiting()
+        finally:
+            if self._cursor is not None:
+                self._cursor.connection.close()
+            self._cursor = None
+
+    def _own(self) -> None:
+        """Forgets what belongs to a parent process."""
+        pid = os.getpid()
+        if pid == self._pid:
+            return
+        if self._cursor is not None:
+            self._inherited.append(self._cursor)
         self._cursor = None
-        self._pid = 0
+        self._waiting.clear()
+        self._pid = pid
 
     def _here(self) -> sqlite3.Cursor:
-        """The cursor of this very process."""
-        pid = os.getpid()
-        if self._cursor is not None:
-            if self._pid == pid:
-                return self._cursor
-            self._inherited.append(self._cursor)
-        self._cursor = self._open()
-        self._pid = pid
+        self._own()
+        if self._cursor is None:
+            self._cursor = self._open()
         return self._cursor
+
+    def _wait(self, bound: Values) -> None:
+        self._waiting.append(bound)
+        if len(self._waiting) > MAX_WAITING:
+            self._waiting.popleft()
+            self._lost += 1
+
+    def _write_waiting(self) -> None:
+        """Writes what waits, oldest first. Raises StoreError while something still does."""
+        now = time.monotonic()
+        if now < self._retry_at:
+            lost = f", {self._lost} are lost" if self._lost else ""
+            waiting = len(self._waiting)
+            raise StoreError(f"{self._path}: {waiting} requests wait to be written{lost}")
+        try:
+            cursor = self._here()
+            while self._waiting:
+                cursor.execute(SETTLE, self._waiting[0])
+                self._waiting.popleft()
+        except (sqlite3.Error, StoreError) as error:
+            self._retry_at = now + RETRY_SECONDS
+            raise self._problem(error) from error
+
+    def _look(self) -> None:
+        try:
+            same = self._path.stat().st_ino == self._inode
+        except OSError:
+            same = False
+        if not same:
+            raise StoreError(
+                f"{self._path}: was moved or deleted while in use, what is written now is lost;"
+                " restart the gateway"
+            )
 
     def _open(self) -> sqlite3.Cursor:
         try:
@@ -174,8 +183,9 @@ class SqliteStore:
             # Before SQLite makes it: readable by the owner alone. Its log files take after it.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             connection = sqlite3.connect(
-                self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                self._path, timeout=OPEN_SECONDS, isolation_level=None, check_same_thread=False
             )
+            self._inode = self._path.stat().st_ino
         except (sqlite3.Error, OSError) as error:
             raise self._problem(error) from error
         try:
@@ -193,10 +203,11 @@ class SqliteStore:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 connection.execute("BEGIN IMMEDIATE")
-                connection.execute(_SCHEMA)
+                connection.execute(SCHEMA)
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 connection.execute("COMMIT")
                 version = SCHEMA_VERSION
+            connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
         except sqlite3.Error as error:
             raise self._problem(error) from error
         if version != SCHEMA_VERSION:
@@ -206,6 +217,8 @@ class SqliteStore:
             )
 
     def _problem(self, error: Exception) -> StoreError:
+        if isinstance(error, StoreError):
+            return error
         if isinstance(error, OSError):
             reason = error.strerror or type(error).__name__
             return StoreError(f"{self._path}: {reason}; WRAPPER_STORE must name a writable file")
@@ -217,12 +230,9 @@ class SqliteStore:
         return StoreError(f"{self._path}: {text}")
 
 
-_MOVE_AWAY = "move it away to begin a new one, or name another file in WRAPPER_STORE"
-
-
 def _turn_on_wal(connection: sqlite3.Connection) -> None:
     """The switch needs the file for itself and does not wait for its turn: so it is tried."""
-    deadline = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + OPEN_SECONDS
     while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -230,55 +240,3 @@ def _turn_on_wal(connection: sqlite3.Connection) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.005)
-
-
-def _query(
-    since: float | None, until: float | None, by: tuple[str, ...], key: str | None
-) -> tuple[str, list[int | str]]:
-    where: list[str] = []
-    values: list[int | str] = []
-    if since is not None:
-        where.append("hour >= ?")
-        values.append(int(since // 3600))
-    if until is not None:
-        where.append("hour < ?")
-        values.append(-int(-until // 3600))
-    if key is not None:
-        where.append("api_key = ?")
-        values.append(key)
-    groups = ", ".join(_COLUMNS[name] for name in by)
-    # Only the texts of this module are put together here: what came from outside is bound.
-    query = ["SELECT", f"{groups}," if by else "", _SUMS, "FROM usage"]
-    if where:
-        query += ["WHERE", " AND ".join(where)]
-    if by:
-        query += ["GROUP BY", groups, "ORDER BY", groups]
-    return " ".join(query), values
-
-
-def _sums(row: tuple[int | float | str, ...], by: tuple[str, ...]) -> Sums:
-    group = tuple(_label(name, value) for name, value in zip(by, row, strict=False))
-    numbers = [value for value in row[len(by) :] if not isinstance(value, str)]
-    requests, prompt, completion, total, cached, reasoning = map(int, numbers[:6])
-    seconds, high, low, unmetered, unpriced = numbers[6:]
-    return Sums(
-        group,
-        requests,
-        prompt,
-        completion,
-        total,
-        cached,
-        reasoning,
-        float(seconds),
-        int(high) * _HIGH + int(low),
-        int(unmetered),
-        int(unpriced),
-    )
-
-
-def _label(dimension: str, value: int | float | str) -> str:
-    if dimension == "day":
-        return datetime.fromtimestamp(int(value) * 86400, UTC).strftime("%Y-%m-%d")
-    if dimension == "hour":
-        return datetime.fromtimestamp(int(value) * 3600, UTC).strftime("%Y-%m-%dT%H:00Z")
-    return str(value)

@@ -71,7 +71,7 @@ class StreamTap:
     def flush(self) -> bytes:
         self._ended = True
         # The standard drops an event without its blank line; its tokens were used all the same.
-        rest = Span(self._reader.flush())
+        rest = Span(self._reader.flush(), whole=self._oversized is None)
         stays = self._stays(rest)
         return rest.raw if self._strip and stays else b""
 

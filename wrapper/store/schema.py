@@ -1,0 +1,149 @@
+"""The usage table in SQL: its columns, the one write, the one question.
+
+The rule protected here: only texts of this module are put together to SQL; whatever came from
+outside is bound as a value.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from wrapper.store.base import Entry, Sums
+from wrapper.usage import Usage
+
+SCHEMA_VERSION = 1
+
+# SQLite's integers have 64 bits and become floats beyond. A sum of two of these does not.
+_MAX = 4611686018427387904  # 2**62, also in SETTLE
+_HIGH = 10**6
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS usage (
+    hour INTEGER NOT NULL,          -- Unix time / 3600
+    api_key TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    model TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    requests INTEGER NOT NULL,
+    prompt INTEGER NOT NULL,
+    completion INTEGER NOT NULL,
+    total INTEGER NOT NULL,
+    cached INTEGER NOT NULL,
+    reasoning INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    cost_pico INTEGER NOT NULL,     -- 1e-12 USD
+    unmetered INTEGER NOT NULL,
+    unpriced INTEGER NOT NULL,
+    PRIMARY KEY (hour, api_key, provider, model, outcome)
+) WITHOUT ROWID, STRICT
+"""
+
+SETTLE = """
+INSERT INTO usage VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET
+    requests = requests + 1,
+    prompt = prompt + excluded.prompt,
+    completion = completion + excluded.completion,
+    total = total + excluded.total,
+    cached = cached + excluded.cached,
+    reasoning = reasoning + excluded.reasoning,
+    seconds = seconds + excluded.seconds,
+    cost_pico = min(cost_pico + excluded.cost_pico, 4611686018427387904),
+    unmetered = unmetered + excluded.unmetered,
+    unpriced = unpriced + excluded.unpriced
+"""
+
+# The cost is summed in two halves: years of it can be more than 64 bits.
+_SUMS = f"""
+coalesce(sum(requests), 0), coalesce(sum(prompt), 0), coalesce(sum(completion), 0),
+coalesce(sum(total), 0), coalesce(sum(cached), 0), coalesce(sum(reasoning), 0),
+coalesce(sum(seconds), 0.0), coalesce(sum(cost_pico / {_HIGH}), 0),
+coalesce(sum(cost_pico % {_HIGH}), 0), coalesce(sum(unmetered), 0), coalesce(sum(unpriced), 0)
+"""
+
+COLUMNS = {
+    "key": "api_key",
+    "provider": "provider",
+    "model": "model",
+    "outcome": "outcome",
+    "day": "hour / 24",
+    "hour": "hour",
+}
+
+_NO_USE = Usage(0, 0, 0)
+
+Values = tuple[int | float | str, ...]
+
+
+def values(entry: Entry) -> Values:
+    """What SETTLE is given for `entry`."""
+    usage = entry.usage or _NO_USE
+    return (
+        int(entry.at // 3600),
+        entry.key,
+        entry.provider,
+        entry.model,
+        entry.outcome,
+        usage.prompt,
+        usage.completion,
+        usage.total,
+        usage.cached,
+        usage.reasoning,
+        usage.seconds,
+        min(entry.cost or 0, _MAX),
+        entry.unmetered,
+        entry.usage is not None and entry.cost is None,
+    )
+
+
+def query(
+    since: float | None, until: float | None, by: tuple[str, ...], key: str | None
+) -> tuple[str, list[int | str]]:
+    """The question for `totals`, and the values bound in it."""
+    where: list[str] = []
+    bound: list[int | str] = []
+    if since is not None:
+        where.append("hour >= ?")
+        bound.append(int(since // 3600))
+    if until is not None:
+        where.append("hour < ?")
+        bound.append(-int(-until // 3600))
+    if key is not None:
+        where.append("api_key = ?")
+        bound.append(key)
+    groups = ", ".join(COLUMNS[name] for name in by)
+    parts = ["SELECT", f"{groups}," if by else "", _SUMS, "FROM usage"]
+    if where:
+        parts += ["WHERE", " AND ".join(where)]
+    if by:
+        parts += ["GROUP BY", groups, "ORDER BY", groups]
+    return " ".join(parts), bound
+
+
+def sums(row: tuple[int | float | str, ...], by: tuple[str, ...]) -> Sums:
+    """One row of the answer to `query`."""
+    group = tuple(_label(name, value) for name, value in zip(by, row, strict=False))
+    numbers = [value for value in row[len(by) :] if not isinstance(value, str)]
+    requests, prompt, completion, total, cached, reasoning = map(int, numbers[:6])
+    seconds, high, low, unmetered, unpriced = numbers[6:]
+    return Sums(
+        group,
+        requests,
+        prompt,
+        completion,
+        total,
+        cached,
+        reasoning,
+        float(seconds),
+        int(high) * _HIGH + int(low),
+        int(unmetered),
+        int(unpriced),
+    )
+
+
+def _label(dimension: str, value: int | float | str) -> str:
+    if dimension == "day":
+        return datetime.fromtimestamp(int(value) * 86400, UTC).strftime("%Y-%m-%d")
+    if dimension == "hour":
+        return datetime.fromtimestamp(int(value) * 3600, UTC).strftime("%Y-%m-%dT%H:00Z")
+    return str(value)
