@@ -14,6 +14,7 @@ import os  # noqa: E402
 import socket as sockets  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 from gunicorn import util  # noqa: E402
@@ -47,7 +48,7 @@ proc_name = "wrapper"
 http_parser = "auto"
 forwarded_allow_ips = ""
 forwarder_headers = ""
-secure_scheme_headers = {}
+secure_scheme_headers: dict[str, str] = {}
 header_map = "refuse"
 limit_request_line = 8190
 limit_request_field_size = 16380
@@ -58,10 +59,10 @@ errorlog = "-"
 loglevel = _where.log_level
 
 
-class Worker(GeventWorker):
+class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's gevent worker with errors in OpenAI's shape and connections closed in peace."""
 
-    def handle_request(self, listener_name, req, sock, addr):
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         try:
             return super().handle_request(listener_name, req, sock, addr)
         except TimeoutError:  # the client takes nothing any more
@@ -70,7 +71,7 @@ class Worker(GeventWorker):
             if req.should_close():
                 linger(sock)
 
-    def handle_error(self, req, client, addr, exc):
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request; of its bytes nothing is logged."""
         if isinstance(exc, GreenletExit | SystemExit):
             return
@@ -86,7 +87,7 @@ class Worker(GeventWorker):
         except OSError:
             self.log.debug("The refusal could not be sent.")
 
-    def drain(self):
+    def drain(self) -> None:
         """End what is still open shortly before gunicorn would cut it without a word."""
         while self.alive:
             gevent.sleep(0.5)
@@ -94,7 +95,7 @@ class Worker(GeventWorker):
         launch.drain()
 
 
-def linger(sock):
+def linger(sock: Any) -> None:
     """Say that nothing more comes, then take what is still on its way for a moment.
 
     Closing with unread bytes would reset the connection and with it the answer (RFC 9112
@@ -113,22 +114,22 @@ GreenletExit = gevent.GreenletExit
 worker_class = Worker
 
 
-def pre_request(worker, req):
+def pre_request(worker: Any, req: Any) -> None:
     """Let the application ask for the connection's end through its input."""
     req.body.force_close = req.force_close
 
 
-def post_worker_init(worker):
+def post_worker_init(worker: Any) -> None:
     """Follow the configuration files, and watch for the end."""
     launch.start_worker(worker.wsgi)
     gevent.spawn(worker.drain)
 
 
-def child_exit(server, worker):
+def child_exit(server: Any, worker: Any) -> None:
     """A worker is gone: settle its gauges and count what it owed."""
     launch.worker_gone(worker.pid)
 
 
-def on_exit(server):
+def on_exit(server: Any) -> None:
     """The last one turns off the light."""
     launch.clean_up()

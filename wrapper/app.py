@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException
 from wrapper import api, docs, errors, models, ops
 from wrapper.call import close_after, content_length, has_body, split_target
 from wrapper.config import Settings
-from wrapper.exchange import Exchange
+from wrapper.exchange import UNMATCHED, Exchange
 from wrapper.gateway import Gateway
 from wrapper.relay import Relayed
 from wrapper.store import open_store
@@ -45,7 +45,7 @@ class GatewayApp(Flask):
         return func
 
 
-def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> Flask:
+def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> GatewayApp:
     """The gateway as a WSGI application."""
     app = GatewayApp("wrapper", static_folder=None)
     app.url_map.merge_slashes = False
@@ -85,7 +85,7 @@ def _record_requests(app: Flask, gateway: Gateway) -> None:
         rule = request.url_rule
         g.exchange = Exchange(
             method=request.method,
-            path=rule.rule.replace("<path:rest>", "<path>") if rule else "(unmatched)",
+            path=rule.rule.replace("<path:rest>", "<path>") if rule else UNMATCHED,
             client=environ.get("REMOTE_ADDR", ""),
         )
         gateway.telemetry.begin(g.exchange, looks=request.blueprint == ops.bp.name)
@@ -136,12 +136,17 @@ def _take_leftover(environ: dict[str, Any]) -> None:
         environ["wsgi.input"].read(length)
     except OSError:
         close_after(environ)
+    finally:
+        if sock is not None:
+            sock.settimeout(None)  # the wait for the next request has its own deadline
 
 
 def _answer_errors(app: Flask) -> None:
     @app.errorhandler(errors.GatewayError)
     def gateway_error(error: errors.GatewayError) -> Response:
         g.exchange.refuse(error.status, error.code)
+        if isinstance(error, errors.UnknownUrl | errors.MethodNotAllowed | errors.InvalidPath):
+            g.exchange.path = UNMATCHED
         response = Response(error.body(), error.status, mimetype="application/json")
         response.headers.extend(list(error.headers))
         return response

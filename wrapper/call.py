@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any, Final
+from urllib.parse import unquote
 
 import msgspec
 from gunicorn.http.errors import ParseException
@@ -40,7 +41,7 @@ _decode = msgspec.json.Decoder(_Fields).decode
 # dot segments, empty segments, encoded slashes, backslashes, dots and controls.
 _AMBIGUOUS = re.compile(
     r"//|\\|[\x00-\x20\x7f-\xff#]|%(?![0-9a-fA-F]{2})|%(?:2[fF]|5[cC]|[01][0-9a-fA-F]|7[fF])"
-    r"|/(?:\.|%2[eE]){1,2}(?:/|$)"
+    r"|/(?:\.|%2[eE]){1,2}(?:/|;|%3[bB]|$)"
 )
 _BAD_QUERY = re.compile(r"[\x00-\x20\x7f#]")
 
@@ -60,6 +61,7 @@ class RawBody:
         self.received = 0
         self.waited = 0.0  # seconds spent waiting for the sender
         self.on_end: Callable[[], None] | None = None
+        self.reader: Callable[[bytes], None] | None = None  # stands beside the bytes
         self.ended = not has_body(environ)
         if self.length is not None and self.length > limit:
             raise self._too_large()
@@ -88,6 +90,8 @@ class RawBody:
         self.received += len(data)
         if self.received > self._limit:
             raise self._too_large()
+        if self.reader is not None:
+            self.reader(data)
         self._check_end(data)
         return data
 
@@ -170,12 +174,14 @@ class Spooled:
 class Call:
     """One request as the relay needs it.
 
-    `model` is None where none could be read. `strip_usage` says that the stream's use was asked
-    for in the caller's place, so that he must not see it.
+    `model` is None where none could be read. `target` is the raw path, `path` the one by which
+    things are decided: decoded, in lower case and without a slash at the end, as the most lenient
+    provider may read it. `strip_usage` says that the stream's use was asked for in the caller's
+    place, so that he must not see it.
     """
 
     __slots__ = (
-        *("body", "environ", "is_json", "method", "model", "query"),
+        *("_finder", "body", "environ", "is_json", "method", "model", "path", "query"),
         *("raw", "stream", "strip_usage", "target"),
     )
 
@@ -183,6 +189,8 @@ class Call:
         self.environ = environ
         self.method: str = environ["REQUEST_METHOD"]
         self.target, self.query = split_target(environ)
+        self.path = unquote(self.target).rstrip("/").lower()
+        self._finder: FieldFinder | None = None
         self.raw: RawBody | None = None
         self.body: bytes | Iterable[bytes] | None = None
         self.is_json = False
@@ -210,21 +218,33 @@ class Call:
         self.body, self.is_json = body, True
         self.model, self.stream = fields.model, bool(fields.stream)
 
-    def read_any(self, json_limit: int, upload_limit: int, *, need_model: bool) -> None:
+    def read_any(
+        self, json_limit: int, upload_limit: int, *, need_model: bool, only_readable: bool
+    ) -> None:
         """Take a body of any kind; `need_model` says that a form's `model` field decides.
 
-        JSON is read as in `read_json` where it is an object; other JSON passes as it is.
+        JSON is read as in `read_json`. With `only_readable` everything that is neither JSON nor
+        a form is taken for JSON too, whatever its type says: there are providers that do.
         """
         content_type = self.environ.get("CONTENT_TYPE", "").lower()
+        is_form = content_type.startswith("multipart/form-data")
         if not has_body(self.environ):
             # An explicit Content-Length: 0 is repeated, a missing one stays missing.
             self.body = b"" if self.environ.get("CONTENT_LENGTH") else None
-        elif is_json_type(content_type):
+        elif is_json_type(content_type) or (only_readable and not is_form):
             self.read_json(json_limit)
-        elif need_model and content_type.startswith("multipart/form-data"):
+        elif need_model and is_form:
             self._read_form(upload_limit)
         else:
             self.body = self.raw = RawBody(self.environ, upload_limit)
+            if is_form:
+                self._finder = FieldFinder(self.environ["CONTENT_TYPE"], "model")
+                self.raw.reader = self._finder.feed
+
+    @property
+    def told_model(self) -> str:
+        """The `model` that is known once the body has flowed by; empty where there is none."""
+        return self.model or (self._finder.value if self._finder else None) or ""
 
     def _read_form(self, limit: int) -> None:
         """Find the form's `model`, wherever it stands, with the file parts on disk."""

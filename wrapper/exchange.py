@@ -24,6 +24,7 @@ CLIENT_ABORT: Final = "client_abort"
 UPSTREAM_ERROR: Final = "upstream_error"
 DRAINED: Final = "drained"
 NO_KEY: Final = "none"
+UNMATCHED: Final = "(unmatched)"
 
 # What a gateway error means for the outcome; other 4xx are the caller's mistake.
 _REJECTIONS = frozenset({401, 403, 429, 503})
@@ -34,7 +35,7 @@ class Exchange:
     """One request and what became of it."""
 
     method: str
-    path: str = "(unmatched)"  # the route's pattern, never what a stranger typed
+    path: str = UNMATCHED  # the route's pattern, never what a stranger typed
     client: str = ""
     request_id: str = field(default_factory=lambda: "req_" + os.urandom(12).hex())
     at: float = field(default_factory=time.time)

@@ -29,8 +29,7 @@ from wrapper.config.watch import Reloader, accept, load_or_last_good
 from wrapper.watch import drain
 
 if TYPE_CHECKING:
-    from flask import Flask
-
+    from wrapper.app import GatewayApp
     from wrapper.usage.prices import Prices
 
 __all__ = ["clean_up", "drain", "make_app", "prepare", "refusal", "start_worker", "worker_gone"]
@@ -83,7 +82,7 @@ def _start_simulator() -> None:
     log.warning("no provider key is set: serving the simulated provider 'demo'")
 
 
-def make_app() -> Flask:
+def make_app() -> GatewayApp:
     """The application, ready to be inherited by the workers. Exits with code 1 where it cannot."""
     from wrapper.app import create_app
     from wrapper.gateway import load_prices
@@ -109,8 +108,11 @@ def make_app() -> Flask:
     return app
 
 
-def start_worker(app: Flask) -> None:
+def start_worker(app: GatewayApp) -> None:
     """Look at the configuration's files once a second; a mistake in them changes nothing."""
+    from wrapper import telemetry
+
+    telemetry.worker_begins()
     follower = Follower(app)
     threading.Thread(target=follower.run, name="reload", daemon=True).start()
 
@@ -118,7 +120,7 @@ def start_worker(app: Flask) -> None:
 class Follower:
     """Puts in force what the files say."""
 
-    def __init__(self, app: Flask) -> None:
+    def __init__(self, app: GatewayApp) -> None:
         self._gateway = app.extensions["gateway"]
         self._environ = dict(os.environ)
         self._prices: Prices = self._gateway.current.prices
@@ -143,7 +145,11 @@ class Follower:
 
     def _load(self) -> Settings:
         settings = load(self._environ, self._demo())
-        self._prices = self._load_prices(settings)
+        try:
+            self._prices = self._load_prices(settings)
+        except ConfigError as error:
+            # A broken price table must not keep a revoked key alive.
+            raise ConfigError(error.problems, settings.files, settings.keys) from None
         return settings
 
     def _load_prices(self, settings: Settings) -> Prices:

@@ -1,8 +1,9 @@
 """`GET /v1/models`: what a key may call, over all providers and aliases.
 
 Each provider is asked for its list at most once a minute in a worker; a provider that cannot
-answer keeps the list it gave last. The rule protected here: a model is listed exactly when a
-call with its name would be routed to the provider that has it and the key may make that call.
+answer keeps the list it gave last and is left alone for some seconds. The rule protected here: a
+model is listed exactly when a call with its name would be routed to the provider that has it
+and the key may make that call.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import msgspec
 from flask import Blueprint, Response
 
 from wrapper import errors
-from wrapper.api import Visit
 from wrapper.gateway import State
 from wrapper.keys import Principal
 from wrapper.upstream import Upstream
+from wrapper.visit import Visit
 
 bp = Blueprint("models", __name__)
 
 FRESH = 60.0  # seconds
+RETRY = 10.0  # seconds after a failure
 PATIENCE = 5.0  # seconds; the list is not worth a longer wait
 MAX_LIST = 8 << 20  # bytes
 
@@ -34,7 +36,7 @@ class _List(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_List).decode
-_known: dict[Upstream, tuple[float, list[Model]]] = {}
+_known: dict[Upstream, tuple[float, list[Model]]] = {}  # when to ask again, the last list
 
 
 @bp.get("/v1/models")
@@ -94,8 +96,8 @@ def _ask_all(state: State) -> dict[str, list[Model]]:
     """Every usable provider's list; the ones that are not fresh are asked at the same time."""
     now = time.monotonic()
     usable = {name: up for name, up in state.upstreams.items() if up.provider.usable}
-    stale = [up for up in usable.values() if _known.get(up, (-FRESH, []))[0] + FRESH < now]
-    threads = [threading.Thread(target=_refresh, args=(up, now)) for up in stale]
+    stale = [up for up in usable.values() if up not in _known or _known[up][0] < now]
+    threads = [threading.Thread(target=_refresh, args=(up,)) for up in stale]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -105,24 +107,32 @@ def _ask_all(state: State) -> dict[str, list[Model]]:
     return {name: _known[up][1] for name, up in usable.items() if up in _known}
 
 
-def _refresh(upstream: Upstream, now: float) -> None:
+def _refresh(upstream: Upstream) -> None:
+    listed = _ask(upstream)
+    now = time.monotonic()
+    if listed is not None:
+        _known[upstream] = (now + FRESH, [m for m in listed if isinstance(m.get("id"), str)])
+    else:
+        _known[upstream] = (now + RETRY, _known[upstream][1] if upstream in _known else [])
+
+
+def _ask(upstream: Upstream) -> list[Model] | None:
+    """The provider's list; None where it gave none in time."""
     path = upstream.provider.base_path + "/models"
     headers = {"Accept": "application/json", "User-Agent": "wrapper"}
+    end = time.monotonic() + PATIENCE
     try:
         answer = upstream.send("GET", path, headers, None, first_byte_timeout=PATIENCE)
         try:
+            answer.patience(PATIENCE)
             body = b""
-            while len(body) < MAX_LIST and (piece := answer.read1()):
+            while len(body) < MAX_LIST and time.monotonic() < end and (piece := answer.read1()):
                 body += piece
         finally:
             answer.close()
-        listed = _decode(body).data if answer.status == 200 else None
+        return _decode(body).data if answer.status == 200 else None
     except (errors.GatewayError, msgspec.DecodeError):
-        listed = None
-    if listed is not None:
-        _known[upstream] = (now, [m for m in listed if isinstance(m.get("id"), str)])
-    elif upstream in _known:
-        _known[upstream] = (now, _known[upstream][1])
+        return None
 
 
 def _answer(value: object) -> Response:

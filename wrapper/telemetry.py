@@ -28,7 +28,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
 
-from wrapper.exchange import Exchange
+from wrapper.exchange import NO_KEY, REJECTED, UNMATCHED, Exchange
 from wrapper.store import Sums
 
 METHODS = frozenset(
@@ -157,10 +157,7 @@ class Telemetry:
 
         `call` says that a key's call was made or refused, `metering` that it is metered.
         """
-        method = exchange.method if exchange.method in METHODS else OTHER
-        self._child(REQUESTS, method, exchange.path, str(exchange.status)).inc()
-        self._child(DURATION, method, exchange.path).observe(exchange.duration)
-        self._child(OVERHEAD, exchange.path).observe(exchange.overhead)
+        self._record_request(exchange)
         for provider, reason in exchange.upstream_errors:
             self._child(UPSTREAM_ERRORS, provider, reason).inc()
         if call and metering:
@@ -169,12 +166,25 @@ class Telemetry:
             IN_FLIGHT.dec()
         self._log(exchange)
 
+    def _record_request(self, exchange: Exchange) -> None:
+        """Every request. A refused stranger makes no series at will: no histogram, and no method
+        where his path is whatever he typed.
+        """
+        method = exchange.method if exchange.method in METHODS else OTHER
+        stranger = exchange.api_key == NO_KEY and exchange.status >= 400
+        if stranger and (exchange.path == UNMATCHED or "<" in exchange.path):
+            method = OTHER
+        self._child(REQUESTS, method, exchange.path, str(exchange.status)).inc()
+        if not stranger:
+            self._child(DURATION, method, exchange.path).observe(exchange.duration)
+            self._child(OVERHEAD, exchange.path).observe(exchange.overhead)
+
     def _record_call(self, exchange: Exchange) -> None:
         model, provider = self.model(exchange), exchange.provider or "none"
         labels = (exchange.api_key, provider, model)
         self._child(CALLS, *labels, exchange.outcome).inc()
-        if exchange.error_code and not exchange.relayed:
-            self._child(REJECTIONS, exchange.api_key, exchange.error_code).inc()
+        if exchange.outcome == REJECTED and not exchange.relayed:
+            self._child(REJECTIONS, exchange.api_key, exchange.error_code or OTHER).inc()
         if exchange.unmetered:
             self._child(UNMETERED, provider, exchange.unmetered).inc()
         usage = exchange.usage
@@ -356,6 +366,11 @@ def seed(totals: Iterable[Sums]) -> None:
         TOKENS.labels(*labels).inc(row.total)
         CACHED.labels(*labels).inc(row.cached)
         COST.labels(*labels).inc(row.cost / PICO)
+
+
+def worker_begins() -> None:
+    """Lay out this worker's files for all series it inherited, before the first request waits."""
+    IN_FLIGHT.inc(0)
 
 
 def worker_gone(pid: int) -> None:

@@ -30,24 +30,28 @@ RANKS = {
     "call": 3,
     "exchange": 3,
     "store": 3,
+    "access": 4,
     "upstream": 4,
     "telemetry": 4,
     "gateway": 5,
     "relay": 5,
-    "api": 6,
-    "ops": 6,
-    "docs": 6,
-    "app": 7,
-    "commands": 7,
-    "__main__": 8,
+    "visit": 6,
+    "api": 7,
+    "models": 7,
+    "ops": 7,
+    "docs": 7,
+    "app": 8,
+    "commands": 8,
+    "launch": 9,
+    "__main__": 9,
 }
 # Stands apart: it knows nothing of the gateway, and only the command line may start it.
 APART = "simulator"
 
 # library → the modules that may import it
 ROOMS = {
-    "flask": {"api", "ops", "docs", "app"},
-    "werkzeug": {"api", "ops", "docs", "app"},
+    "flask": {"visit", "api", "models", "ops", "docs", "app"},
+    "werkzeug": {"visit", "docs", "app"},
     "flask_cors": {"app"},
     "gevent": {"watch", APART},
     "requests": {"upstream"},

@@ -1,0 +1,319 @@
+"""What `/metrics` promises: every name, bounded labels, right in many workers, quick to scrape."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import random
+import statistics
+import string
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.defaults import CONFIG
+from harness.gateway import Gateway
+from harness.poll import eventually
+from harness.programs import require
+from harness.simulator import Simulator
+from wrapper.store import Entry, SqliteStore
+from wrapper.usage import Usage
+
+CONTRACT = {
+    "http_requests_total": {"method", "path", "status"},
+    "http_request_duration_seconds_bucket": {"method", "path", "le"},
+    "api_key_requests_total": {"api_key", "provider", "model", "outcome"},
+    "token_usage_prompt_total": {"api_key", "provider", "model"},
+    "token_usage_completion_total": {"api_key", "provider", "model"},
+    "token_usage_total": {"api_key", "provider", "model"},
+    "token_usage_cached_total": {"api_key", "provider", "model"},
+    "api_key_cost_usd_total": {"api_key", "provider", "model"},
+    "api_key_rejections_total": {"api_key", "reason"},
+    "unmetered_responses_total": {"provider", "reason"},
+    "unpriced_responses_total": {"provider", "model"},
+    "gen_ai_server_time_to_first_token_seconds_bucket": {"provider", "model", "le"},
+    "gen_ai_server_time_per_output_token_seconds_bucket": {"provider", "model", "le"},
+    "gen_ai_server_request_duration_seconds_bucket": {"provider", "model", "le"},
+    "gateway_overhead_seconds_bucket": {"path", "le"},
+    "requests_in_flight": set(),
+    "upstream_errors_total": {"provider", "reason"},
+    "provider_cooldown": {"provider"},
+    "unsettled_requests_total": set(),
+}
+
+
+def post(
+    gateway: Gateway, path: str, body: object, key: str = "", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """One POST on a connection of its own: status, headers by lower-case name, body."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    sent = {k.replace("_", "-"): v for k, v in headers.items()}
+    sent["Content-Type"] = "application/json"
+    if key:
+        sent["Authorization"] = f"Bearer {key}"
+    with contextlib.closing(connection):
+        connection.request("POST", path, json.dumps(body), sent)
+        response = connection.getresponse()
+        try:
+            answer = response.read()
+        except http.client.IncompleteRead as broken:
+            answer = broken.partial
+        response.close()
+        return response.status, {k.lower(): v for k, v in response.getheaders()}, answer
+
+
+def chat(model: str = "llama-3.1-8b-instant", **more: object) -> dict[str, object]:
+    return {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
+
+
+@pytest.fixture(scope="module")
+def metered(simulator: Simulator) -> Iterator[Gateway]:
+    """A gateway with three workers whose numbers nobody else changes."""
+    config = CONFIG.replace("{simulator}", simulator.url)
+    env = {"GROQ_API_KEY": "g", "OPENAI_API_KEY": "o"}
+    with Gateway(
+        config, workers=3, keys={"web-app": {}, "narrow": {"models": ["llama-*"]}}, env=env
+    ) as running:
+        yield running
+        running.assert_clean()
+
+
+def change(gateway: Gateway, act: Callable[[], object], name: str, **labels: str) -> float:
+    """By how much the counter grew while `act` was done."""
+    before = gateway.metrics().value(name, **labels)
+    act()
+    eventually(lambda: gateway.metrics().value("requests_in_flight") == 0)
+    return gateway.metrics().value(name, **labels) - before
+
+
+def test_every_metric_of_the_contract_is_there_with_its_labels(metered: Gateway) -> None:
+    key = metered.secrets["web-app"]
+    post(metered, "/v1/chat/completions", chat(), key)
+    post(metered, "/v1/chat/completions", chat(stream=True), key, x_sim="events=9; gap=0.001")
+    post(metered, "/v1/chat/completions", chat("of-no-known-price"), key)
+    post(metered, "/v1/chat/completions", chat(), key, x_sim="no-usage")
+    post(metered, "/v1/chat/completions", chat(), key, x_sim="status=500")
+    post(metered, "/v1/chat/completions", chat("gpt-4o"), metered.secrets["narrow"])
+    scrape = metered.metrics()
+    for name, labels in CONTRACT.items():
+        samples = scrape.find(name)
+        assert samples, f"{name} is not there"
+        assert all(set(sample.labels) == labels for sample in samples), name
+
+
+def test_a_streams_duration_lasts_until_its_last_byte(metered: Gateway) -> None:
+    def stream() -> None:
+        post(
+            metered,
+            "/v1/chat/completions",
+            chat(stream=True),
+            metered.secrets["web-app"],
+            x_sim="events=6; gap=0.1",
+        )
+
+    name = "http_request_duration_seconds_sum"
+    assert change(metered, stream, name, path="/v1/chat/completions") > 0.45
+
+
+def test_the_first_tokens_time_is_apart_from_the_time_of_each_further_one(metered: Gateway) -> None:
+    def stream() -> None:
+        post(
+            metered,
+            "/v1/chat/completions",
+            chat(stream=True),
+            metered.secrets["web-app"],
+            x_sim="delay=0.3; events=5; gap=0.05; completion=5",
+        )
+
+    first = "gen_ai_server_time_to_first_token_seconds_sum"
+    each = "gen_ai_server_time_per_output_token_seconds_sum"
+    before = metered.metrics().value(each)
+    assert 0.3 <= change(metered, stream, first) < 0.5
+    assert 0.03 < metered.metrics().value(each) - before < 0.3
+
+
+@pytest.mark.parametrize(
+    ("orders", "stream", "reason"),
+    [
+        ("no-usage", False, "no_usage"),
+        ("malformed-json", False, "unreadable"),
+        ("no-usage", True, "no_usage"),
+        ("cut=2; events=9", True, "truncated"),
+    ],
+)
+def test_a_2xx_without_readable_use_is_counted_and_never_silently_zero(
+    metered: Gateway, orders: str, stream: bool, reason: str
+) -> None:
+    def act() -> None:
+        try:
+            body = chat("gpt-4o", stream=stream)
+            post(metered, "/v1/chat/completions", body, metered.secrets["web-app"], x_sim=orders)
+        except http.client.IncompleteRead:
+            assert "cut" in orders
+
+    assert change(metered, act, "unmetered_responses_total", provider="openai", reason=reason) == 1
+
+
+def test_an_unknown_price_is_counted_as_such(metered: Gateway) -> None:
+    def act() -> None:
+        post(metered, "/v1/chat/completions", chat("of-no-known-price"), metered.secrets["web-app"])
+
+    assert change(metered, act, "unpriced_responses_total", model="of-no-known-price") == 1
+
+
+def test_a_refused_call_is_counted_by_key_and_reason(metered: Gateway) -> None:
+    def stranger() -> None:
+        assert post(metered, "/v1/chat/completions", chat(), "sk-wr-unknown")[0] == 401
+
+    def narrow() -> None:
+        assert (
+            post(metered, "/v1/chat/completions", chat("gpt-4o"), metered.secrets["narrow"])[0]
+            == 403
+        )
+
+    name = "api_key_rejections_total"
+    assert change(metered, stranger, name, api_key="none", reason="invalid_api_key") == 1
+    assert change(metered, narrow, name, api_key="narrow", reason="model_not_allowed") == 1
+
+
+def test_the_provider_gets_no_blame_for_a_callers_mistake(metered: Gateway) -> None:
+    def act() -> None:
+        post(
+            metered, "/v1/chat/completions", chat(), metered.secrets["web-app"], x_sim="status=400"
+        )
+
+    assert change(metered, act, "upstream_errors_total") == 0
+
+
+def test_server_timing_tells_where_the_time_went(metered: Gateway) -> None:
+    key = metered.secrets["web-app"]
+    _, headers, _ = post(metered, "/v1/chat/completions", chat(), key, x_sim="delay=0.2")
+    parts = dict(part.strip().split(";dur=") for part in headers["server-timing"].split(","))
+    assert set(parts) == {"gateway", "upstream", "ttft"}
+    assert float(parts["upstream"]) >= 200
+    assert float(parts["gateway"]) < 200
+
+
+def test_a_strangers_five_hundred_requests_add_at_most_ten_series(metered: Gateway) -> None:
+    dice = random.Random(4)
+    word = lambda: "".join(dice.choices(string.ascii_letters + string.digits, k=12))  # noqa: E731
+    before = {(s.name, *sorted(s.labels.items())) for s in metered.metrics().samples}
+    connection = http.client.HTTPConnection("127.0.0.1", metered.port, timeout=30)
+    for _ in range(500):
+        method = dice.choice(["GET", "POST", "PUT", "DELETE", "PATCH", word().upper()])
+        path = dice.choice(["/", "/v1/", "/openai/", "/chat/", f"/{word()}/", "/usage/"]) + word()
+        body = json.dumps(chat(word())) if method != "GET" else None
+        headers = {"Authorization": f"Bearer sk-wr-{word()}", "Content-Type": "application/json"}
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        response.read()
+        assert 400 <= response.status < 500
+    connection.close()
+    added = {(s.name, *sorted(s.labels.items())) for s in metered.metrics().samples} - before
+    assert len(added) <= 10, sorted(added)
+
+
+def test_promtool_has_no_complaint(metered: Gateway) -> None:
+    promtool = require("promtool")
+    text = metered.get("/metrics")[1]
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=text, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert not done.stderr.strip(), done.stderr.decode()
+
+
+def test_openmetrics_is_served_when_asked_for(metered: Gateway) -> None:
+    status, body = metered.get("/metrics", headers={"Accept": "application/openmetrics-text"})
+    assert status == 200
+    assert body.rstrip().endswith(b"# EOF")
+
+
+def test_a_scrape_can_ask_for_some_names_only(metered: Gateway) -> None:
+    status, body = metered.get("/metrics?name[]=requests_in_flight")
+    assert status == 200
+    names = {line.split(b" ")[0] for line in body.splitlines() if not line.startswith(b"#")}
+    assert names == {b"requests_in_flight"}
+
+
+def test_with_a_token_a_scrape_needs_it(simulator: Simulator) -> None:
+    config = '[server]\nmetrics_token = { env = "METRICS_TOKEN" }\n' + CONFIG
+    env = {"METRICS_TOKEN": "let-me-see", "GROQ_API_KEY": "g"}
+    with Gateway(config.replace("{simulator}", simulator.url), env=env) as gateway:
+        assert gateway.get("/metrics")[0] == 401
+        assert gateway.get("/metrics", headers={"Authorization": "Bearer wrong"})[0] == 401
+        assert gateway.get("/metrics", headers={"Authorization": "Bearer let-me-see"})[0] == 200
+
+
+def test_the_sums_by_key_go_on_after_a_restart_and_a_kill(
+    simulator: Simulator,
+) -> None:
+    config = CONFIG.replace("{simulator}", simulator.url)
+    env = {"GROQ_API_KEY": "g"}
+    calls = "api_key_requests_total"
+    with Gateway(config, workers=2, keys={"web-app": {}}, env=env) as gateway:
+        key = gateway.secrets["web-app"]
+        for _ in range(5):
+            post(gateway, "/v1/chat/completions", chat(), key, x_sim="prompt=10; completion=20")
+        gateway.stop()
+        gateway.restart()
+        post(gateway, "/v1/chat/completions", chat(), key, x_sim="prompt=10; completion=20")
+        eventually(lambda: gateway.metrics().value(calls, api_key="web-app") == 6)
+        gateway.kill()
+        gateway.restart()
+        scrape = gateway.metrics()
+        assert scrape.value(calls, api_key="web-app") == 6
+        assert scrape.value("token_usage_total", api_key="web-app") == 180
+
+
+@pytest.mark.slow
+def test_a_scrape_of_fifty_keys_and_twenty_models_takes_less_than_a_second_and_holds_up_nobody(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    config = CONFIG.replace("{simulator}", simulator.url)
+    store = SqliteStore(tmp_path / "usage.db")
+    for key in range(50):
+        for model in range(20):
+            entry = Entry(time.time(), f"key-{key}", "groq", f"model-{model}", "completed")
+            store.settle(entry._replace(usage=Usage(3, 4, 7, 1), cost=10**6))
+    store.close()
+    env = {"GROQ_API_KEY": "g"}
+    with Gateway(config, workers=4, keys={"web-app": {}}, env=env, directory=tmp_path) as gateway:
+        delays: list[float] = []
+        streaming = threading.Thread(target=_stream, args=(gateway, delays))
+        streaming.start()
+        eventually(lambda: len(delays) > 100, 20, what="a hundred events without a scrape")
+        took = []
+        while streaming.is_alive():
+            began, seen = time.monotonic(), len(delays)
+            status, body = gateway.get("/metrics")
+            took.append(time.monotonic() - began)
+            assert status == 200
+            eventually(lambda seen=seen: len(delays) > seen + 20 or not streaming.is_alive())
+        assert body.count(b"\napi_key_requests_total{") >= 1000
+        streaming.join()
+    assert statistics.median(took) < 1.0, took
+    without = statistics.quantiles(delays[:100], n=20)[-1]
+    meanwhile = statistics.quantiles(delays[100:], n=20)[-1]
+    assert meanwhile < without + 0.05, (without, meanwhile)
+
+
+def _stream(gateway: Gateway, delays: list[float]) -> None:
+    """Take a stream of 200 events, 20 ms apart, and note how long after its sending each came."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    headers = {
+        "Authorization": f"Bearer {gateway.secrets['web-app']}",
+        "Content-Type": "application/json",
+        "x-sim": "events=200; gap=0.02; stamp",
+    }
+    connection.request("POST", "/v1/chat/completions", json.dumps(chat(stream=True)), headers)
+    response = connection.getresponse()
+    while line := response.readline():
+        if line.startswith(b"data: {"):
+            delays.append(time.time() - json.loads(line[6:])["sim_t"])
+    connection.close()

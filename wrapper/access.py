@@ -1,0 +1,116 @@
+"""Which model a call names, and whether the caller may have it.
+
+The rule protected here: a key that may call some models only cannot get at another one, by its
+body, by a form's field, by the path, or by an endpoint where the model is named out of sight.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote, unquote
+
+from wrapper import errors
+from wrapper.call import Call
+from wrapper.keys import Principal
+
+# Where a POST's answer reports what it used. Others (files, batches, …) use nothing by themselves.
+_METERED = (
+    "/chat/completions",
+    "/completions",
+    "/responses",
+    "/embeddings",
+    "/audio/transcriptions",
+    "/audio/translations",
+    "/audio/speech",
+    "/images/generations",
+    "/images/edits",
+    "/images/variations",
+)
+# Where a POST names its models out of our sight: in a file, or for a session with the provider.
+_UNSEEN_MODELS = (
+    "/batches",
+    "/realtime/calls",
+    "/realtime/client_secrets",
+    "/realtime/sessions",
+    "/realtime/transcription_sessions",
+)
+
+
+def allow(principal: Principal, model: str) -> None:
+    """Raises ModelNotAllowed where the key's `models` do not have it."""
+    if not principal.may_call(model):
+        raise errors.ModelNotAllowed(
+            "This API key may not call that model: GET /v1/models lists those it may.",
+            param="model",
+        )
+
+
+def is_restricted(principal: Principal) -> bool:
+    """Whether the key may call some models only."""
+    return principal.models != ("*",)
+
+
+def checked_model(principal: Principal, call: Call, path: str) -> str:
+    """The model a call asks for, in its body or else in its path; empty where it names none.
+
+    A call that names, or may hide, a model which this key may not call is refused. Where body
+    and path both name one the key must be allowed both: which of them a provider obeys is its
+    own affair.
+    """
+    named = model_in_path(path)
+    for model in (call.model, named):
+        if model:
+            allow(principal, model)
+    if call.method == "POST" and is_restricted(principal):
+        _refuse_hidden_model(call, named)
+    return call.model or named
+
+
+def _refuse_hidden_model(call: Call, named: str) -> None:
+    if call.path.endswith(_UNSEEN_MODELS):
+        raise errors.ModelNotAllowed(
+            "This API key may call some models only, and here the gateway cannot see which.",
+            param="model",
+        )
+    if is_metered(call) and not (call.model or named):
+        raise errors.InvalidBody(
+            "'model' is missing: this API key may call some models only, so name one.",
+            param="model",
+        )
+
+
+def model_in_path(path: str) -> str:
+    """The model in old OpenAI and Azure paths: `/engines/{model}/…`, `/deployments/{model}/…`.
+
+    Also that of `/models/{model}`, whose name may hold slashes. Empty where there is none.
+    """
+    start, end = _model_span(path)
+    return unquote(path[start:end])
+
+
+def with_model(path: str, model: str) -> str:
+    """The raw path with another model in it, where it has one."""
+    start, end = _model_span(path)
+    return path[:start] + quote(model, safe="/:") + path[end:] if end > start else path
+
+
+def _model_span(path: str) -> tuple[int, int]:
+    start = 0
+    for part in path.split("/")[:-1]:
+        start += len(part) + 1
+        kind = unquote(part).lower()
+        if kind == "models":
+            return start, len(path)
+        if kind in ("engines", "deployments"):
+            end = path.find("/", start)
+            return start, len(path) if end < 0 else end
+    return 0, 0
+
+
+def is_metered(call: Call) -> bool:
+    """Whether a 2xx to this call should say what it used."""
+    return call.method == "POST" and call.path.endswith(_METERED)
+
+
+def below_first_segment(target: str) -> str:
+    """The raw path without its first segment, in whichever spelling that came."""
+    return "/" + target[1:].partition("/")[2]

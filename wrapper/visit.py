@@ -1,0 +1,164 @@
+"""One relayed request on its way through a handler: who calls, what is asked, who is asked.
+
+A handler makes a `Visit`, and says with it in one sentence what it does. The rule protected
+here: the order. The caller is known before the body is read, the body is whole before a provider
+hears of it, and whatever was admitted is settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flask import Response, current_app, g, request
+from werkzeug.datastructures import Headers
+
+from wrapper import errors
+from wrapper.access import is_metered, with_model
+from wrapper.call import Call, RawBody, body_seconds, close_after, refuse_compressed
+from wrapper.config import Server, Target
+from wrapper.exchange import Exchange
+from wrapper.gateway import Gateway, State
+from wrapper.keys import CLIENT, Principal, bearer, is_gateway_key
+from wrapper.relay import Attempt, Relayed, ask, read_use, release
+from wrapper.usage import tap_for
+from wrapper.watch import TIMEOUT, Interrupted, Watch
+
+_ASKED_STREAMS = ("/chat/completions", "/completions")
+
+
+class Visit:
+    """One request on its way through a handler: the configuration it sees and what it carries.
+
+    `counted` says that it is a call in the sense of the key's metrics and the usage table.
+    """
+
+    def __init__(self, *, counted: bool = True) -> None:
+        self.gateway: Gateway = current_app.extensions["gateway"]
+        self.state: State = self.gateway.current
+        self.exchange: Exchange = g.exchange
+        self.environ: dict[str, Any] = request.environ
+        self.watch = Watch(self.environ.get("gunicorn.socket"))
+        self.credential: str | None = None
+        self.call: Call
+        self.raw: RawBody | None = None
+        self.counted = counted
+        if counted:
+            self.gateway.telemetry.admit()
+        g.visit = self
+
+    def principal(self, *, client_credentials: bool = False) -> Principal:
+        """Who calls, found before anything of the body is read."""
+        authorization = self.environ.get("HTTP_AUTHORIZATION")
+        try:
+            principal = self.state.keyring.authenticate(authorization)
+        except errors.InvalidApiKey:
+            if not client_credentials or is_gateway_key(bearer(authorization)):
+                raise
+            principal, self.credential = CLIENT, authorization
+        self.exchange.api_key = principal.name
+        return principal
+
+    def read(self, reader: Callable[[Call, Server], None]) -> Call:
+        """Read the call within the time that a body of its size may take."""
+        server = self.state.settings.server
+        environ = self.environ
+        refuse_compressed(environ)
+        sock = environ.get("gunicorn.socket")
+        if sock is not None:
+            sock.settimeout(server.body_timeout)
+        self.call = call = Call(environ)
+        self.watch.deadline(body_seconds(environ, server.body_timeout, server.max_upload_bytes))
+        try:
+            with self.watch:
+                reader(call, server)
+        except Interrupted as interruption:
+            if interruption.reason != TIMEOUT:
+                raise errors.Drained("The gateway is restarting; try again.") from None
+            raise errors.RequestTimeout("The request body did not arrive in time.") from None
+        finally:
+            self.raw = call.raw
+            self.exchange.waited_for_client += call.waited
+        self.exchange.model = call.model or ""
+        self.exchange.stream = call.stream
+        return call
+
+    def unified(self, target: Target, path: str, asked: str) -> Attempt:
+        """An attempt at a route's target, `path` being below the provider's base URL.
+
+        Where the target calls the model `asked` by another name, that one value is changed, in
+        the body or, where the body has none, in the path.
+        """
+        base = self.state.upstreams[target.provider].provider.base_path
+        model = target.model or asked
+        rename = model != asked
+        if rename and self.call.model is None:
+            path = with_model(path, model)
+        return self.attempt(target.provider, base + path, model, rename=rename)
+
+    def attempt(self, provider: str, path: str, model: str, *, rename: bool) -> Attempt:
+        """An attempt at `path` on a provider's origin."""
+        upstream = self.state.upstreams[provider]
+        call = self.call
+        asks = (
+            call.stream
+            and call.method == "POST"
+            and call.path.endswith(_ASKED_STREAMS)
+            and self.state.settings.server.metering
+            and upstream.provider.stream_usage == "ask"
+        )
+        return Attempt(upstream, path + call.query, model, rename, self.credential, asks)
+
+    def relay(self, attempts: list[Attempt]) -> Response:
+        """Ask, and answer with what comes."""
+        call, exchange, watch = self.call, self.exchange, self.watch
+        if self.raw is not None and not self.raw.ended:
+            self.raw.on_end = watch.start
+        else:
+            watch.start()
+        try:
+            attempt, answer, first = ask(exchange, call, attempts, watch)
+        except BaseException:
+            watch.stop()
+            release(call)
+            raise
+        finally:
+            exchange.bytes_in = self.raw.received if self.raw is not None else 0
+        if self.raw is not None and not self.raw.ended:
+            close_after(self.environ)  # the provider answered before it had the whole body
+        content_type = answer.get("content-type")
+        encoding = answer.get("content-encoding")
+        exchange.status = answer.status
+        exchange.stream = content_type.startswith("text/event-stream")
+        strip = call.strip_usage and exchange.stream and not encoding
+        tap = tap_for(content_type, encoding, strip_usage=strip)
+        relayed = Relayed(exchange, answer, first, tap, watch, self.settle)
+        response = Verbatim(relayed, direct_passthrough=True)
+        response.status = f"{answer.status} {answer.reason}".rstrip()
+        headers = response.headers
+        headers.clear()
+        for name, value in answer.headers:
+            headers.add(name, value)
+        if answer.length is not None and not strip and answer.status != 204:
+            headers["Content-Length"] = str(answer.length)
+        exchange.upstream_request_id = answer.request_id
+        headers.setdefault("x-request-id", exchange.request_id)
+        headers["x-wrapper-provider"] = attempt.upstream.provider.name
+        headers.add("Server-Timing", exchange.server_timing())
+        return response
+
+    def settle(self, relayed: Relayed) -> None:
+        """The call is over: read its use, then book and count it."""
+        call = self.call
+        release(call)
+        self.exchange.model = self.exchange.model or call.told_model
+        read_use(relayed, expected=is_metered(call))
+        self.gateway.settle(self.exchange, self.state, call=True)
+
+
+class Verbatim(Response):
+    """A provider's answer: no header of it is put right, taken out or added by the framework."""
+
+    def get_wsgi_headers(self, environ: Any) -> Headers:
+        """The headers as they are."""
+        return self.headers
