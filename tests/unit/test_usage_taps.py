@@ -170,6 +170,14 @@ def test_at_the_end_of_a_large_answer_only_the_real_usage_is_taken(tail: bytes) 
     assert tap.reading().model == "e"
 
 
+def test_an_end_full_of_false_usages_costs_little_time() -> None:
+    tap = tap_for("application/json", None)
+    tap.feed(b'{"data":[' + b'{"usage":{}},' * 100_000 + b"{}]}")
+    start = time.process_time()
+    assert tap.reading().usage is None
+    assert time.process_time() - start < 0.2
+
+
 @given(st.binary(max_size=200), st.binary(max_size=200))
 def test_large_answers_of_any_bytes_do_not_make_a_tap_raise(head: bytes, tail: bytes) -> None:
     tap = tap_for("application/json", None)

@@ -2,8 +2,8 @@
 
 Nearly every piece of a stream is one event with a few letters of text. So a piece is searched
 for the words that matter (`"usage"` with a value, `"error"`, and `"model"` until it is known)
-and is decoded only when one is there: an event without them costs a third of a microsecond. The
-last usage seen counts; they are never added up, for Groq reports the same numbers three times.
+and is decoded only when one is there: an event without them costs about a microsecond. The last
+usage seen counts; they are never added up, for Groq reports the same numbers three times.
 
 Where the gateway asked for usage in the client's place (`strip_usage`), the chunk that was
 made for it (a usage and empty `choices`) is taken out with its blank line. The rule protected
@@ -19,6 +19,7 @@ from wrapper.usage.record import NO_USAGE, TOO_LARGE, TRUNCATED, UNREADABLE, Rea
 from wrapper.usage.shapes import DECODING_ERRORS, Seen, read
 from wrapper.usage.windows import Windows
 
+_ENDS = (b"\n\n", b"\r\n\r\n")
 _DATA = re.compile(rb"(?:\A|[\r\n])data: ?")
 
 
@@ -54,7 +55,7 @@ class StreamTap:
     def feed(self, data: bytes) -> bytes:
         # Whole events with nothing of interest: the reader need not see them.
         if (
-            data.endswith(b"\n\n")
+            data.endswith(_ENDS)
             and not self._reader.pending
             and not self._gone_at_cr
             and not self._interesting(data)

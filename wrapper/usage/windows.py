@@ -24,6 +24,8 @@ from wrapper.usage.shapes import DECODING_ERRORS, Seen, read
 
 HEAD_BYTES = 32 * 1024
 TAIL_BYTES = 64 * 1024
+# How many places that look like a usage are tried: each try reads the end once more.
+MAX_TRIES = 32
 
 _KEY = re.compile(rb'[ \t\r\n]*+("(?:[^"\\]++|\\.)*+")[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
 _OPEN = re.compile(rb"[ \t\r\n]*+\{")
@@ -93,7 +95,7 @@ def _read_members(members: dict[bytes, bytes]) -> Seen:
 def _from_end(text: bytes, *, nested: bool) -> Seen | None:
     text = text.rstrip()
     prefixes = (b"{", b'{"_":{') if nested else (b"{",)
-    for found in reversed(list(_USAGE.finditer(text))):
+    for found in list(_USAGE.finditer(text))[: -MAX_TRIES - 1 : -1]:
         try:
             end = skip_value(text, found.end())
         except ValueError:
