@@ -52,7 +52,6 @@ class Watch:
 
     def start(self) -> None:
         """Begin watching the client; only once its request body has been read."""
-        self._greenlet = getcurrent()
         if self._sock is not None:
             self._io = get_hub().loop.io(self._sock.fileno(), 1)
             self._io.start(self._client_readable)
@@ -80,6 +79,7 @@ class Watch:
     def __enter__(self) -> None:
         if self.reason is not None:
             raise Interrupted(self.reason)
+        self._greenlet = getcurrent()
         self._waiting = True
 
     def __exit__(self, *_: object) -> None:
