@@ -1,0 +1,51 @@
+# syntax=docker/dockerfile:1
+# The gateway's image: an interpreter, the locked packages, the package `wrapper`. Nothing else
+# comes in (.dockerignore is a list of what may), so no key and no .env can end up in a layer.
+
+FROM python:3.13.15-slim-trixie AS base
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PATH=/opt/venv/bin:$PATH
+
+FROM base AS packages
+# The compiler is for gunicorn's request parser, which is published as source. It stays here.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY requirements.txt requirements-fast.txt ./
+# Every file's hash is in the locks. Only wheels, but for the parser: no package runs code of its
+# own to install. Compiled here, because a read-only container cannot, and a start should not.
+RUN python -m venv --without-pip /opt/venv \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check \
+        --no-compile --require-hashes --only-binary :all: -r requirements.txt \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check \
+        --no-compile --require-hashes --no-deps -r requirements-fast.txt \
+    && python -m compileall -q -j 0 /opt/venv/lib
+
+FROM base
+RUN useradd --uid 1000 --user-group --no-create-home --shell /usr/sbin/nologin app
+WORKDIR /app
+COPY --from=packages /opt/venv /opt/venv
+COPY wsgi.py ./
+COPY config/ config/
+COPY wrapper/ wrapper/
+# data/ holds the usage table, demo/ the keys of the demo. Open to any user, as /tmp is, so that
+# the container can be run as the owner of the mounted configuration (docker-compose.yml).
+RUN python -m compileall -q -j 0 /app \
+    && mkdir /app/data /app/demo \
+    && chmod 1777 /app/data /app/demo
+ENV HOST=0.0.0.0 \
+    PORT=8080 \
+    WRAPPER_CONFIG=/app/config/gateway.toml \
+    WRAPPER_KEYS=/app/config/keys.toml \
+    WRAPPER_STORE=sqlite:////app/data/usage.db
+USER 1000:1000
+EXPOSE 8080
+# Alive, not ready: a gateway whose provider is away should not be restarted for it.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
+    CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8080, timeout=2); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+# Streams get gunicorn's graceful_timeout (30 s) to end: `docker stop --time 40`.
+STOPSIGNAL SIGTERM
+CMD ["gunicorn", "-c", "config/gunicorn.py", "wsgi:app"]

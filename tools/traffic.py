@@ -1,0 +1,225 @@
+"""Made-up traffic through a gateway whose provider is the simulator: something to look at.
+
+Every persona below is a key with habits: how often it calls, which models, how long the prompts
+and answers are, and what goes wrong now and then. Faults are ordered from the simulator with the
+header `x-sim`, which the gateway passes on; a real provider ignores it, so this is of no use, and
+costs money, against one. `--write-keys` therefore makes the keys itself, new ones at each start.
+
+Needs `requests` and nothing of the gateway's own package. Ends on SIGTERM, or after `--seconds`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import requests
+
+TIMEOUT = (5, 60)  # seconds: to connect, between two reads
+WAIT_FOR_KEYS = 60.0
+
+
+@dataclass(frozen=True)
+class Persona:
+    """A key and its habits. `weight`: its share of all calls; tokens are medians."""
+
+    name: str
+    weight: float
+    models: tuple[str, ...]
+    prompt: int = 400
+    completion: int = 120
+    streams: bool = True
+    limits: str = ""  # further lines of its table in keys.toml
+    faults: tuple[str, ...] = ()  # orders for the simulator, one in `fault_every` calls
+    fault_every: int = 25
+
+
+PERSONAS = (
+    Persona("web-app", 40, ("fast", "fast", "gpt-4o-mini"), 600, 150, faults=("status=503",)),
+    Persona("support-bot", 22, ("gpt-4o-mini", "llama-3.3-70b-versatile"), 1500, 220,
+            faults=("cut=6", "status=429; retry-after=2")),
+    Persona("reports", 10, ("llama-3.3-70b-versatile", "gpt-4o"), 6000, 900, streams=False,
+            faults=("no-usage",), fault_every=12),
+    Persona("notebook", 8, ("gpt-4o", "llama-tuned-by-us"), 900, 400,
+            faults=("status=400", "leave"), fault_every=6),
+    Persona("search", 16, ("text-embedding-3-small",), 300, 0, streams=False),
+    Persona("intern", 4, ("llama-3.1-8b-instant", "gpt-4o"), 300, 80,
+            limits='models = ["llama-*"]'),
+    Persona("old-phone-app", 2, ("fast",), limits="expires = 2020-01-01"),
+)  # fmt: skip
+STRANGER = Persona("(no key)", 1.5, ("fast",))
+
+
+@dataclass
+class Traffic:
+    """Sends calls of all personas at a rate, from a few threads."""
+
+    url: str
+    keys: dict[str, str]
+    rate: float
+    seed: int | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)
+    sent: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, threads: int, seconds: float, calls: int) -> None:
+        """Until `seconds` are over, `calls` are made (0: no such end) or `stop` is called."""
+        end = time.monotonic() + seconds if seconds else float("inf")
+        workers = [
+            threading.Thread(target=self._work, args=(n, threads, end, calls), daemon=True)
+            for n in range(threads)
+        ]
+        for worker in workers:
+            worker.start()
+        while any(worker.is_alive() for worker in workers):
+            if not self.stopping.wait(30) and any(w.is_alive() for w in workers):
+                print(self.summary(), flush=True)
+            for worker in workers:
+                worker.join(0.5 if not self.stopping.is_set() else 20)
+
+    def _work(self, number: int, threads: int, end: float, calls: int) -> None:
+        # Not for secrets: the same seed gives the same calls.
+        rng = random.Random(None if self.seed is None else f"{self.seed}/{number}")  # noqa: S311
+        people = (*PERSONAS, STRANGER)
+        weights = [p.weight for p in people]
+        session = requests.Session()
+        session.trust_env = False
+        mine = (calls + threads - 1 - number) // threads if calls else -1
+        while mine and not self.stopping.is_set() and time.monotonic() < end:
+            mine -= 1
+            persona = rng.choices(people, weights)[0]
+            try:
+                result = self._call(session, persona, rng)
+            except requests.RequestException as problem:
+                result = type(problem).__name__
+            with self.lock:
+                self.sent[result] += 1
+            self.stopping.wait(rng.expovariate(self.rate / threads))
+
+    def _call(self, session: requests.Session, persona: Persona, rng: random.Random) -> str:
+        model = rng.choice(persona.models)
+        fault = rng.choice(persona.faults) if self._now(persona, rng) else ""
+        prompt = max(1, round(rng.lognormvariate(0, 0.5) * persona.prompt))
+        completion = round(rng.lognormvariate(0, 0.5) * persona.completion)
+        large = not model.startswith(("fast", "llama-3.1", "gpt-4o-mini", "text-"))
+        orders = [
+            f"prompt={prompt}",
+            f"delay={rng.lognormvariate(-1.0 if large else -2.2, 0.4):.3f}",
+        ]
+        if completion:
+            events = max(2, completion // 8)
+            orders += [f"completion={completion}", f"events={events}", "gap=0.012"]
+        if rng.random() < 0.3:
+            orders.append("cached")
+        stream = persona.streams and rng.random() < 0.9
+        if fault and fault != "leave":
+            orders.append(fault)
+        headers = {"x-sim": "; ".join(orders), "x-sim-book": persona.name}
+        if persona.name in self.keys:
+            headers["Authorization"] = f"Bearer {self.keys[persona.name]}"
+        if model.startswith("text-embedding"):
+            headers["x-sim"] = orders[0]
+            return self._post(session, "embeddings", headers, {"model": model, "input": "a text"})
+        body: dict[str, object] = {
+            "model": model,
+            "messages": [{"role": "user", "content": "Say something."}],
+        }
+        if stream:
+            body["stream"] = True
+        return self._post(session, "chat/completions", headers, body, leave=fault == "leave")
+
+    @staticmethod
+    def _now(persona: Persona, rng: random.Random) -> bool:
+        return bool(persona.faults) and rng.random() * persona.fault_every < 1
+
+    def _post(
+        self,
+        session: requests.Session,
+        path: str,
+        headers: dict[str, str],
+        body: dict[str, object],
+        *,
+        leave: bool = False,
+    ) -> str:
+        with session.post(
+            f"{self.url}/v1/{path}", json=body, headers=headers, stream=True, timeout=TIMEOUT
+        ) as answer:
+            for number, _ in enumerate(answer.iter_content(4096)):
+                if leave and number == 2:
+                    return "left"
+        return str(answer.status_code)
+
+    def summary(self) -> str:
+        """How many calls ended how, so far."""
+        with self.lock:
+            counts = sorted(self.sent.items())
+        return f"{sum(n for _, n in counts)} calls: " + ", ".join(f"{k} {n}" for k, n in counts)
+
+
+def make_keys(file: Path) -> dict[str, str]:
+    """Write a keys.toml for the personas, in one step; their secrets by name."""
+    keys = {p.name: f"sk-wr-{secrets.token_urlsafe(32)}" for p in PERSONAS}
+    digests = {name: hashlib.sha256(secret.encode()).hexdigest() for name, secret in keys.items()}
+    blocks = [f'[keys.{p.name}]\nsha256 = "{digests[p.name]}"\n{p.limits}\n' for p in PERSONAS]
+    new = file.with_name(file.name + ".new")
+    new.write_text("# Written by tools/traffic.py at its start.\n\n" + "\n".join(blocks))
+    new.replace(file)
+    return keys
+
+
+def wait_until_accepted(url: str, key: str, stopping: threading.Event) -> None:
+    """Return when the gateway accepts the key, a few times in a row (each worker reloads)."""
+    end = time.monotonic() + WAIT_FOR_KEYS
+    good = 0
+    while good < 20 and not stopping.is_set():
+        good = good + 1 if _accepted(url, key) else 0
+        if time.monotonic() > end:
+            raise SystemExit(f"traffic: {url} did not accept the new keys in {WAIT_FOR_KEYS:.0f} s")
+        stopping.wait(0.0 if good else 0.25)
+
+
+def _accepted(url: str, key: str) -> bool:
+    try:
+        # A new connection each time: it may come to another worker.
+        headers = {"Authorization": f"Bearer {key}", "Connection": "close"}
+        return requests.get(f"{url}/usage", headers=headers, timeout=5).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+def main(given: list[str]) -> int:
+    """Read the arguments, make the keys, send; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--url", required=True, help="the gateway, such as http://127.0.0.1:8080")
+    parser.add_argument(
+        "--write-keys", type=Path, required=True, metavar="FILE", help="its keys.toml; overwritten"
+    )
+    parser.add_argument("--rate", type=float, default=6.0, help="calls per second (default 6)")
+    parser.add_argument("--threads", type=int, default=12, help="calls at once (default 12)")
+    parser.add_argument("--seconds", type=float, default=0, help="default: until stopped")
+    parser.add_argument("--calls", type=int, default=0, help="default: until stopped")
+    parser.add_argument("--seed", type=int, help="the same calls each time")
+    options = parser.parse_args(given)
+    url = options.url.rstrip("/")
+    traffic = Traffic(url, make_keys(options.write_keys), options.rate, options.seed)
+    stop: Callable[..., None] = lambda *_: traffic.stopping.set()  # noqa: E731
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    wait_until_accepted(url, traffic.keys["web-app"], traffic.stopping)
+    traffic.run(options.threads, options.seconds, options.calls)
+    print(traffic.summary(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
