@@ -127,7 +127,7 @@ def delays(recording: Pieces) -> list[float]:
     An event has arrived when its last byte has. Both clocks are this machine's.
     """
     payload, ends, times = bytearray(), [], []
-    for at, data in _dechunked(recording):
+    for at, data in dechunked(recording):
         payload += data
         ends.append(len(payload))
         times.append(at)
@@ -142,7 +142,7 @@ def delays(recording: Pieces) -> list[float]:
     return found
 
 
-def _dechunked(recording: Pieces) -> Pieces:
+def dechunked(recording: Pieces) -> Pieces:
     """The body's own bytes, each part with the time at which its chunk's bytes had come."""
     buffer = b""
     in_head, left = True, 0

@@ -7,14 +7,16 @@ in flight in a gateway, no traceback was written.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
-from harness.gateway import Gateway
+from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS, impatient
+from harness.gateway import Gateway, GatewayFactory
 from harness.poll import eventually
+from harness.processes import ReservedPort
+from harness.raw import full_listener
 
 # The SDKs take a second to import, which the unit tests need not wait for.
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     import openai
 
     from harness.simulator import Simulator
-
-GatewayFactory = Callable[..., Gateway]
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +41,17 @@ def gateway(simulator: Simulator) -> Iterator[Gateway]:
     config = CONFIG.replace("{simulator}", simulator.url)
     with Gateway(config, workers=2, keys=KEYS, env=PROVIDER_KEYS) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def impatient_gateway(simulator: Simulator) -> Iterator[Gateway]:
+    """One worker with short deadlines, and providers that are gone, deaf or not speaking TLS."""
+    refusing = ReservedPort()  # bound, but nobody listens
+    with contextlib.ExitStack() as held:
+        held.callback(refusing.release)
+        deaf = held.enter_context(full_listener())
+        config = impatient(simulator.port, refusing.number, deaf)
+        yield held.enter_context(Gateway(config, keys=KEYS, env=PROVIDER_KEYS))
 
 
 @pytest.fixture
@@ -65,16 +76,17 @@ def gateway_factory(simulator: Simulator) -> Iterator[GatewayFactory]:
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """The leak check, for the fixtures that the test used."""
-    used = {"simulator", "gateway"} & set(request.fixturenames)
-    things = {name: request.getfixturevalue(name) for name in sorted(used, reverse=True)}
+    gateways = {"gateway", "impatient_gateway"} & set(request.fixturenames)
+    used = [*sorted({"simulator"} & set(request.fixturenames)), *sorted(gateways)]
+    things = {name: request.getfixturevalue(name) for name in used}
     yield
     if "simulator" in things:
         eventually(
             lambda: things["simulator"].stats()["open"] == 0,
             what="no open upstream request",
         )
-    if "gateway" in things:
-        things["gateway"].assert_clean()
+    for name in gateways:
+        things[name].assert_clean()
 
 
 @pytest.fixture

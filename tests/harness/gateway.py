@@ -335,6 +335,10 @@ class Gateway:
         return self.metrics().value("requests_in_flight")
 
 
+# What the fixture `gateway_factory` gives: takes what `Gateway` takes, and starts it.
+GatewayFactory = Callable[..., Gateway]
+
+
 def _replace(path: Path, text: str) -> None:
     """Write the file in one step, as editors and configuration tools do."""
     new = path.with_name(path.name + ".new")
