@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -105,6 +106,23 @@ def test_a_passthrough_path_keeps_its_slashes(
     page.click(f"{PASSTHROUGH} .execute")
     assert json.loads(answer(page, PASSTHROUGH, 200))["object"] == "list"
     assert [request["target"] for request in simulator.requests()] == ["/openai/v1/embeddings"]
+
+
+def test_a_recording_is_uploaded_from_the_page(
+    page: Browser, gateway: Gateway, simulator: Simulator, tmp_path: Path
+) -> None:
+    recording = tmp_path / "hello.mp3"
+    recording.write_bytes(bytes(range(256)) * 400)
+    simulator.reset()
+    authorize(page, gateway.secrets["web-app"])
+    page.click(f"{TRANSCRIPTION} .opblock-summary-control")
+    page.attach(f"{TRANSCRIPTION} input[type=file]", recording)
+    page.click(f"{TRANSCRIPTION} .execute")
+    assert json.loads(answer(page, TRANSCRIPTION, 200))["text"]
+    (request,) = simulator.requests()
+    assert request["target"] == "/openai/v1/audio/transcriptions"
+    assert request["model"] == "whisper-large-v3-turbo"
+    assert request["body_length"] > 400 * 256
 
 
 def fill(page: Browser, selector: str, text: str) -> None:

@@ -134,9 +134,13 @@ class Browser:
         return eventually(found, deadline, what=f"{selector} with {text!r}")[0]
 
     def click(self, selector: str) -> None:
-        """Wait until the first such element stands still and uncovered, and click in its middle."""
-        script = f"""(async () => {{
-          const found = document.querySelector({json.dumps(selector)});
+        """Wait until the first such element stands still and uncovered, and click in its middle.
+
+        A page that moves just then makes a click go astray; it is repeated until it has hit.
+        """
+        named = json.dumps(selector)
+        aim = f"""(async () => {{
+          const found = document.querySelector({named});
           if (!found) return null;
           found.scrollIntoView({{block: "center", behavior: "instant"}});
           const middle = () => {{
@@ -148,13 +152,22 @@ class Browser:
           const now = middle();
           const top = document.elementFromPoint(...now);
           const ready = found.contains(top) && before.every((value, i) => value === now[i]);
+          window.hit = false;
+          const note = event => {{ window.hit ||= found.contains(event.target); }};
+          document.addEventListener("click", note, {{capture: true, once: true}});
           return ready ? now : null;
         }})()"""
-        x, y = eventually(lambda: self.evaluate(script), 15.0, what=f"{selector} to click on")
-        for kind in ("mousePressed", "mouseReleased"):
-            self.command(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+
+        def has_hit() -> bool:
+            place = self.evaluate(aim)
+            if place is None:
+                return False
+            at = {"x": place[0], "y": place[1], "button": "left", "clickCount": 1}
+            self.command("Input.dispatchMouseEvent", type="mousePressed", **at)
+            self.command("Input.dispatchMouseEvent", type="mouseReleased", **at)
+            return bool(self.evaluate("window.hit"))
+
+        eventually(has_hit, 15.0, what=f"{selector} to click on")
 
     def type(self, selector: str, text: str) -> None:
         """Click into a field and type."""
@@ -172,6 +185,13 @@ class Browser:
           return list.dispatchEvent(new Event("change", {{bubbles: true}}));
         }})()"""
         eventually(lambda: self.evaluate(script), 15.0, what=f"{selector} offers {option!r}")
+
+    def attach(self, selector: str, file: Path) -> None:
+        """Pick a file in a file field."""
+        self.see(selector)
+        root = self.command("DOM.getDocument")["root"]["nodeId"]
+        field = self.command("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.command("DOM.setFileInputFiles", nodeId=field, files=[str(file)])
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """The page as PNG."""
