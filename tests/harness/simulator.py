@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -22,11 +23,23 @@ class Simulator:
     """Starts `python -m wrapper.simulator` on a free port; stops it at the end.
 
     `arguments` are more command line arguments, such as ``"--gap", "0.02"``. An `api_key` is
-    passed by the environment. A simulator whose test dies stops by itself.
+    passed by the environment; with a `certificate` (a PEM file, self-signed, its key in it) it
+    serves TLS. A simulator whose test dies stops by itself.
     """
 
-    def __init__(self, *arguments: str, api_key: str = "", port: int = 0) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        api_key: str = "",
+        port: int = 0,
+        certificate: Path | None = None,
+    ) -> None:
         self._arguments = arguments
+        self._tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._arguments = (*arguments, "--certificate", str(certificate))
+            self._tls = ssl.create_default_context(cafile=str(certificate))
+            self._tls.check_hostname = False
         self._environment = {**os.environ, "SIMULATOR_API_KEY": api_key}
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,8 +79,8 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        """`http://127.0.0.1:PORT`, without a path."""
-        return f"http://127.0.0.1:{self.port}"
+        """`http://127.0.0.1:PORT` (with TLS `https:`), without a path."""
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
         """End the process, as a provider that is gone."""
@@ -120,5 +133,5 @@ class Simulator:
 
     def _ask(self, method: str, name: str) -> Any:
         request = urllib.request.Request(f"{self.url}/_sim/{name}", method=method)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=10, context=self._tls) as answer:
             return json.load(answer)

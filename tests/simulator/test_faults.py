@@ -191,6 +191,44 @@ def test_413_comes_before_the_body_is_read(simulator: Simulator) -> None:
         assert connection.is_closed_by_peer()
 
 
+def test_a_body_that_is_not_read_any_more_blocks_its_sender(simulator: Simulator) -> None:
+    head = b"POST /unread HTTP/1.1\r\nHost: h\r\nx-sim: read-stall=65536; delay=%d\r\n"
+    head += b"Content-Length: 100000000\r\n\r\n"
+    with raw.Connection(simulator.port, deadline=0.5) as connection:
+        connection.send(head % 60)
+        with pytest.raises(TimeoutError):
+            connection.send(bytes(100_000_000))
+        connection.reset()
+    simulator.wait_for(
+        lambda found: [r["outcome"] for r in found if r["target"] == "/unread"] == ["aborted"]
+    )
+    with raw.Connection(simulator.port) as connection, pytest.raises(ConnectionError):
+        connection.send(head % 1 + bytes(100_000_000))
+
+
+def test_a_body_can_be_read_slowly(simulator: Simulator) -> None:
+    begun = time.monotonic()
+    headers = (("x-sim", "read-gap=0.05"),)
+    assert raw.post(simulator.port, "/slow", bytes(200_000), headers=headers).status == 200
+    assert time.monotonic() - begun > 0.15
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"nonsense",
+        b'{"model": 5, "messages": {}}',
+        b'{"model": "m", "messages": [1], "tools": [{"function": {"parameters": {"enum": []}}}]}',
+        b'{"model": "m", "messages": [1], "response_format": {"type": "json_schema"}}',
+        b'{"model": "m", "messages": [1], "tools": [{}], "tool_choice": {"function": "x"}}',
+    ],
+)
+def test_a_request_that_makes_no_sense_is_a_400(simulator: Simulator, body: bytes) -> None:
+    assert raw.post(simulator.port, "/v1/chat/completions", body).status == 400
+
+
 def test_a_head_drips(simulator: Simulator) -> None:
     begun = time.monotonic()
     answer = ask(simulator, "header-drip=0.001")

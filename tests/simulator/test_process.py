@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from harness import raw
+from harness import programs, raw
 from harness.simulator import ROOT, Simulator
 
 KEY = "sim-key-0123456789"
@@ -25,6 +27,27 @@ def test_only_its_key_is_accepted_when_it_has_one() -> None:
         assert raw.post(simulator.port, "/v1/embeddings", body, key=KEY).status == 200
         command_line = Path(f"/proc/{simulator.pid}/cmdline").read_bytes()
         assert KEY.encode() not in command_line
+
+
+def test_it_speaks_tls_and_still_notices_who_leaves(tmp_path: Path) -> None:
+    openssl = programs.require("openssl")
+    pem = tmp_path / "simulator.pem"
+    made = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1"
+    made += " -addext subjectAltName=IP:127.0.0.1"
+    files = ["-keyout", str(pem), "-out", str(pem)]
+    subprocess.run([openssl, *made.split(), *files], check=True, capture_output=True)
+    with Simulator(certificate=pem) as simulator:
+        context = ssl.create_default_context(cafile=str(pem))
+        with (
+            socket.create_connection(("127.0.0.1", simulator.port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1") as sock,
+        ):
+            sock.sendall(b"GET /tls HTTP/1.1\r\nHost: h\r\nx-sim: stall=10\r\n\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        simulator.wait_for(lambda found: [r for r in found if r["outcome"] == "aborted"])
+        with socket.create_connection(("127.0.0.1", simulator.port), timeout=10) as plain:
+            plain.sendall(b"GET /not-tls HTTP/1.1\r\n\r\n")
+        assert [record["target"] for record in simulator.requests()] == ["/tls"]
 
 
 def test_orders_and_pace_hold_for_every_request() -> None:

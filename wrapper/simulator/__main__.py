@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import gevent
 from gevent import get_hub
@@ -58,6 +59,9 @@ def _arguments(given: list[str]) -> argparse.Namespace:
         help="the only key to accept; better given as SIMULATOR_API_KEY, which no process list"
         " shows (default: any, or none)",
     )
+    parser.add_argument(
+        "--certificate", type=Path, metavar="PEM", help="serve TLS; the key is in the same file"
+    )
     parser.add_argument("--orders", default="", metavar="X-SIM", help="orders for every request")
     parser.add_argument(
         "--remember", type=int, default=1000, metavar="N", help="requests kept for /_sim/requests"
@@ -79,7 +83,7 @@ def main(given: list[str]) -> int:
     pace = Pace(arguments.latency, arguments.gap, arguments.events)
     provider = Provider(pace, Books(arguments.remember), arguments.api_key, arguments.orders)
     try:
-        simulator = Simulator(arguments.host, arguments.port, provider)
+        simulator = Simulator(arguments.host, arguments.port, provider, arguments.certificate)
     except OSError as problem:
         address = f"{arguments.host}:{arguments.port}"
         print(f"simulator: cannot listen on {address}: {problem.strerror}", file=sys.stderr)

@@ -21,6 +21,8 @@ from wrapper.simulator.http import Left
 from wrapper.simulator.ticker import Place, Ticker
 
 _FOREVER = 86_400.0
+_LOOK_EVERY = 0.02
+_ESTABLISHED = b"\1"  # TCP_ESTABLISHED of tcp_states.h
 
 
 class Caller:
@@ -72,6 +74,19 @@ class Caller:
         """Send nothing more until the other side leaves."""
         while True:
             self.pause(_FOREVER)
+
+    def stall_reading(self, seconds: float) -> None:
+        """Read nothing more for some seconds, or until the other side leaves if that shows.
+
+        It shows with a reset alone: a polite close waits behind the bytes that are not read.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            state = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+            if state != _ESTABLISHED:
+                self.gone = True
+                raise Left
+            gevent.sleep(_LOOK_EVERY)
 
     def reset(self) -> None:
         """Break the connection with a TCP reset."""

@@ -67,6 +67,8 @@ class Orders:
     close: bool = False
     idle_close: float | None = None
     framing: str | None = None
+    read_stall: int | None = None
+    read_gap: float | None = None
     stall: int | None = None
     stall_before: bool = False
     reset: int | None = None
@@ -165,12 +167,13 @@ _VALUES: Mapping[str, Callable[[str], Any]] = {
             "comment",
             "merge",
             "stall",
+            "read-stall",
             "reset",
             "cut",
         ],
         _count,
     ),
-    **dict.fromkeys(["delay", "gap", "idle-close", "header-drip", "drip"], _seconds),
+    **dict.fromkeys(["delay", "gap", "idle-close", "read-gap", "header-drip", "drip"], _seconds),
     **dict.fromkeys(
         [
             "answered-model",

@@ -48,6 +48,9 @@ Orders (x-sim)
 
  how it breaks (N counts events of a stream, the first one with the role too; else bytes)
   stall=N          nothing more after N, but the connection stays open
+  read-stall=N     no more of the request's body is read after N bytes of it (header only);
+                   reset after delay=S (4)
+  read-gap=S       the request's body is read slowly, S after each 64 KiB (header only)
   stall-before     the request is read and never answered
   reset=N          TCP reset after N; reset=0 before the head
   cut=N            the connection is closed after N, without the final chunk

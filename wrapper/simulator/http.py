@@ -8,6 +8,7 @@ an upload of any size costs one block.
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from urllib.parse import parse_qsl, unquote
 import gevent
 
 BLOCK = 65536
+_HEX = re.compile(rb"[0-9A-Fa-f]{1,15}")
 SAMPLE = 65536
 _LONGEST_HEAD = 1 << 20
 _YIELD_EVERY = 16  # blocks between two turns of the loop, so that an upload delays no stream
@@ -89,7 +91,7 @@ class Connection:
             yield from self._chunked()
             return
         declared = request.header("content-length") or "0"
-        if not declared.isdigit():
+        if not (declared.isascii() and declared.isdigit()):
             raise BadRequest("Content-Length is not a number")
         yield from self._exactly(int(declared))
 
@@ -107,10 +109,10 @@ class Connection:
 
     def _chunked(self) -> Iterator[bytes]:
         while True:
-            try:
-                size = int(self._line().split(b";")[0], 16)
-            except ValueError:
-                raise BadRequest("a chunk's size is not a number") from None
+            digits = self._line().split(b";")[0].strip()
+            if not _HEX.fullmatch(digits):
+                raise BadRequest("a chunk's size is not a number")
+            size = int(digits, 16)
             if not size:
                 break
             yield from self._exactly(size)
@@ -163,14 +165,14 @@ class Intake:
 
     def __init__(self, keep: bool) -> None:
         self._hash = hashlib.sha256()
-        self._length = 0
+        self.length = 0
         self._sample = bytearray()
         self._kept = bytearray()
         self._keep = keep
 
     def take(self, block: bytes) -> None:
         self._hash.update(block)
-        self._length += len(block)
+        self.length += len(block)
         if len(self._sample) < SAMPLE:
             self._sample += block[: SAMPLE - len(self._sample)]
         if self._keep:
@@ -179,6 +181,6 @@ class Intake:
     def finish(self, request: Request) -> None:
         """Write what was taken into the request."""
         request.sha256 = self._hash.hexdigest()
-        request.length = self._length
+        request.length = self.length
         request.sample = bytes(self._sample)
         request.body = bytes(self._kept)

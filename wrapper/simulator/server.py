@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from pathlib import Path
 from typing import Any
 
+from gevent import ssl
 from gevent.server import StreamServer
 
 from wrapper.simulator.books import Books
@@ -22,10 +24,18 @@ _BAD_REQUEST = (
 
 
 class Simulator:
-    """The provider on its socket. Raises OSError when it cannot listen."""
+    """The provider on its socket, with TLS where there is a certificate (a PEM file, its key in
+    it). Raises OSError when it cannot listen, or cannot read the certificate.
+    """
 
-    def __init__(self, host: str, port: int, provider: Provider) -> None:
+    def __init__(
+        self, host: str, port: int, provider: Provider, certificate: Path | None = None
+    ) -> None:
         self._provider = provider
+        self._tls: Any = None
+        if certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(certificate)
         self._books: Books = provider.books
         listener = socket.create_server((host, port), backlog=_BACKLOG)
         listener.setblocking(False)
@@ -49,10 +59,13 @@ class Simulator:
         books = self._books
         books.connections += 1
         books.accepted += 1
-        connection = Connection(sock, books.accepted)
+        number = books.accepted
         try:
             with contextlib.suppress(OSError, Left):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._tls is not None:
+                    sock = self._tls.wrap_socket(sock, server_side=True)
+                connection = Connection(sock, number)
                 while self._serve(connection):
                     connection.served += 1
         finally:

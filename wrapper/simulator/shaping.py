@@ -74,10 +74,18 @@ def _one_malformed(events: Iterator[Event]) -> Iterator[Event]:
 def _interrupted(events: Iterator[Event], after: int) -> Iterator[Event]:
     for number, event in enumerate(events):
         if number == after:
-            message = "This is a simulated error in the middle of a stream."
-            yield Event(encode(error_body(500, message)))
+            yield _error_event(number, typed=bool(event.name))
             return
         yield event
+
+
+def _error_event(number: int, typed: bool) -> Event:
+    """The error in the middle of a stream; typed, as in the responses API, where all are."""
+    message = "This is a simulated error in the middle of a stream."
+    if not typed:
+        return Event(encode(error_body(500, message)))
+    told = {"type": "error", "code": "server_error", "message": message, "param": None}
+    return Event(encode({**told, "sequence_number": number}), None, b"error")
 
 
 def _compress(reply: Reply, orders: Orders) -> None:

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import gevent
 import msgspec
 
 from wrapper.simulator.answers.call import Call, Pace
@@ -26,6 +27,7 @@ from wrapper.simulator.ticker import Ticker
 from wrapper.simulator.wire import Broken, Sending
 
 _DRAIN_SECONDS = 2.0
+_READ_STALL_SECONDS = 4.0
 
 
 @dataclass(slots=True)
@@ -107,6 +109,7 @@ class Turn:
             intake.take(block)
             if form is not None:
                 form.take(block)
+            self._linger(intake.length)
         intake.finish(request)
         self._record.book = request.header("x-sim-book")
         return Call(
@@ -121,6 +124,16 @@ class Turn:
             arguments=found.arguments,
         )
 
+    def _linger(self, taken: int) -> None:
+        """Be slow in reading, or stop, as ordered."""
+        stall, gap = self._orders.read_stall, self._orders.read_gap
+        if stall is not None and taken >= stall:
+            self._caller.stall_reading(self._orders.delay or _READ_STALL_SECONDS)
+            self._caller.reset()
+            raise Broken
+        if gap:
+            gevent.sleep(gap)
+
     def _reply(self, found: Found, call: Call) -> Reply:
         self._check_key()
         if found.endpoint != "echo":
@@ -130,7 +143,12 @@ class Turn:
             return Reply()
         if self._orders.echo:
             found = find("GET", "/")
-        return found.answer(call)
+        try:
+            return found.answer(call)
+        except (LookupError, TypeError, AttributeError, ArithmeticError) as problem:
+            # The fields are read without looking at their types first: a request that does
+            # not have the right ones shows here.
+            raise Refusal(400, f"Invalid request: {type(problem).__name__}.") from problem
 
     def _check_key(self) -> None:
         key = self._provider.api_key

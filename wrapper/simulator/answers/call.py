@@ -65,6 +65,13 @@ class Call:
             if name not in self.json:
                 raise Refusal(400, f"Missing required parameter: '{name}'.")
 
+    def number(self, name: str, default: int, most: int) -> int:
+        """A whole number of the body, no less than 1 and no more than `most`."""
+        found = self.json.get(name, self.form(name))
+        if isinstance(found, str) and found.isascii() and found.isdigit():
+            found = int(found)
+        return max(1, min(found, most)) if isinstance(found, int) else default
+
     def form(self, name: str, default: str = "") -> str:
         """A text field of a multipart body."""
         for part in self.parts:

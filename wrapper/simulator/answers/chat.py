@@ -59,9 +59,9 @@ def _plan(call: Call) -> Plan:
         asked = body.get("include_reasoning") or body.get("reasoning_format")
         reasons = 4 if asked or body.get("reasoning_effort") not in (None, "none") else 0
     reasoning = thoughts(reasons)
-    choices = body.get("n") if isinstance(body.get("n"), int) else 1
-    usage = call.usage(prompt_words(messages), len(content) * (choices or 1), len(reasoning))
-    return Plan(content, reasoning, tool, finish, choices or 1, usage)
+    choices = call.number("n", 1, 128)
+    usage = call.usage(prompt_words(messages), len(content) * choices, len(reasoning))
+    return Plan(content, reasoning, tool, finish, choices, usage)
 
 
 def _tool(body: dict[str, Any]) -> dict[str, Any] | None:

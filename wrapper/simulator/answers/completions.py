@@ -17,8 +17,7 @@ def completions(call: Call) -> Reply:
     body = call.json
     limit = body.get("max_tokens")
     content = pieces(call, last_text(body["prompt"]), limit if isinstance(limit, int) else None)
-    number = body.get("n")
-    choices = number if isinstance(number, int) else 1
+    choices = call.number("n", 1, 128)
     usage = call.usage(prompt_words(body["prompt"]), len(content) * choices)
     if body.get("stream"):
         events = _stream(call, content, choices, usage)

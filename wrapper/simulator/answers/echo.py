@@ -71,6 +71,8 @@ def download(call: Call, size: int, content: bytes | None = None, kind: str = _T
 
 def _range(asked: str, size: int) -> tuple[int, int]:
     first, _, last = asked.partition("-")
+    if not (first + last).isdigit():
+        raise Refusal(400, "The range is not one.")
     if not first:
         return max(0, size - int(last or 0)), size
     return int(first), min(size, int(last) + 1) if last else size

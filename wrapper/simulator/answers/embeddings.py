@@ -21,8 +21,7 @@ def embeddings(call: Call) -> Reply:
     given = call.json["input"]
     several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
     texts = given if several else [given]
-    size = call.json.get("dimensions")
-    count = size if isinstance(size, int) else _DIMENSIONS
+    count = call.number("dimensions", _DIMENSIONS, 4096)
     as_text = call.json.get("encoding_format") == "base64"
     usage = Usage(prompt=call.usage(prompt_words(given), 0).prompt)
     made: dict[str, Any] = {

@@ -20,8 +20,7 @@ _LOOK = {"background": "opaque", "output_format": "png", "quality": "low", "size
 def images(call: Call) -> Reply:
     """`POST images/generations`, and edits and variations, which are multipart."""
     prompt = call.json.get("prompt") or call.form("prompt")
-    number = call.json.get("n") or call.form("n", "1")
-    count = int(number) if str(number).isdigit() else 1
+    count = call.number("n", 1, 10)
     usage = call.plain_usage(prompt_words(prompt), _TOKENS_PER_IMAGE * count)
     if call.json.get("stream") or call.form("stream") == "true":
         events = _events(call, usage)
