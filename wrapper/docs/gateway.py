@@ -167,8 +167,10 @@ def _usage() -> Json:
 def _metrics() -> Json:
     content = {"text/plain": {"schema": {"type": "string"}, "example": _METRICS}}
     made = _own("getMetrics", "Gateway", "Prometheus metrics of all workers", content)
-    made["description"] = "Open, unless the gateway has a `metrics_token`: then that is needed."
-    made["security"] = [{}, {"metricsToken": []}]
+    made["description"] = (
+        "Open to all, unless the gateway has a `metrics_token`: then that, in place of a key."
+    )
+    made["security"] = [{}, {"gatewayKey": []}]
     made["responses"] |= responses("Unauthorized")
     return made
 

@@ -64,11 +64,6 @@ _SECURITY = {
         "description": "Your key of this gateway: paste it as it is, without the word Bearer. "
         "It is kept in this page only, until you reload it.",
     },
-    "metricsToken": {
-        "type": "http",
-        "scheme": "bearer",
-        "description": "Only for `/metrics`, and only where the gateway has a `metrics_token`.",
-    },
 }
 
 
