@@ -12,6 +12,7 @@ monkey.patch_all()
 # The patch above must come before anything that imports ssl, socket or threading.
 import os  # noqa: E402
 import socket as sockets  # noqa: E402
+import struct  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -67,7 +68,12 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             return super().handle_request(listener_name, req, sock, addr)
         except TimeoutError:  # the client takes nothing any more
             raise StopIteration() from None
+        except ConnectionResetError:  # the answer broke off, or the client did
+            if req.version < (1, 1):
+                cut(sock)
+            raise
         finally:
+            sock.settimeout(None)  # what a request's body may take is not for the next one's head
             if req.should_close():
                 linger(sock)
 
@@ -110,6 +116,15 @@ def linger(sock: Any) -> None:
         pass
 
 
+def cut(sock: Any) -> None:
+    """End the connection with a reset.
+
+    To an HTTP/1.0 client an orderly end is the end of the answer (RFC 9112 section 6.3 (8)).
+    """
+    sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
 GreenletExit = gevent.GreenletExit
 worker_class = Worker
 
@@ -123,6 +138,12 @@ def post_worker_init(worker: Any) -> None:
     """Follow the configuration files, and watch for the end."""
     launch.start_worker(worker.wsgi)
     gevent.spawn(worker.drain)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """The worker's own end, after its last request."""
+    if worker.wsgi is not None:
+        launch.end_worker(worker.wsgi)
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -120,7 +120,8 @@ def _is_relayed() -> bool:
 def _take_leftover(environ: dict[str, Any]) -> None:
     """A body that nobody read stands between this answer and the next request.
 
-    A small one is read away; for a large one the connection is closed after the answer.
+    A small one is read away by gunicorn before that request, and the answer does not wait for
+    it; for a large one the connection is closed after the answer.
     """
     raw = g.visit.raw if "visit" in g else None
     if not has_body(environ) or (raw is not None and raw.ended):
@@ -128,17 +129,6 @@ def _take_leftover(environ: dict[str, Any]) -> None:
     length = content_length(environ)
     if raw is not None or length is None or length > DRAINED_BYTES:
         close_after(environ)
-        return
-    sock = environ.get("gunicorn.socket")
-    if sock is not None:
-        sock.settimeout(1.0)
-    try:
-        environ["wsgi.input"].read(length)
-    except OSError:
-        close_after(environ)
-    finally:
-        if sock is not None:
-            sock.settimeout(None)  # the wait for the next request has its own deadline
 
 
 def _answer_errors(app: Flask) -> None:

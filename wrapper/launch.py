@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     from wrapper.app import GatewayApp
     from wrapper.usage.prices import Prices
 
-__all__ = ["clean_up", "drain", "make_app", "prepare", "refusal", "start_worker", "worker_gone"]
+__all__ = [
+    "clean_up",
+    "drain",
+    "end_worker",
+    "make_app",
+    "prepare",
+    "refusal",
+    "start_worker",
+    "worker_gone",
+]
 
 RUN_DIR = "WRAPPER_RUN_DIR"
 DEMO_URL = "WRAPPER_DEMO_URL"
@@ -115,6 +124,11 @@ def start_worker(app: GatewayApp) -> None:
     telemetry.worker_begins()
     follower = Follower(app)
     threading.Thread(target=follower.run, name="reload", daemon=True).start()
+
+
+def end_worker(app: GatewayApp) -> None:
+    """The worker ends in order: what the usage table could not take yet gets its last chance."""
+    app.extensions["gateway"].store.close()
 
 
 class Follower:

@@ -82,6 +82,8 @@ def _sums(row: Sums | None) -> dict[str, object]:
         "completion_tokens": row.completion if row else 0,
         "total_tokens": row.total if row else 0,
         "cached_tokens": row.cached if row else 0,
+        "reasoning_tokens": row.reasoning if row else 0,
+        "audio_seconds": row.seconds if row else 0.0,
         "cost_usd": row.cost / PICO if row else 0.0,
         "unmetered": row.unmetered if row else 0,
         "unpriced": row.unpriced if row else 0,

@@ -33,6 +33,9 @@ from wrapper.watch import CLIENT_GONE, DRAINED, Interrupted, Watch
 
 clock = time.perf_counter
 
+# How an event's blank line ends, and what comes before the first event.
+_ENDS = (b"\n\n", b"\r\n", b"\r\r", b"")
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -66,6 +69,7 @@ class Relayed:
         self._watch = watch
         self._settle: Callable[[Relayed], None] | None = settle
         self._broken = False
+        self._tail = b""  # how what was sent last ends
         self._handed_over = 0.0
 
     def __iter__(self) -> Iterator[bytes]:
@@ -80,6 +84,7 @@ class Relayed:
         except (errors.UpstreamError, errors.Cancelled) as error:
             data = self._break(error)
         exchange.bytes_out += len(data)
+        self._tail = data[-2:]
         self._handed_over = clock()
         return data
 
@@ -125,7 +130,9 @@ class Relayed:
         if not exchange.stream or exchange.outcome == outcomes.CLIENT_ABORT:
             raise ConnectionResetError(errno.ECONNRESET, "the answer broke off") from None
         last = errors.UpstreamInterrupted(error.message)
-        return b"data: " + last.body() + b"\n\n"
+        # A half-sent event must not swallow the last one.
+        between = b"" if self._tail in _ENDS else b"\n\n"
+        return between + b"data: " + last.body() + b"\n\n"
 
     def close(self) -> None:
         """Give the connection back or cut it, and settle. Safe to repeat."""
@@ -150,8 +157,8 @@ def ask(
     for attempt in attempts[:-1]:
         try:
             answer, first = _attempt(exchange, call, attempt, headers, watch)
-        except errors.UpstreamError:
-            if _is_spent(call):
+        except errors.UpstreamError as error:
+            if _is_spent(call) or not _leads_on(error):
                 raise
             continue
         if not (answer.status == 429 or answer.status >= 500) or _is_spent(call):
@@ -169,9 +176,7 @@ def _attempt(
     exchange.relayed = True
     began = clock() - call.waited  # an upload that flows through waits for its sender
     try:
-        answer, first = _send(call, attempt, headers, watch)
-    except Interrupted as interruption:
-        raise _interrupted(exchange, interruption.reason) from None
+        answer, first = _send(exchange, call, attempt, headers, watch)
     except errors.UpstreamError as error:
         exchange.upstream_errors.append((provider.name, error.reason))
         raise
@@ -193,7 +198,7 @@ def _attempt(
 
 
 def _send(
-    call: Call, attempt: Attempt, headers: dict[str, str], watch: Watch
+    exchange: Exchange, call: Call, attempt: Attempt, headers: dict[str, str], watch: Watch
 ) -> tuple[Answer, bytes]:
     provider = attempt.upstream.provider
     if not provider.usable and attempt.credential is None:
@@ -208,15 +213,34 @@ def _send(
     body, headers = call.body_for(
         attempt.model if attempt.rename else None, headers, ask_usage=attempt.ask_usage
     )
-    with watch:
-        answer = attempt.upstream.send(
-            call.method, attempt.target, headers, body, attempt.credential
-        )
-        try:
-            return answer, b"" if answer.complete else answer.read1()
-        except BaseException:
-            answer.close()
-            raise
+    try:
+        with watch:
+            answer = attempt.upstream.send(
+                call.method, attempt.target, headers, body, attempt.credential
+            )
+            return answer, _first_bytes(answer)
+    except Interrupted as interruption:
+        raise _interrupted(exchange, interruption.reason) from None
+
+
+def _first_bytes(answer: Answer) -> bytes:
+    """The first bytes of the body: an answer that breaks off before them was none at all."""
+    try:
+        return b"" if answer.complete else answer.read1()
+    except errors.UpstreamInterrupted as error:
+        answer.close()
+        raise errors.UpstreamProtocolError(error.message) from error
+    except BaseException:
+        answer.close()
+        raise
+
+
+def _leads_on(error: errors.UpstreamError) -> bool:
+    """Whether the next target may be asked: nothing was sent, or the provider is too slow.
+
+    An answer that is none leaves open what was done with the call.
+    """
+    return not error.sent or isinstance(error, errors.UpstreamTimeout)
 
 
 def _interrupted(exchange: Exchange, reason: str) -> errors.GatewayError:
@@ -242,6 +266,9 @@ def read_use(relayed: Relayed, expected: bool) -> None:
     exchange = relayed.exchange
     reading = relayed.tap.reading()
     exchange.usage = reading.usage
+    if reading.error and relayed.ended and exchange.status < 300:
+        exchange.outcome = outcomes.UPSTREAM_ERROR
+        exchange.upstream_errors.append((exchange.provider, "error_event"))
     if reading.usage is None and expected and 200 <= exchange.status < 300:
         exchange.unmetered = reading.reason if relayed.ended else TRUNCATED
 
