@@ -16,7 +16,7 @@ from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS, impatient
 from harness.gateway import Gateway, GatewayFactory
 from harness.poll import eventually
 from harness.processes import ReservedPort
-from harness.raw import full_listener
+from harness.raw import full_listener, no_tls
 
 # The SDKs take a second to import, which the unit tests need not wait for.
 if TYPE_CHECKING:
@@ -49,8 +49,12 @@ def impatient_gateway(simulator: Simulator) -> Iterator[Gateway]:
     refusing = ReservedPort()  # bound, but nobody listens
     with contextlib.ExitStack() as held:
         held.callback(refusing.release)
-        deaf = held.enter_context(full_listener())
-        config = impatient(simulator.port, refusing.number, deaf)
+        ports = {
+            "refusing": refusing.number,
+            "deaf": held.enter_context(full_listener()),
+            "no_tls": held.enter_context(no_tls()),
+        }
+        config = impatient(simulator.url, **ports)
         yield held.enter_context(Gateway(config, keys=KEYS, env=PROVIDER_KEYS))
 
 

@@ -58,7 +58,12 @@ class Watch:
         _active.add(self)
 
     def deadline(self, seconds: float | None) -> None:
-        """The wait ends `seconds` from now at the latest; None lifts the deadline."""
+        """The wait ends `seconds` from now at the latest; None lifts the deadline.
+
+        One that has passed is over with its deadline: the next target has its own time.
+        """
+        if self.reason == TIMEOUT:
+            self.reason = None
         if self._timer is not None:
             self._timer.stop()
             self._timer.close()

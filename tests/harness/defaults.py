@@ -39,3 +39,83 @@ KEYS: dict[str, dict[str, Any]] = {
     "narrow": {"models": ["llama-*"]},
     "expired": {"expires": date(2020, 1, 1)},
 }
+
+# A gateway that waits for nobody: providers that are slow, gone, deaf or not speaking TLS, and
+# routes that lead from each of them to one that answers. The orders to the simulator stand in
+# the models' names, so that two targets of one route can be told different things.
+IMPATIENT = """\
+[server]
+body_timeout = 1.0
+
+[providers.quick]
+base_url = "{simulator}/openai/v1"
+api_key = { env = "GROQ_API_KEY" }
+first_byte_timeout = 0.5
+idle_timeout = 0.5
+total_timeout = 3
+
+[providers.openai]
+base_url = "{simulator}/v1"
+api_key = { env = "OPENAI_API_KEY" }
+first_byte_timeout = 20
+
+[providers.refusing]
+base_url = "http://127.0.0.1:{refusing}/v1"
+api_key = { env = "OPENAI_API_KEY" }
+
+[providers.deaf]
+base_url = "http://127.0.0.1:{deaf}/v1"
+api_key = { env = "OPENAI_API_KEY" }
+connect_timeout = 0.5
+
+[providers.slowdeaf]
+base_url = "http://127.0.0.1:{deaf}/v1"
+api_key = { env = "OPENAI_API_KEY" }
+connect_timeout = 20
+
+[providers.notls]
+base_url = "https://127.0.0.1:{no_tls}/v1"
+api_key = { env = "OPENAI_API_KEY" }
+
+[providers.keyless]
+base_url = "{simulator}/v1"
+api_key = { env = "NOT_SET_ANYWHERE" }
+"""
+
+TARGETS = {
+    "quick": "quick",
+    "refusing": "refusing",
+    "deaf": "deaf",
+    "slowdeaf": "slowdeaf",
+    "notls": "notls",
+    "keyless": "keyless",
+    "or-refused": "refusing:a|openai:b",
+    "or-deaf": "deaf:a|openai:b",
+    "or-notls": "notls:a|openai:b",
+    "or-keyless": "keyless:a|openai:b",
+    "or-429": "quick:a?status=429|openai:b",
+    "or-500": "quick:a?status=500|openai:b",
+    "or-503": "quick:a?status=503|openai:b",
+    "or-silent": "quick:a?stall-before|openai:b",
+    "or-dripping-head": "quick:a?header-drip=0.2|openai:b",
+    "or-silent-body": "quick:a?stall=0|openai:b",
+    "or-400": "quick:a?status=400|openai:b",
+    "or-404": "quick:a?status=404|openai:b",
+    "or-cut": "quick:a?cut=3|openai:b",
+    "or-received": "quick:a?close-on-receipt|openai:b",
+    "or-both": "quick:a?status=503|openai:b?status=429&retry-after=7",
+    "or-gone": "quick:a?status=429|refusing:b",
+    "third": "refusing:a|quick:b?status=500|openai:c",
+    "*": "openai",
+}
+
+
+def impatient(simulator: str, **ports: int) -> str:
+    """The configuration of the gateway that waits for nobody."""
+    text = IMPATIENT.replace("{simulator}", simulator)
+    for name, port in ports.items():
+        text = text.replace("{" + name + "}", str(port))
+    for model, targets in TARGETS.items():
+        listed = ", ".join(f'"{target}"' for target in targets.split("|"))
+        text += f'\n[[routes]]\nmodel = "{model}"\ntargets = [{listed}]\n'
+    return text

@@ -6,8 +6,11 @@ arrived, the chunks as they were framed, and whether it ended as HTTP says it sh
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -222,3 +225,38 @@ def request(
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+@contextlib.contextmanager
+def no_tls() -> Iterator[int]:
+    """The port of a listener that says something of its own to everybody and hangs up."""
+
+    class Greet(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"220 hello, this is not TLS\r\n")
+            self.request.recv(65536)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Greet) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+@contextlib.contextmanager
+def full_listener() -> Iterator[int]:
+    """The port of a listener whose queue is full: Linux leaves whoever connects without an answer.
+
+    The connections that fill it are never accepted.
+    """
+    with contextlib.ExitStack() as held:
+        listener = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        port: int = listener.getsockname()[1]
+        for _ in range(2):
+            filling = held.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(("127.0.0.1", port))
+        yield port

@@ -1,0 +1,286 @@
+"""Bad input: an error that says what is wrong, never a 5xx, and nothing reaches a provider."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness import chat, raw
+
+if TYPE_CHECKING:
+    from harness.gateway import Gateway
+    from harness.simulator import Simulator
+
+DEEP = 100_000
+
+
+@pytest.fixture
+def nothing_sent(simulator: Simulator) -> Iterator[str]:
+    """A book of which no request may have reached the provider when the test is over."""
+    book = chat.mark()
+    yield book
+    assert simulator.requests(book=book) == []
+
+
+def refused(
+    gateway: Gateway, content: bytes, book: str, *, target: str = chat.PATH
+) -> tuple[int, dict[str, Any]]:
+    answer = chat.call(gateway, content, book=book, target=target)
+    details = chat.error(answer)
+    assert details["type"] == "invalid_request_error"
+    assert answer.header("x-request-id")
+    return answer.status, details
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"not json",
+        b"{",
+        b'{"model": "m", "messages": []',
+        b'{"model": "m", "messages": []} trailing',
+        b'{"model": "m"}{"model": "m"}',
+        b'{"model": "m", "messages": [], }',
+        b"{'model': 'm'}",
+        b'{"model": "m", "temperature": NaN}',
+        b'{"model": "m", "temperature": Infinity}',
+        b'{"model": "m", "seed": 012}',
+        b'{"model": "m", "a": "\n"}',
+        b'{"model": "m", "a": "\\x"}',
+        b'\xef\xbb\xbf{"model": "m"}',
+        '{"model": "m", "a": "ü"}'.encode("latin-1"),
+        '{"model": "m"}'.encode("utf-16"),
+        '{"model": "m"}'.encode("utf-16-le"),
+        '{"model": "m"}'.encode("utf-32"),
+        b'{"model": "m", "a": "\xed\xa0\x80"}',
+        b'{"model": "m", "a": "\xc0\xaf"}',
+        b" ",
+        b"\0",
+        b'{"model": "m", "a": ' + b"[" * DEEP + b"]" * DEEP + b"}",
+        b'{"model": "m", "a": ' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}",
+    ],
+    ids=lambda content: repr(content[:32]),
+)
+def test_what_is_not_json_is_refused_as_such(
+    gateway: Gateway, nothing_sent: str, content: bytes
+) -> None:
+    status, details = refused(gateway, content, nothing_sent)
+    assert (status, details["code"]) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"null", b'"text"', b"1", b"true", b'[{"model": "m"}]', b"[" * DEEP],
+    ids=lambda content: repr(content[:32]),
+)
+def test_json_that_is_no_object_is_refused(
+    gateway: Gateway, nothing_sent: str, content: bytes
+) -> None:
+    status, details = refused(gateway, content, nothing_sent)
+    assert (status, details["code"]) == (400, "invalid_body")
+
+
+@pytest.mark.parametrize("value", [1, 1.5, True, [], {}, ["m"], {"name": "m"}])
+def test_a_model_that_is_no_string_is_named_in_the_error(
+    gateway: Gateway, nothing_sent: str, value: object
+) -> None:
+    content = json.dumps({"model": value, "messages": []}).encode()
+    status, details = refused(gateway, content, nothing_sent)
+    assert (status, details["code"], details["param"]) == (400, "invalid_body", "model")
+
+
+@pytest.mark.parametrize("fields", [{}, {"model": None}, {"model": ""}])
+def test_chat_without_a_model_is_refused(
+    gateway: Gateway, nothing_sent: str, fields: dict[str, Any]
+) -> None:
+    content = json.dumps({"messages": [], **fields}).encode()
+    status, details = refused(gateway, content, nothing_sent)
+    assert (status, details["code"], details["param"]) == (400, "invalid_body", "model")
+
+
+@pytest.mark.parametrize("value", ["true", 1, 0, [], {}, 1.0])
+def test_a_stream_that_is_no_boolean_is_named_in_the_error(
+    gateway: Gateway, nothing_sent: str, value: object
+) -> None:
+    content = json.dumps({"model": "m", "messages": [], "stream": value}).encode()
+    status, details = refused(gateway, content, nothing_sent)
+    assert (status, details["code"], details["param"]) == (400, "invalid_body", "stream")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"model": "a", "model": "b", "messages": []}',
+        b'{"model": "a", "mod\\u0065l": "b", "messages": []}',
+        b'{"stream": false, "model": "a", "stream": true}',
+        b'{"model": "a", "stream": true, "stream_options": {}, "stream_options": {}}',
+    ],
+)
+def test_a_field_that_two_readers_could_read_differently_is_refused(
+    gateway: Gateway, nothing_sent: str, content: bytes
+) -> None:
+    status, details = refused(gateway, content, nothing_sent)
+    assert (status, details["code"]) == (400, "invalid_body")
+
+
+@pytest.mark.parametrize("value", ["5", "[]", '"yes"', "true", "null", '{"include_usage": "no"}'])
+def test_odd_stream_options_are_the_providers_to_judge(
+    gateway: Gateway, simulator: Simulator, value: str
+) -> None:
+    """What is not ours to read passes as it came: the provider knows what it takes."""
+    book = chat.mark()
+    content = b'{"model": "gpt-4o-mini", "messages": [], "stream": true, "stream_options": %b}' % (
+        value.encode()
+    )
+    answer = chat.call(gateway, content, book=book)
+    assert answer.status < 500
+    assert len(simulator.requests(book=book)) == 1
+
+
+@pytest.mark.parametrize("target", ["/chat/completions", "/v1/chat/completions"])
+def test_an_empty_body_is_refused(gateway: Gateway, nothing_sent: str, target: str) -> None:
+    headers = (
+        ("Content-Type", "application/json"),
+        ("Content-Length", "0"),
+        ("x-sim-book", nothing_sent),
+    )
+    key = gateway.secrets["web-app"]
+    asked = raw.request(gateway.port, "POST", target, key=key, headers=headers)
+    answer = raw.exchange(gateway.port, asked)
+    assert answer.status == 400
+    assert chat.error(answer)["code"] in {"invalid_json", "invalid_body"}
+
+
+AMBIGUOUS = [
+    "/v1/../admin",
+    "/v1/./models",
+    "/v1/..",
+    "/v1/%2e%2e/models",
+    "/v1/.%2E/models",
+    "/v1/%2e",
+    "/v1//models",
+    "//v1/models",
+    "//evil.example/v1/models",
+    "/v1/models//",
+    "/v1/a%2fb",
+    "/v1/a%2Fb",
+    "/v1/a%5cb",
+    "/v1\\models",
+    "/v1/a%00b",
+    "/v1/a%0d%0ab",
+    "/v1/a%7f",
+    "/v1/%",
+    "/v1/%zz",
+    "/v1/%2",
+    "/groq/../openai/v1/models",
+    "/groq/openai/v1/%2e%2e/%2e%2e/admin",
+    "/openai//v1/models",
+    "/healthz/../v1/models",
+    "http://127.0.0.1/v1/models",
+    "http://evil.example/v1/models",
+]
+
+
+@pytest.mark.parametrize("target", AMBIGUOUS)
+def test_a_path_that_could_be_read_in_two_ways_is_refused(
+    gateway: Gateway, nothing_sent: str, target: str
+) -> None:
+    headers = chat.told(book=nothing_sent)
+    key = gateway.secrets["web-app"]
+    asked = raw.request(gateway.port, "GET", target, key=key, headers=headers)
+    answer = raw.exchange(gateway.port, asked)
+    assert answer.status == 400
+    assert chat.error(answer)["code"] == "invalid_path"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status", "code"),
+    [
+        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/nothing", 404, "unknown_url"),
+        ("POST", "/nobody/v1/chat/completions", 404, "unknown_url"),
+        ("GET", "/chat/completions", 405, "method_not_allowed"),
+        ("DELETE", "/chat/completions", 405, "method_not_allowed"),
+        ("POST", "/healthz", 405, "method_not_allowed"),
+        ("DELETE", "/metrics", 405, "method_not_allowed"),
+        ("PUT", "/usage", 405, "method_not_allowed"),
+        ("BREW", "/v1/models", 405, "method_not_allowed"),
+        ("TRACE", "/v1/models", 405, "method_not_allowed"),
+        ("BREW", "/groq/openai/v1/models", 405, "method_not_allowed"),
+    ],
+)
+def test_an_unknown_url_or_method_is_told_in_openais_words(
+    gateway: Gateway, nothing_sent: str, method: str, target: str, status: int, code: str
+) -> None:
+    headers = chat.told(book=nothing_sent)
+    key = gateway.secrets["web-app"]
+    asked = raw.request(gateway.port, method, target, key=key, headers=headers)
+    answer = raw.exchange(gateway.port, asked)
+    details = chat.error(answer)
+    assert (answer.status, details["code"]) == (status, code)
+    assert details["type"] == "invalid_request_error"
+    assert (answer.header("allow") is not None) == (status == 405)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, identity", "GZIP"])
+def test_a_compressed_body_is_refused(gateway: Gateway, nothing_sent: str, coding: str) -> None:
+    headers = (("Content-Encoding", coding),)
+    answer = chat.call(gateway, book=nothing_sent, headers=headers)
+    assert (answer.status, chat.error(answer)["code"]) == (415, "unsupported_encoding")
+
+
+def test_a_body_that_says_it_is_not_compressed_passes(gateway: Gateway) -> None:
+    assert chat.call(gateway, headers=(("Content-Encoding", "identity"),)).status == 200
+
+
+@pytest.mark.parametrize("cut", [1, 20])
+def test_a_body_shorter_than_its_length_is_refused(
+    gateway: Gateway, nothing_sent: str, cut: int
+) -> None:
+    import socket
+
+    asked = chat.request(gateway, book=nothing_sent)
+    with raw.Connection(gateway.port) as connection:
+        connection.send(asked[:-cut])
+        connection.socket.shutdown(socket.SHUT_WR)
+        answer = connection.read()
+    assert (answer.status, chat.error(answer)["code"]) == (400, "incomplete_body")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "llama-3.1\n8b",
+        "\x7f",
+        "../../etc/passwd",
+        "a" * 10_000,
+        "💥",
+        "%00",
+        "model?status=oops",
+        "groq:llama",
+    ],
+)
+def test_a_strange_model_is_the_providers_to_judge(gateway: Gateway, value: str) -> None:
+    answer = chat.call(gateway, chat.body(value))
+    assert answer.status < 500
+
+
+def test_large_numbers_of_unknown_fields_are_not_judged(
+    gateway: Gateway, simulator: Simulator
+) -> None:
+    content = b'{"model": "m", "messages": [], "seed": 1%s, "b": 1e400, "c": -0.0}' % (b"0" * 400)
+    book = chat.mark()
+    answer = chat.call(gateway, content, book=book, target="/v1/of-tomorrow", orders="echo=raw")
+    assert answer.status == 200
+    assert answer.body == content
+    assert len(simulator.requests(book=book)) == 1
+
+
+def test_messages_repeat_neither_the_body_nor_the_query(gateway: Gateway) -> None:
+    for content in (b'{"secret-word', b'{"model": ["secret-word"]}', b'"secret-word"'):
+        answer = chat.call(gateway, content, target=chat.PATH + "?secret-word=1")
+        assert answer.status == 400
+        assert b"secret-word" not in answer.body
