@@ -2,8 +2,9 @@
 
 import pytest
 
-from wrapper.simulator.faults import FRAMINGS, BadOrder, Orders, orders, split_model
+from wrapper.simulator.faults import FRAMINGS, BadOrder, orders, split_model
 from wrapper.simulator.grammar import GRAMMAR
+from wrapper.simulator.orders import Orders
 
 
 def test_orders_are_read_with_and_without_values() -> None:

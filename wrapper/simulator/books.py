@@ -33,7 +33,6 @@ class Record:
     book: str = ""
     model: str = ""
     endpoint: str = ""
-    orders: str = ""
     stream: bool = False
     events: int = 0
     bytes: int = 0

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from wrapper.simulator.faults import Orders
 from wrapper.simulator.http import Request
+from wrapper.simulator.orders import Orders
 from wrapper.simulator.replies import Reply
 
 _CLOSE_DELIMITED = frozenset({"no-length", "http10"})

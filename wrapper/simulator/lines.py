@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from wrapper.simulator.faults import Orders
+from wrapper.simulator.orders import Orders
 from wrapper.simulator.packing import Piece
 from wrapper.simulator.replies import Event
 

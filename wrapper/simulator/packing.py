@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from wrapper.simulator.faults import Orders
+from wrapper.simulator.orders import Orders
 from wrapper.simulator.replies import Usage
 
 

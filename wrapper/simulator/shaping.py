@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from email.utils import formatdate
 from functools import lru_cache
 
-from wrapper.simulator.faults import Orders
+from wrapper.simulator.orders import Orders
 from wrapper.simulator.replies import Event, Reply, encode, error_body
 from wrapper.simulator.wire import whole_compressed
 

@@ -37,12 +37,6 @@ class Ticker:
         self._reached = 0
         self._timer: Any = None
 
-    def wait(self, until: float) -> None:
-        """Wait until `until` on the monotonic clock."""
-        place = self.place(until)
-        if place is not None:
-            gevent.get_hub().switch()
-
     def place(self, until: float) -> Place | None:
         """Enter the current greenlet, which must then switch to the hub. None: it is time."""
         if until <= time.monotonic():

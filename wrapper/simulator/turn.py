@@ -18,9 +18,10 @@ from wrapper.simulator.answers.shelf import Shelf
 from wrapper.simulator.answers.table import Found, find
 from wrapper.simulator.books import Books, Record
 from wrapper.simulator.caller import Caller
-from wrapper.simulator.faults import BadOrder, Orders, orders, split_model
+from wrapper.simulator.faults import BadOrder, orders, split_model
 from wrapper.simulator.form import form_for
 from wrapper.simulator.http import BadRequest, Connection, Intake, Left, Request
+from wrapper.simulator.orders import Orders
 from wrapper.simulator.replies import Refusal, Reply, error_body, json_reply
 from wrapper.simulator.shaping import shaped
 from wrapper.simulator.ticker import Ticker

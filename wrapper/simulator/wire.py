@@ -18,10 +18,10 @@ import gevent
 
 from wrapper.simulator.books import Record
 from wrapper.simulator.caller import Caller
-from wrapper.simulator.faults import Orders
 from wrapper.simulator.framing import Framing, framing_for
 from wrapper.simulator.http import Request
 from wrapper.simulator.lines import written
+from wrapper.simulator.orders import Orders
 from wrapper.simulator.packing import Piece, packed
 from wrapper.simulator.replies import Event, Reply
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wrapper.simulator.answers.shelf import Shelf
-from wrapper.simulator.faults import Orders
 from wrapper.simulator.http import Request
+from wrapper.simulator.orders import Orders
 from wrapper.simulator.replies import Event, Refusal, Reply, Usage
 
 
