@@ -61,7 +61,10 @@ class Gateway:
             upstreams[name] = old if old and old.provider == provider else Upstream(provider)
         routes = Routes(settings)
         models = {t.model for route in settings.routes for t in route.targets if t.model}
-        self.telemetry.know(models | set(routes.exact_names), upstreams)
+        models.update(routes.exact_names)
+        for name, upstream in upstreams.items():
+            models |= prices.names(name, upstream.host)
+        self.telemetry.know(models, upstreams)
         return State(settings, Keyring(settings.keys), routes, upstreams, prices)
 
     def settle(self, exchange: Exchange, state: State, *, call: bool) -> None:

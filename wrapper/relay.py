@@ -172,7 +172,7 @@ def _attempt(
     exchange: Exchange, call: Call, attempt: Attempt, headers: dict[str, str], watch: Watch
 ) -> tuple[Answer, bytes]:
     provider = attempt.upstream.provider
-    exchange.provider, exchange.model = provider.name, attempt.model
+    exchange.provider, exchange.model = provider.name, attempt.model[:256]
     exchange.relayed = True
     began = clock() - call.waited  # an upload that flows through waits for its sender
     try:

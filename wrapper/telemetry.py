@@ -116,13 +116,14 @@ class Telemetry:
     """`begin` and `record` an exchange; the only place that counts."""
 
     def __init__(self, log_level: str = "info") -> None:
-        self._models: set[str] = set()
+        self._known: set[str] = set()  # models that the configuration or the price list names
+        self._models: set[str] = set()  # models that are labels
         self._children: dict[tuple[Any, ...], Any] = {}
         self._quiet = {"debug": 0, "info": 0, "warning": 400, "error": 500}.get(log_level, 0)
 
     def know(self, models: Iterable[str], providers: Iterable[str]) -> None:
         """Take the configuration's own names as labels."""
-        self._models.update(models)
+        self._known.update(models)
         for provider in providers:
             COOLDOWN.labels(provider).set(0)
 
@@ -147,7 +148,8 @@ class Telemetry:
             return "none"
         if name in self._models:
             return name
-        if exchange.relayed and 200 <= exchange.status < 300 and len(self._models) < MAX_MODELS:
+        answered = exchange.relayed and 200 <= exchange.status < 300
+        if (answered or name in self._known) and len(self._models) < MAX_MODELS:
             self._models.add(name)
             return name
         return OTHER

@@ -24,6 +24,7 @@ from wrapper.relay import Attempt, Relayed, ask, read_use, release
 from wrapper.usage import tap_for
 from wrapper.watch import TIMEOUT, Interrupted, Watch
 
+MAX_NAME = 256  # characters of a model's name that are kept for the log
 _ASKED_STREAMS = ("/chat/completions", "/completions")
 
 
@@ -79,7 +80,7 @@ class Visit:
         finally:
             self.raw = call.raw
             self.exchange.waited_for_client += call.waited
-        self.exchange.model = call.model or ""
+        self.exchange.model = (call.model or "")[:MAX_NAME]
         self.exchange.stream = call.stream
         return call
 
@@ -151,7 +152,7 @@ class Visit:
         """The call is over: read its use, then book and count it."""
         call = self.call
         release(call)
-        self.exchange.model = self.exchange.model or call.told_model
+        self.exchange.model = self.exchange.model or call.told_model[:MAX_NAME]
         read_use(relayed, expected=is_metered(call))
         self.gateway.settle(self.exchange, self.state, call=True)
 

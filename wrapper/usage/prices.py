@@ -70,16 +70,23 @@ class Prices:
                 return rate.cost(usage)
         return None
 
+    def names(self, provider: str, host: str) -> set[str]:
+        """The models that have a price of their own at this provider."""
+        listed = self._overrides.keys() | self._models(provider, host).keys()
+        return {name for name in listed if not name.endswith("*")}
+
     def _find(self, provider: str, host: str, model: str) -> Rates | None:
         found = _match(self._overrides, model)
-        if found is not None:
-            return found
+        return _match(self._models(provider, host), model) if found is None else found
+
+    def _models(self, provider: str, host: str) -> Mapping[str, Rates]:
+        """The price list of the provider's host, else the one of its name."""
         host = host.lower()
         for table in self._tables.values():
             if any(host == name or host.endswith("." + name) for name in table.hosts):
-                return _match(table.models, model)
+                return table.models
         named = self._tables.get(provider)
-        return _match(named.models, model) if named else None
+        return named.models if named else {}
 
 
 def _match(models: Mapping[str, Rates], model: str) -> Rates | None:
