@@ -23,40 +23,48 @@ DELAYS_THROUGH = ("(direct)", "naive", "gateway")
 def main() -> None:
     """Measure, print, write."""
     options = _options()
+    sections = ["# Benchmark results", report.conditions(options.rounds, options.requests)]
     with Simulator() as simulator:
-        samples: dict[str, list[measures.Sample]] = {name: [] for name in VARIANTS}
-        for number in range(options.rounds):
-            for name, variant in VARIANTS.items():
-                _progress(f"round {number + 1} of {options.rounds}: {name}")
-                samples[name].append(
-                    measures.sample(variant, simulator.url, requests=options.requests)
-                )
-        delays: dict[tuple[str, int], measures.Delay] = {}
-        for streams in (1, options.streams):
-            for name in DELAYS_THROUGH:
-                _progress(f"delay of {options.events} events in {streams} streams: {name}")
-                relay = (
-                    VARIANTS[name](simulator.url)
-                    if name in VARIANTS
-                    else nullcontext(Relay(simulator.port, NAIVE_KEY))
-                )
-                delays[name, streams] = measures.delay(
-                    relay, streams=streams, events=options.events
-                )
-    _progress("")
-    text = "\n\n".join(
-        [
-            "# Benchmark results",
-            report.conditions(options.rounds, options.requests),
+        samples = _samples(simulator, options)
+        sections += [
             "## Cost (median; × is the ratio to naive)",
             report.costs(samples),
             report.metering(samples, "gateway", "gateway, metering off"),
-            "## Delay of streamed events, one every 20 ms",
-            report.delays(delays),
         ]
-    )
-    print(text)
-    options.output.write_text(text + "\n")
+        print("\n\n".join(sections), flush=True)
+        late = [
+            "## Delay of streamed events, one every 20 ms",
+            report.delays(_delays(simulator, options)),
+        ]
+        print("\n" + "\n\n".join(late))
+    options.output.write_text("\n\n".join(sections + late) + "\n")
+
+
+def _samples(simulator: Simulator, options: argparse.Namespace) -> dict[str, list[measures.Sample]]:
+    samples: dict[str, list[measures.Sample]] = {name: [] for name in VARIANTS}
+    for number in range(options.rounds):
+        for name, variant in VARIANTS.items():
+            _progress(f"round {number + 1} of {options.rounds}: {name}")
+            samples[name].append(measures.sample(variant, simulator.url, requests=options.requests))
+    _progress("")
+    return samples
+
+
+def _delays(
+    simulator: Simulator, options: argparse.Namespace
+) -> dict[tuple[str, int], measures.Delay]:
+    delays: dict[tuple[str, int], measures.Delay] = {}
+    for streams in (1, options.streams):
+        for name in DELAYS_THROUGH:
+            _progress(f"delay of {options.events} events in {streams} streams: {name}")
+            relay = (
+                VARIANTS[name](simulator.url)
+                if name in VARIANTS
+                else nullcontext(Relay(simulator.port, NAIVE_KEY))
+            )
+            delays[name, streams] = measures.delay(relay, streams=streams, events=options.events)
+    _progress("")
+    return delays
 
 
 def _options() -> argparse.Namespace:

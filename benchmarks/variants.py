@@ -101,7 +101,7 @@ def chat_request(key: str, orders: str = "", *, stream: bool = False) -> bytes:
         b'{"model":"llama-3.1-8b-instant","messages":[{"role":"system","content":"You are a'
         b' helpful assistant that answers in one sentence."},{"role":"user","content":"What is'
         b' the tallest mountain between the two rivers, and who climbed it first?"}],'
-        b'"temperature":0.2,"max_tokens":256,"stream":%b}' % (b"true" if stream else b"false")
+        b'"temperature":0.2,"max_tokens":4096,"stream":%b}' % (b"true" if stream else b"false")
     )
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n"
