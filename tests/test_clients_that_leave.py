@@ -1,0 +1,262 @@
+"""Clients that leave, stall or hurry: the provider's work ends within a second, nothing leaks."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import chat, raw
+from harness.poll import eventually
+
+if TYPE_CHECKING:
+    from harness.gateway import Gateway, LogLine
+    from harness.raw import Connection
+    from harness.simulator import Simulator
+
+SOON = 1.0  # seconds, from the contract
+both_ways = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+leaving = pytest.mark.parametrize("rudely", [False, True], ids=["fin", "rst"])
+
+
+def leave(connection: Connection, rudely: bool) -> None:
+    if rudely:
+        connection.reset()
+    else:
+        connection.close()
+
+
+def arrived(simulator: Simulator, book: str) -> None:
+    eventually(lambda: simulator.requests(book=book), what="the call at the provider")
+
+
+def cancelled(simulator: Simulator, book: str) -> None:
+    """The provider's work ends, and soon."""
+    left = time.time()
+    (seen,) = eventually(
+        lambda: [r for r in simulator.requests(book=book) if r["outcome"] is not None],
+        deadline=5,
+        what="the end of the provider's work",
+    )
+    assert seen["outcome"] == "aborted"
+    assert seen["abort_noticed"] - left < SOON
+
+
+def logged(gateway: Gateway, **wanted: object) -> LogLine:
+    return gateway.log_lines(lambda line: wanted.items() <= line.items())[-1]
+
+
+@both_ways
+@leaving
+@pytest.mark.parametrize("orders", ["stall-before", "delay=20"])
+def test_leaving_before_the_first_byte_ends_the_providers_work(
+    gateway: Gateway, simulator: Simulator, orders: str, stream: bool, rudely: bool
+) -> None:
+    book = chat.mark()
+    model = f"left-early-{book}"
+    connection = chat.begin(gateway, model=model, orders=orders, book=book, stream=stream)
+    arrived(simulator, book)
+    leave(connection, rudely)
+    cancelled(simulator, book)
+    line = gateway.log_lines(lambda line: line["outcome"] == "client_abort")[-1]
+    assert line["status"] == 499
+
+
+@leaving
+@pytest.mark.parametrize("orders", ["stall=3; events=9", "gap=0.05; events=900"])
+def test_leaving_a_stream_ends_the_providers_work(
+    gateway: Gateway, simulator: Simulator, orders: str, rudely: bool
+) -> None:
+    book = chat.mark()
+    connection = chat.begin(gateway, orders=orders, book=book, stream=True)
+    answer = connection.read_head()
+    assert next(connection.body(answer))
+    leave(connection, rudely)
+    cancelled(simulator, book)
+    request_id = answer.header("x-request-id")
+    assert request_id
+    line = gateway.log_line(request_id)
+    assert (line["outcome"], line["status"], line["stream"]) == ("client_abort", 200, True)
+
+
+@leaving
+def test_leaving_in_the_middle_of_a_whole_answer_ends_the_providers_work(
+    gateway: Gateway, simulator: Simulator, rudely: bool
+) -> None:
+    book = chat.mark()
+    connection = chat.begin(gateway, orders="stall=50", book=book)
+    answer = connection.read_head()
+    assert next(connection.body(answer))
+    leave(connection, rudely)
+    cancelled(simulator, book)
+
+
+@both_ways
+def test_leaving_while_the_gateway_is_still_connecting_ends_the_attempt(
+    impatient_gateway: Gateway, stream: bool
+) -> None:
+    before = len(list(impatient_gateway.log()))
+    connection = chat.begin(impatient_gateway, model="slowdeaf", stream=stream)
+    in_flight(impatient_gateway, 1)
+    left = time.monotonic()
+    connection.close()
+    eventually(lambda: len(list(impatient_gateway.log())) > before, what="a log line")
+    in_flight(impatient_gateway, 0)
+    assert time.monotonic() - left < 3, "the connect_timeout is 20 s"
+    assert logged(impatient_gateway, provider="slowdeaf")["outcome"] == "client_abort"
+
+
+def in_flight(gateway: Gateway, count: int) -> None:
+    eventually(
+        lambda: gateway.metrics().value("requests_in_flight") == count, what=f"{count} in flight"
+    )
+
+
+def test_fifty_clients_that_leave_at_once_are_all_noticed(
+    gateway: Gateway, simulator: Simulator
+) -> None:
+    book = chat.mark()
+    many = [
+        chat.begin(gateway, orders="stall-before", book=book, stream=n % 2 == 0) for n in range(50)
+    ]
+    eventually(lambda: len(simulator.requests(book=book)) == 50, what="all calls")
+    for connection in many:
+        connection.close()
+    eventually(
+        lambda: all(r["outcome"] == "aborted" for r in simulator.requests(book=book)),
+        deadline=2.0,
+        what="all cancelled",
+    )
+    assert chat.call(gateway).status == 200
+
+
+# --- half a request ---------------------------------------------------------------------------
+
+
+@leaving
+def test_leaving_with_half_a_body_sent_reaches_no_provider(
+    gateway: Gateway, simulator: Simulator, rudely: bool
+) -> None:
+    book = chat.mark()
+    asked = chat.request(gateway, model=f"half-{book}", book=book)
+    lines = len(list(gateway.log()))
+    connection = raw.Connection(gateway.port).send(asked[:-30])
+    in_flight_at_least_one(gateway)
+    leave(connection, rudely)
+    eventually(lambda: len(list(gateway.log())) > lines, what="the log line")
+    assert simulator.requests(book=book) == []
+
+
+def in_flight_at_least_one(gateway: Gateway) -> None:
+    eventually(lambda: gateway.metrics().value("requests_in_flight") >= 1, what="in flight")
+
+
+def test_leaving_in_the_middle_of_an_upload_that_flows_through_ends_the_providers_work(
+    gateway: Gateway, simulator: Simulator
+) -> None:
+    target = f"/openai/v1/upload-{chat.mark()}"
+    headers = (("Content-Type", "application/octet-stream"), ("Content-Length", "1000000"))
+    key = gateway.secrets["web-app"]
+    asked = raw.request(gateway.port, "POST", "/groq" + target, key=key, headers=headers)
+    with raw.Connection(gateway.port).send(asked + b"x" * 100_000):
+        (seen,) = eventually(lambda: simulator.requests(target=target), what="the upload's begin")
+        assert seen["outcome"] is None
+    eventually(
+        lambda: simulator.requests(target=target)[0]["outcome"] in ("aborted", "broken"),
+        deadline=2.0,
+        what="the end of the provider's work",
+    )
+
+
+def test_a_body_that_is_held_back_ends_in_a_408(
+    impatient_gateway: Gateway, simulator: Simulator
+) -> None:
+    book, began = chat.mark(), time.monotonic()
+    asked = chat.request(impatient_gateway, book=book)
+    with raw.Connection(impatient_gateway.port).send(asked[:-30]) as connection:
+        answer = connection.read()
+        assert connection.is_closed_by_peer()
+    assert 0.9 < time.monotonic() - began < 5
+    assert (answer.status, chat.error(answer)["code"]) == (408, "request_timeout")
+    assert simulator.requests(book=book) == []
+
+
+def test_a_kept_connection_may_idle_longer_than_a_body_may_take(
+    impatient_gateway: Gateway,
+) -> None:
+    """The body's timeout (here 1 s) is not the deadline of the next request."""
+    with raw.Connection(impatient_gateway.port) as connection:
+        asked = chat.request(impatient_gateway)
+        assert connection.send(asked).read().status == 200
+        connection.socket.settimeout(1.5)
+        with pytest.raises(TimeoutError):
+            connection.socket.recv(1)
+        connection.socket.settimeout(5)
+        assert connection.send(asked).read().status == 200
+
+
+# --- clients that do not read ------------------------------------------------------------------
+
+
+def test_a_client_that_reads_nothing_is_cut(
+    impatient_gateway: Gateway, simulator: Simulator
+) -> None:
+    book = chat.mark()
+    connection = raw.Connection(impatient_gateway.port)
+    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    orders = "events=4000; size=60000"
+    connection.send(chat.request(impatient_gateway, orders=orders, book=book, stream=True))
+    with connection:
+        eventually(
+            lambda: simulator.requests(book=book)[0]["outcome"] == "aborted",
+            deadline=8,
+            what="the end of the stream that nobody reads",
+            retry_on=(AssertionError, IndexError),
+        )
+        assert logged(impatient_gateway, outcome="client_abort")["bytes_out"] > 0
+
+
+def test_a_slow_reader_gets_everything(impatient_gateway: Gateway) -> None:
+    """It takes a little within every timeout, so it is not cut."""
+    orders = "events=100; size=60000"
+    with chat.begin(impatient_gateway, orders=orders, stream=True) as connection:
+        answer = connection.read_head()
+        for count, _ in enumerate(connection.body(answer)):
+            if count in (10, 20):
+                time.sleep(0.4)  # this is the test's subject, not a wait for something
+    assert answer.clean_end
+    assert chat.events(answer.body)[-1] == b"[DONE]"
+
+
+# --- clients that hurry -----------------------------------------------------------------------
+
+
+@both_ways
+def test_a_pipelined_request_is_no_leaving(
+    gateway: Gateway, simulator: Simulator, stream: bool
+) -> None:
+    first, second = chat.mark(), chat.mark()
+    asked = chat.request(gateway, orders="delay=0.3", book=first, stream=stream)
+    asked += chat.request(gateway, book=second)
+    with raw.Connection(gateway.port).send(asked) as connection:
+        answers = [connection.read(), connection.read()]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert json.loads(answers[1].body)["object"] == "chat.completion"
+    for book in (first, second):
+        assert [r["outcome"] for r in simulator.requests(book=book)] == ["completed"]
+
+
+def test_a_request_that_comes_while_a_stream_runs_waits_its_turn(gateway: Gateway) -> None:
+    with chat.begin(gateway, orders="events=10; gap=0.03", stream=True) as connection:
+        answer = connection.read_head()
+        pieces = connection.body(answer)
+        next(pieces)
+        connection.socket.sendall(chat.request(gateway))
+        for _ in pieces:
+            pass
+        assert answer.clean_end
+        assert chat.events(answer.body)[-1] == b"[DONE]"
+        assert connection.read().status == 200
