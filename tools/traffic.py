@@ -27,6 +27,7 @@ import requests
 
 TIMEOUT = (5, 60)  # seconds: to connect, between two reads
 WAIT_FOR_KEYS = 60.0
+REPORT_EVERY = 30.0
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,15 @@ class Traffic:
         ]
         for worker in workers:
             worker.start()
-        while any(worker.is_alive() for worker in workers):
-            if not self.stopping.wait(30) and any(w.is_alive() for w in workers):
-                print(self.summary(), flush=True)
-            for worker in workers:
-                worker.join(0.5 if not self.stopping.is_set() else 20)
+        told = time.monotonic()
+        for worker in workers:
+            while worker.is_alive() and not self.stopping.is_set():
+                worker.join(0.2)
+                if time.monotonic() > told + REPORT_EVERY:
+                    told = time.monotonic()
+                    print(self.summary(), flush=True)
+        for worker in workers:
+            worker.join(20)
 
     def _work(self, number: int, threads: int, end: float, calls: int) -> None:
         # Not for secrets: the same seed gives the same calls.

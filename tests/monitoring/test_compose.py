@@ -1,0 +1,141 @@
+"""docker-compose.yml: valid, and as careful as its comments say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from monitoring.stack import ROOT
+from wrapper.config import Listen
+
+SCHEMA = Path(__file__).parent / "compose" / "compose-spec.json"
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+ALWAYS = {"gateway", "prometheus", "grafana"}
+DEMO = {"simulator", "gateway-demo", "traffic"}
+LONG_RUNNING = sorted(ALWAYS | DEMO)
+each_service = pytest.mark.parametrize("name", sorted(SERVICES))
+each_long_running = pytest.mark.parametrize("name", LONG_RUNNING)
+
+
+def test_it_follows_the_compose_specification() -> None:
+    schema = json.loads(SCHEMA.read_text())
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(COMPOSE)
+    assert [f"{list(e.absolute_path)}: {e.message}" for e in errors] == []
+
+
+def test_up_starts_three_services_and_the_profile_demo_three_more() -> None:
+    profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
+    assert {name for name, named in profiles.items() if not named} == ALWAYS
+    assert {name for name, named in profiles.items() if named == ["demo"]} == DEMO
+
+
+@each_service
+def test_an_image_has_an_exact_version_or_is_built_here(name: str) -> None:
+    service = SERVICES[name]
+    if "build" not in service:
+        assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", service["image"])
+
+
+@each_service
+def test_a_container_cannot_write_to_itself_nor_gain_rights_nor_be_root(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not re.match(r"(0|root)(:|$)", service["user"])
+    assert "privileged" not in service
+
+
+@each_long_running
+def test_a_service_is_limited_and_started_again(name: str) -> None:
+    service = SERVICES[name]
+    limits = service["deploy"]["resources"]["limits"]
+    assert {"memory", "pids"} <= set(limits)
+    # Docker refuses a limit above the number of processors it has.
+    assert float(limits.get("cpus", 1)) <= 1
+    assert service["restart"] == "unless-stopped"
+    assert service["logging"]["options"]["max-size"]
+
+
+@each_long_running
+def test_a_service_waits_for_the_health_of_what_it_needs(name: str) -> None:
+    service = SERVICES[name]
+    for needed, how in service.get("depends_on", {}).items():
+        assert how["condition"] == "service_healthy"
+        assert "test" in SERVICES[needed]["healthcheck"]
+    if name != "traffic":
+        assert "test" in service["healthcheck"]
+
+
+def test_only_the_gateway_is_reachable_from_other_machines() -> None:
+    for name, service in SERVICES.items():
+        for port in service.get("ports", ()):
+            if name != "gateway":
+                assert port.startswith("127.0.0.1:"), f"{name}: {port}"
+    assert SERVICES["gateway"]["ports"] == ["${PORT:-8080}:8080"]
+    assert SERVICES["prometheus"]["ports"] == ["127.0.0.1:9090:9090"]
+    assert SERVICES["grafana"]["ports"] == ["127.0.0.1:3000:3000"]
+
+
+def test_the_demo_does_not_touch_the_users_configuration_keys_and_records() -> None:
+    own = {"gateway-data", "prometheus-data", "grafana-data"}
+    for name in DEMO:
+        service = SERVICES[name]
+        for volume in service.get("volumes", ()):
+            source, _, rest = volume.partition(":")
+            assert source not in own, f"{name}: {volume}"
+            assert not source.startswith(".") or rest.endswith(":ro"), f"{name}: {volume}"
+        assert "env_file" not in service
+    environment = SERVICES["gateway-demo"]["environment"]
+    assert environment["WRAPPER_CONFIG"] == "/app/config/demo/gateway.toml"
+    assert environment["WRAPPER_KEYS"].startswith("/app/demo/")
+
+
+def test_every_named_volume_is_declared_and_every_file_mounted_is_here() -> None:
+    for name, service in SERVICES.items():
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            if source.startswith("./"):
+                assert (ROOT / source).is_dir(), f"{name}: {source}"
+            else:
+                assert source in COMPOSE["volumes"], f"{name}: {source}"
+
+
+def test_prometheus_scrapes_the_gateways_under_their_service_names() -> None:
+    config = yaml.safe_load((ROOT / "prometheus/prometheus.yml").read_text())
+    job = next(job for job in config["scrape_configs"] if job["job_name"] == "wrapper")
+    assert job["static_configs"] == [{"targets": ["gateway:8080"]}]
+    assert [sd["names"] for sd in job["dns_sd_configs"]] == [["gateway-demo"]]
+    source = yaml.safe_load((ROOT / "grafana/provisioning/datasources/prometheus.yml").read_text())
+    assert source["datasources"][0]["url"] == "http://prometheus:9090"
+
+
+def test_the_gateway_has_longer_to_stop_than_its_streams_have_to_end() -> None:
+    for name in ("gateway", "gateway-demo"):
+        assert int(SERVICES[name]["stop_grace_period"].rstrip("s")) > Listen().graceful_timeout
+
+
+def test_no_secret_stands_in_the_file() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert "${GRAFANA_PASSWORD:-admin}" in text
+    assert not re.search(r"(sk-|gsk_)\w", text)
+    for service in SERVICES.values():
+        for name, value in (service.get("environment") or {}).items():
+            if re.search(r"KEY$|TOKEN|PASSWORD", name):
+                assert value is None or str(value).startswith("${"), name
+
+
+def test_a_key_is_made_by_one_command_against_the_mounted_configuration() -> None:
+    keys = SERVICES["keys"]
+    assert keys["entrypoint"] == ["python", "-m", "wrapper", "keys"]
+    assert keys["volumes"] == ["./config:/app/config"]
+    assert keys["user"] == SERVICES["gateway"]["user"]  # who can then read the file
+    assert "./config:/app/config:ro" in SERVICES["gateway"]["volumes"]
+    for document in (ROOT / "docker-compose.yml", ROOT / "grafana/README.md"):
+        assert "docker compose run --rm keys create" in document.read_text()
