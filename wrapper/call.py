@@ -24,6 +24,7 @@ from gunicorn.http.errors import ParseException
 from wrapper import errors, jsonbytes
 from wrapper.multipart import FieldFinder
 from wrapper.usage import set_include_usage
+from wrapper.watch import take_turns
 
 PIECE: Final = 65536
 SLOWEST_BYTES_PER_SECOND: Final = 32768
@@ -59,6 +60,7 @@ class RawBody:
         self._limit = limit
         self.length = content_length(environ)
         self.received = 0
+        self._moved = 0  # bytes since the others had their turn
         self.waited = 0.0  # seconds spent waiting for the sender
         self.on_end: Callable[[], None] | None = None
         self.reader: Callable[[bytes], None] | None = None  # stands beside the bytes
@@ -88,6 +90,7 @@ class RawBody:
         finally:
             self.waited += time.perf_counter() - began
         self.received += len(data)
+        self._moved = take_turns(self._moved + len(data))
         if self.received > self._limit:
             raise self._too_large()
         if self.reader is not None:
@@ -163,9 +166,11 @@ class Spooled:
         yield from self._pieces(self._size - position)
 
     def _pieces(self, count: int) -> Iterator[bytes]:
+        moved = 0
         while count and (piece := self._file.read(min(PIECE, count))):
             count -= len(piece)
             yield piece
+            moved = take_turns(moved + len(piece))
 
     def close(self) -> None:
         self._file.close()

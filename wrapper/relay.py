@@ -29,7 +29,7 @@ from wrapper.exchange import Exchange
 from wrapper.upstream import Answer, Upstream, headers_up
 from wrapper.usage import Tap
 from wrapper.usage.record import TRUNCATED
-from wrapper.watch import CLIENT_GONE, DRAINED, Interrupted, Watch
+from wrapper.watch import CLIENT_GONE, DRAINED, Interrupted, Watch, take_turns
 
 clock = time.perf_counter
 
@@ -70,6 +70,7 @@ class Relayed:
         self._settle: Callable[[Relayed], None] | None = settle
         self._broken = False
         self._tail = b""  # how what was sent last ends
+        self._moved = 0  # bytes since the others had their turn
         self._handed_over = 0.0
 
     def __iter__(self) -> Iterator[bytes]:
@@ -85,6 +86,7 @@ class Relayed:
             data = self._break(error)
         exchange.bytes_out += len(data)
         self._tail = data[-2:]
+        self._moved = take_turns(self._moved + len(data))
         self._handed_over = clock()
         return data
 
@@ -262,10 +264,13 @@ def _is_spent(call: Call) -> bool:
 
 
 def read_use(relayed: Relayed, expected: bool) -> None:
-    """Take over into the record what the tap has read."""
+    """Take over into the record what the tap has read; a missing use is told where `expected`.
+
+    Only a POST uses something. What a GET shows of a stored answer was counted when it was made.
+    """
     exchange = relayed.exchange
     reading = relayed.tap.reading()
-    exchange.usage = reading.usage
+    exchange.usage = reading.usage if exchange.method == "POST" else None
     if reading.error and relayed.ended and exchange.status < 300:
         exchange.outcome = outcomes.UPSTREAM_ERROR
         exchange.upstream_errors.append((exchange.provider, "error_event"))

@@ -25,6 +25,7 @@ from gevent import get_hub, getcurrent
 CLIENT_GONE: Final = "client_gone"
 TIMEOUT: Final = "timeout"
 DRAINED: Final = "drained"
+TURN: Final = 1 << 20  # bytes that a request may move without letting the others run
 
 _active: set[Watch] = set()
 
@@ -107,6 +108,20 @@ class Watch:
         if self._waiting:
             self._waiting = False
             self._greenlet.throw(Interrupted(reason))
+
+
+def take_turns(moved: int) -> int:
+    """Let the other requests of this worker run after each MiB; `moved` is what came since then.
+
+    Returns the new `moved`. Reading and writing wait only when there is nothing to read and no
+    room to write, so a large body between two fast peers would otherwise keep the worker for
+    itself. A sleep of no time at all would not do: the loop looks at sockets only when it goes
+    round.
+    """
+    if moved < TURN:
+        return moved
+    gevent.sleep(1e-6)
+    return 0
 
 
 def drain() -> None:
