@@ -10,7 +10,6 @@ from gevent import monkey
 monkey.patch_all()
 
 # The patch above must come before anything that imports ssl, socket or threading.
-import os  # noqa: E402
 import socket as sockets  # noqa: E402
 import struct  # noqa: E402
 import sys  # noqa: E402
@@ -32,7 +31,7 @@ _where = launch.prepare()
 
 bind = _where.bind
 workers = _where.workers
-graceful_timeout = int(os.environ.get("GRACEFUL_TIMEOUT", "30"))
+graceful_timeout = _where.graceful_timeout
 
 # One load of the code for all workers: they start at once and share its memory.
 preload_app = True

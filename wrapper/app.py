@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from flask import Flask, Response, g, request
-from flask_cors import CORS
+from flask_cors.core import get_cors_options, set_cors_headers
 from werkzeug.exceptions import HTTPException
 
 from wrapper import api, docs, errors, models, ops
@@ -55,7 +56,7 @@ def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> G
     app.extensions["exporter"] = Exporter()
     _answer_errors(app)
     _record_requests(app, gateway)
-    _allow_origins(app, settings)
+    _allow_origins(app, gateway)
     app.register_blueprint(ops.bp)
     app.register_blueprint(docs.bp)
     app.register_blueprint(models.bp)
@@ -63,19 +64,31 @@ def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> G
     return app
 
 
-def _allow_origins(app: Flask, settings: Settings) -> None:
-    """CORS without credentials: a browser app sends its key itself, never a cookie."""
-    CORS(
-        app,
-        origins=list(settings.server.cors_origins),
-        methods=api.ANY_METHOD,
-        expose_headers=EXPOSED,
-        supports_credentials=False,
-        send_wildcard=True,
-        always_send=False,
-        automatic_options=False,
-        max_age=600,
-    )
+def _allow_origins(app: Flask, gateway: Gateway) -> None:
+    """CORS without credentials: a browser app sends its key itself, never a cookie.
+
+    flask-cors' own extension would keep the origins it was made with over every reload.
+    """
+
+    @lru_cache(maxsize=2)
+    def options(origins: tuple[str, ...]) -> Any:
+        return get_cors_options(
+            app,
+            {
+                "origins": list(origins),
+                "methods": api.ANY_METHOD,
+                "expose_headers": EXPOSED,
+                "supports_credentials": False,
+                "send_wildcard": True,
+                "always_send": False,
+                "allow_private_network": False,
+                "max_age": 600,
+            },
+        )
+
+    @app.after_request
+    def allow(response: Response) -> Response:
+        return set_cors_headers(response, options(gateway.current.settings.server.cors_origins))
 
 
 def _record_requests(app: Flask, gateway: Gateway) -> None:

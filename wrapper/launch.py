@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from wrapper import errors
 from wrapper.config import ConfigError, Listen, Settings, environment, listen, load, needs_demo
@@ -49,24 +49,32 @@ POLL_SECONDS = 1.0
 
 log = logging.getLogger("wrapper")
 _simulator: subprocess.Popen[bytes] | None = None
+_where: Listen | None = None
 
 
 def prepare() -> Listen:
     """Read `.env`, lay out the run directory, start the demo provider where it is asked for.
 
     Safe to call again in the same process (gunicorn does on SIGHUP): then nothing is laid out
-    anew. Exits with code 1 where the environment cannot be served.
+    anew, and a mistake changes nothing. Exits with code 1 where the environment cannot be served.
     """
+    global _where
+    running = os.environ.get("WRAPPER_MASTER") == str(os.getpid())
     try:
-        os.environ.update(environment())
-        where = listen(os.environ)
-        if os.environ.get("WRAPPER_MASTER") != str(os.getpid()):
+        found = environment()
+        where = listen(found)
+        os.environ.update(found)
+        if not running:
             _lay_out()
             _set_up_logging(where.log_level)
             if needs_demo(os.environ):
                 _start_simulator()
     except ConfigError as error:
-        _refuse(error)
+        if not running or _where is None:
+            _refuse(error)
+        log.error("the environment was not reloaded: %s", error)
+        return _where
+    _where = where
     return where
 
 
@@ -220,7 +228,7 @@ def _accepted() -> Path:
     return Path(os.environ[RUN_DIR], "accepted")
 
 
-def _refuse(error: Exception) -> None:
+def _refuse(error: Exception) -> NoReturn:
     print(error, file=sys.stderr)
     clean_up()
     sys.exit(1)

@@ -1,4 +1,8 @@
-"""docker-compose.yml: valid, and as careful as its comments say."""
+"""docker-compose.yml: valid, and as careful as its comments say.
+
+compose/compose-spec.json is the schema of https://github.com/compose-spec/compose-spec, unchanged
+(Apache License 2.0, beside it).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import jsonschema
 import pytest
 import yaml
 from monitoring.stack import ROOT
+
 from wrapper.config import Listen
 
 SCHEMA = Path(__file__).parent / "compose" / "compose-spec.json"

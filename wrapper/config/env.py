@@ -30,6 +30,7 @@ class Listen:
     port: int = 8080
     workers: int = 2
     log_level: str = "info"
+    graceful_timeout: int = 30  # seconds
 
     @property
     def bind(self) -> str:
@@ -77,7 +78,7 @@ def default_workers() -> int:
 
 
 def listen(environ: Mapping[str, str]) -> Listen:
-    """HOST, PORT, WEB_CONCURRENCY and LOG_LEVEL. Raises `ConfigError`."""
+    """HOST, PORT, WEB_CONCURRENCY, LOG_LEVEL and GRACEFUL_TIMEOUT. Raises `ConfigError`."""
     problems: list[Problem] = []
     found = read_listen(environ, problems)
     if problems:
@@ -100,6 +101,7 @@ def read_listen(environ: Mapping[str, str], problems: list[Problem]) -> Listen:
         port=_whole(environ, "PORT", 8080, 0, 65535, problems),
         workers=_whole(environ, "WEB_CONCURRENCY", default_workers(), 1, 256, problems),
         log_level=level,
+        graceful_timeout=_whole(environ, "GRACEFUL_TIMEOUT", 30, 1, 3600, problems),
     )
 
 

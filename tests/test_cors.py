@@ -1,0 +1,161 @@
+"""CORS: a browser app brings its key itself; no origin ever gets credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import chat, raw
+from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
+from harness.gateway import Gateway
+
+if TYPE_CHECKING:
+    from harness.raw import Answer
+    from harness.simulator import Simulator
+
+APP = "https://app.example"
+PREFLIGHT = (
+    ("Origin", APP),
+    ("Access-Control-Request-Method", "POST"),
+    ("Access-Control-Request-Headers", "authorization, content-type, x-stainless-lang"),
+)
+
+
+def preflight(gateway: Gateway, target: str, *headers: tuple[str, str]) -> Answer:
+    asked = raw.request(gateway.port, "OPTIONS", target, headers=headers or PREFLIGHT)
+    return raw.exchange(gateway.port, asked)
+
+
+def allowed(answer: Answer) -> str | None:
+    assert answer.header("access-control-allow-credentials") is None
+    return answer.header("access-control-allow-origin")
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/chat/completions", "/v1/chat/completions", "/v1/models", "/groq/openai/v1/files", "/usage"],
+)
+def test_a_preflight_is_answered_without_a_key(gateway: Gateway, target: str) -> None:
+    answer = preflight(gateway, target)
+    assert answer.status in (200, 204)
+    assert allowed(answer) == "*"
+    methods = answer.header("access-control-allow-methods") or ""
+    assert {"GET", "POST", "DELETE"} <= set(methods.split(", "))
+    headers = (answer.header("access-control-allow-headers") or "").lower()
+    assert {"authorization", "content-type", "x-stainless-lang"} <= set(headers.split(", "))
+    assert int(answer.header("access-control-max-age") or 0) > 0
+
+
+def test_a_preflight_never_reaches_the_provider(gateway: Gateway, simulator: Simulator) -> None:
+    target = f"/groq/openai/v1/{chat.mark()}"
+    assert preflight(gateway, target).status == 204
+    assert simulator.requests(target=target.removeprefix("/groq")) == []
+
+
+def test_a_browser_may_read_the_answer_and_the_headers_that_matter(gateway: Gateway) -> None:
+    answer = chat.call(gateway, headers=(("Origin", APP),))
+    assert answer.status == 200
+    assert allowed(answer) == "*"
+    exposed = (answer.header("access-control-expose-headers") or "").lower().split(", ")
+    for name in (
+        "x-request-id",
+        "retry-after",
+        "x-wrapper-provider",
+        "x-ratelimit-remaining-requests",
+        "x-ratelimit-remaining-tokens",
+        "x-ratelimit-reset-requests",
+        "x-ratelimit-limit-tokens",
+    ):
+        assert name in exposed
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ({"key": "sk-wr-nobody"}, 401),
+        ({"content": b"no json"}, 400),
+        ({"orders": "status=429"}, 429),
+        ({"orders": "reset=0"}, 502),
+        ({"target": "/nothing"}, 404),
+        ({"target": "/v1/../x"}, 400),
+    ],
+)
+def test_a_browser_may_read_errors_too(gateway: Gateway, how: dict[str, str], status: int) -> None:
+    answer = chat.call(gateway, headers=(("Origin", APP),), **how)  # type: ignore[arg-type]
+    assert answer.status == status
+    assert allowed(answer) == "*"
+
+
+def test_a_stream_is_readable_for_a_browser(gateway: Gateway) -> None:
+    answer = chat.call(gateway, headers=(("Origin", APP),), stream=True)
+    assert allowed(answer) == "*"
+    assert len([name for name, _ in answer.headers if name == "access-control-allow-origin"]) <= 1
+
+
+def test_what_the_provider_says_about_origins_stays_there(gateway: Gateway) -> None:
+    orders = (
+        "set=Access-Control-Allow-Origin: https://provider.example;"
+        "set=Access-Control-Allow-Credentials: true"
+    )
+    answer = chat.call(gateway, orders=orders, headers=(("Origin", APP),))
+    assert allowed(answer) == "*"
+    assert allowed(chat.call(gateway, orders=orders)) is None
+
+
+def test_without_an_origin_nothing_is_said_of_origins(gateway: Gateway) -> None:
+    answer = chat.call(gateway)
+    assert not [name for name, _ in answer.headers if name.lower().startswith("access-control-")]
+
+
+def test_a_public_page_gets_no_way_into_the_private_network(gateway: Gateway) -> None:
+    headers = (*PREFLIGHT, ("Access-Control-Request-Private-Network", "true"))
+    answer = preflight(gateway, "/v1/models", *headers)
+    assert answer.header("access-control-allow-private-network") != "true"
+
+
+def test_an_options_that_is_no_preflight_goes_to_the_provider_with_a_key_only(
+    gateway: Gateway, key: str, simulator: Simulator
+) -> None:
+    target = f"/openai/v1/{chat.mark()}"
+    asked = raw.request(gateway.port, "OPTIONS", "/groq" + target)
+    assert raw.exchange(gateway.port, asked).status == 401
+    asked = raw.request(gateway.port, "OPTIONS", "/groq" + target, key=key)
+    assert raw.exchange(gateway.port, asked).status == 200
+    assert [r["method"] for r in simulator.requests(target=target)] == ["OPTIONS"]
+
+
+@pytest.fixture(scope="module")
+def strict(simulator: Simulator) -> Iterator[Gateway]:
+    """A gateway that lets two origins in."""
+    server = '[server]\ncors_origins = ["https://app.example", "http://localhost:3000"]\n\n'
+    config = server + CONFIG.replace("{simulator}", simulator.url)
+    with Gateway(config, keys=KEYS, env=PROVIDER_KEYS) as running:
+        yield running
+
+
+@pytest.mark.parametrize("origin", [APP, "http://localhost:3000"])
+def test_a_configured_origin_is_let_in_by_its_name(strict: Gateway, origin: str) -> None:
+    answer = chat.call(strict, headers=(("Origin", origin),))
+    assert allowed(answer) == origin
+    assert "origin" in (answer.header("vary") or "").lower()
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://app.example.evil",
+        "https://appxexample",
+        "http://app.example",
+        "https://app.example:8443",
+        "https://evil.example",
+        "null",
+        "*",
+        "",
+    ],
+)
+def test_any_other_origin_is_not(strict: Gateway, origin: str) -> None:
+    assert allowed(chat.call(strict, headers=(("Origin", origin),))) is None
+    headers = (("Origin", origin), *PREFLIGHT[1:])
+    assert allowed(preflight(strict, chat.PATH, *headers)) is None
