@@ -18,6 +18,7 @@ from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 from gunicorn import util  # noqa: E402
+from gunicorn.http.unreader import SocketUnreader  # noqa: E402
 from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -57,6 +58,11 @@ limit_request_fields = 100
 accesslog = None  # the gateway writes its own line for each request
 errorlog = "-"
 loglevel = _where.log_level
+
+
+# A body is taken in pieces of 64 KiB (`call.PIECE`). Received by the megabyte, what is left of
+# one would be copied again for each piece of it, and others would wait meanwhile.
+SocketUnreader.max_body_chunk = 65536
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types

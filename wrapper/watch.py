@@ -25,6 +25,7 @@ from gevent import get_hub, getcurrent
 CLIENT_GONE: Final = "client_gone"
 TIMEOUT: Final = "timeout"
 DRAINED: Final = "drained"
+LOOKS: Final = 4  # at a wait, in the time that it may take
 TURN: Final = 1 << 20  # bytes that a request may move without letting the others run
 
 _active: set[Watch] = set()
@@ -41,13 +42,20 @@ class Interrupted(BaseException):
 class Watch:
     """Watches over one request: `start`, wait inside `with watch`, `stop`."""
 
-    __slots__ = ("_greenlet", "_io", "_sock", "_timer", "_waiting", "reason")
+    __slots__ = (
+        *("_beats", "_greenlet", "_idle", "_io", "_quiet", "_seen", "_sock", "_timer"),
+        *("_waiting", "reason"),
+    )
 
     def __init__(self, sock: Any | None) -> None:
         self._sock: Any = getattr(sock, "_sock", None)  # gevent's plain, non-blocking socket
         self._greenlet: Any = None
         self._io: Any = None
         self._timer: Any = None
+        self._idle: Any = None
+        self._beats = 0  # waits begun
+        self._seen = 0  # `_beats` at the last look
+        self._quiet = 0  # looks in a row that found the same wait
         self._waiting = False
         self.reason: str | None = None
 
@@ -73,10 +81,27 @@ class Watch:
             self._timer = get_hub().loop.timer(max(seconds, 0.001))
             self._timer.start(self._interrupt, TIMEOUT)
 
+    def idle(self, seconds: float) -> bool:
+        """Every single wait from now on ends after `seconds`, or up to a quarter of that later.
+
+        Whether that can be watched here. One timer looks at it four times in that time, which
+        for a stream of many short waits costs much less than a timeout for each.
+        """
+        if self._sock is None:
+            return False
+        look = max(seconds / LOOKS, 0.001)
+        self._idle = get_hub().loop.timer(look, look)
+        self._idle.start(self._look)
+        return True
+
     def stop(self) -> None:
         """No interruption after this, whatever happens."""
         _active.discard(self)
         self.deadline(None)
+        if self._idle is not None:
+            self._idle.stop()
+            self._idle.close()
+            self._idle = None
         if self._io is not None:
             self._io.stop()
             self._io.close()
@@ -86,10 +111,19 @@ class Watch:
         if self.reason is not None:
             raise Interrupted(self.reason)
         self._greenlet = getcurrent()
+        self._beats += 1
         self._waiting = True
 
     def __exit__(self, *_: object) -> None:
         self._waiting = False
+
+    def _look(self) -> None:
+        """Runs in the event loop: is it still the same wait?"""
+        same = self._waiting and self._beats == self._seen
+        self._quiet = self._quiet + 1 if same else 0
+        self._seen = self._beats
+        if self._quiet >= LOOKS:
+            self._interrupt(TIMEOUT)
 
     def _client_readable(self) -> None:
         """Runs in the event loop. Bytes mean pipelining: then we can watch no longer."""
