@@ -196,6 +196,8 @@ def _attempt(
         )
     remaining = provider.total_timeout - (clock() - exchange.started)
     watch.deadline(remaining)
+    if not answer.complete and watch.idle(provider.idle_timeout):
+        answer.patience(None)
     return answer, first
 
 
@@ -252,9 +254,7 @@ def _interrupted(exchange: Exchange, reason: str) -> errors.GatewayError:
         return errors.ClientGone("The caller has left.")
     if reason == DRAINED:
         exchange.outcome = outcomes.DRAINED
-        return errors.Drained(
-            "The gateway is restarting; try again.", headers=(("Retry-After", "1"),)
-        )
+        return errors.Drained()
     return errors.UpstreamTimeout("The provider did not answer in the time allowed.")
 
 

@@ -212,8 +212,8 @@ class Answer:
         self.length = _declared_length(head)
         self.request_id = head.get("x-request-id") or None
 
-    def patience(self, seconds: float) -> None:
-        """How long one wait for more of the body may take."""
+    def patience(self, seconds: float | None) -> None:
+        """How long one wait for more of the body may take; None: somebody else sees to it."""
         self._raw.body.connection.sock.settimeout(seconds)
 
     @property

@@ -17,6 +17,8 @@ tests, Flask's test client) `Watch` keeps deadlines on the socket timeouts alone
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import gevent
@@ -29,6 +31,8 @@ LOOKS: Final = 4  # at a wait, in the time that it may take
 TURN: Final = 1 << 20  # bytes that a request may move without letting the others run
 
 _active: set[Watch] = set()
+_reading: set[Watch] = set()
+_draining = False
 
 
 class Interrupted(BaseException):
@@ -57,7 +61,17 @@ class Watch:
         self._seen = 0  # `_beats` at the last look
         self._quiet = 0  # looks in a row that found the same wait
         self._waiting = False
-        self.reason: str | None = None
+        self.reason: str | None = DRAINED if _draining else None
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """As `with watch`, while the request's body is read and its client not yet watched."""
+        _reading.add(self)
+        try:
+            with self:
+                yield
+        finally:
+            _reading.discard(self)
 
     def start(self) -> None:
         """Begin watching the client; only once its request body has been read."""
@@ -67,7 +81,7 @@ class Watch:
         _active.add(self)
 
     def deadline(self, seconds: float | None) -> None:
-        """The wait ends `seconds` from now at the latest; None lifts the deadline.
+        """The wait ends `seconds` from now at the latest; None lifts the deadline, and `idle` too.
 
         One that has passed is over with its deadline: the next target has its own time.
         """
@@ -77,6 +91,10 @@ class Watch:
             self._timer.stop()
             self._timer.close()
             self._timer = None
+        if self._idle is not None:
+            self._idle.stop()
+            self._idle.close()
+            self._idle = None
         if seconds is not None and self._sock is not None:
             self._timer = get_hub().loop.timer(max(seconds, 0.001))
             self._timer.start(self._interrupt, TIMEOUT)
@@ -98,10 +116,6 @@ class Watch:
         """No interruption after this, whatever happens."""
         _active.discard(self)
         self.deadline(None)
-        if self._idle is not None:
-            self._idle.stop()
-            self._idle.close()
-            self._idle = None
         if self._io is not None:
             self._io.stop()
             self._io.close()
@@ -160,7 +174,9 @@ def take_turns(moved: int) -> int:
 
 def drain() -> None:
     """End every wait in this worker, now and from now on, each as `drained`."""
-    for watch in list(_active):
+    global _draining
+    _draining = True
+    for watch in _active | _reading:
         gevent.get_hub().loop.run_callback(watch._interrupt, DRAINED)
 
 
