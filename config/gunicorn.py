@@ -18,6 +18,9 @@ from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 from gunicorn import util  # noqa: E402
+from gunicorn.http.errors import InvalidRequestLine, ObsoleteFolding  # noqa: E402
+from gunicorn.http.message import Request  # noqa: E402
+from gunicorn.http.parser import RequestParser  # noqa: E402
 from gunicorn.http.unreader import SocketUnreader  # noqa: E402
 from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
 
@@ -63,6 +66,28 @@ loglevel = _where.log_level
 # A body is taken in pieces of 64 KiB (`call.PIECE`). Received by the megabyte, what is left of
 # one would be copied again for each piece of it, and others would wait meanwhile.
 SocketUnreader.max_body_chunk = 65536
+
+
+class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
+    """A request whose head is held against the grammar again.
+
+    The C parser takes a bare line feed for a line's end, folded lines, and several spaces in
+    the request line; another server on the way here may not (RFC 9112 sections 2.2, 3 and 5.2).
+    """
+
+    def _parse_fast(self, unreader: Any, buf: bytearray) -> bytes:
+        rest: bytes = super()._parse_fast(unreader, buf)
+        head = bytes(buf[: len(buf) - len(rest)])
+        if head.count(b"\n") != head.count(b"\r\n"):
+            raise InvalidRequestLine("bare LF as line terminator")
+        if b"\r\n " in head or b"\r\n\t" in head:
+            raise ObsoleteFolding("a folded line")
+        if head.lstrip(b"\r\n").split(b"\r\n", 1)[0].count(b" ") != 2:
+            raise InvalidRequestLine("several spaces")
+        return rest
+
+
+RequestParser.mesg_class = StrictRequest
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types

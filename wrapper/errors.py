@@ -240,3 +240,6 @@ class Drained(Cancelled):
 
     status = 503
     code = "overloaded"
+
+    def __init__(self) -> None:
+        super().__init__("The gateway is restarting; try again.", headers=(("Retry-After", "1"),))

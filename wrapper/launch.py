@@ -212,6 +212,8 @@ def refusal(error: BaseException) -> tuple[str, bytes]:
         status, code = "414 URI Too Long", "uri_too_long"
     elif kind == "LimitRequestHeaders":
         status, code = "431 Request Header Fields Too Large", "headers_too_large"
+    elif kind == "ExpectationFailed":
+        status, code = "417 Expectation Failed", "invalid_request"
     elif kind == "UnsupportedTransferCoding":
         status, code = "501 Not Implemented", "unsupported_encoding"
     elif isinstance(error, Exception) and kind[:5] in ("Inval", "Chunk", "Obsol", "NoMor", "Limit"):

@@ -36,6 +36,7 @@ METHODS = frozenset(
 )
 OTHER = "other"
 MAX_MODELS = 200
+MAX_MODEL_LENGTH = 200  # characters of a name in the log; a caller may send megabytes
 PICO = 1e12
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -251,7 +252,7 @@ def _line(exchange: Exchange) -> dict[str, Any]:
         "code": exchange.error_code,
         "api_key": exchange.api_key,
         "provider": exchange.provider or None,
-        "model": exchange.model or None,
+        "model": exchange.model[:MAX_MODEL_LENGTH] or None,
         "stream": exchange.stream,
         "prompt_tokens": usage.prompt if usage else None,
         "completion_tokens": usage.completion if usage else None,

@@ -71,11 +71,11 @@ class Visit:
         self.call = call = Call(environ)
         self.watch.deadline(body_seconds(environ, server.body_timeout, server.max_upload_bytes))
         try:
-            with self.watch:
+            with self.watch.reading():
                 reader(call, server)
         except Interrupted as interruption:
             if interruption.reason != TIMEOUT:
-                raise errors.Drained("The gateway is restarting; try again.") from None
+                raise errors.Drained() from None
             raise errors.RequestTimeout("The request body did not arrive in time.") from None
         finally:
             self.raw = call.raw

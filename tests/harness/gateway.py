@@ -296,7 +296,7 @@ class Gateway:
 
     def log(self) -> Iterator[LogLine]:
         """The request log so far. A line that is no JSON object is an AssertionError."""
-        for text in self.stdout().splitlines():
+        for text in self.stdout().split("\n")[:-1]:
             line = json.loads(text) if text.startswith("{") else None
             assert isinstance(line, dict), f"not a JSON log line: {text!r}"
             yield line

@@ -1,0 +1,231 @@
+"""Start and end: what cannot be served is said in words, what runs is ended in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness import chat, raw
+from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
+from harness.gateway import Gateway
+from harness.poll import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.gateway import GatewayFactory
+    from harness.raw import Answer
+    from harness.simulator import Simulator
+
+GRACE = 4  # seconds; the gateway ends streams itself after half of it
+
+
+class Calls:
+    """Calls that run beside the test, each in a thread of its own."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._threads: list[threading.Thread] = []
+        self.answers: list[Answer] = []
+
+    def start(self, **how: Any) -> None:
+        def run() -> None:
+            self.answers.append(chat.call(self._gateway, deadline=30, **how))
+
+        self._threads.append(threading.Thread(target=run))
+        self._threads[-1].start()
+
+    def under_way(self) -> None:
+        count = len(self._threads)
+        eventually(
+            lambda: self._gateway.metrics().value("requests_in_flight") >= count,
+            what=f"{count} calls in flight",
+        )
+
+    def finished(self) -> list[Answer]:
+        for thread in self._threads:
+            thread.join(30)
+        return self.answers
+
+
+# --- the end ----------------------------------------------------------------------------------
+
+
+def test_sigterm_lets_calls_in_flight_finish(gateway_factory: GatewayFactory) -> None:
+    gateway = gateway_factory(workers=2)
+    calls = Calls(gateway)
+    for n in range(6):
+        calls.start(orders="events=30; gap=0.05", stream=True)
+        calls.start(orders=f"delay=1.{n}")
+    calls.under_way()
+    assert gateway.stop() == 0
+    answers = calls.finished()
+    assert [answer.status for answer in answers] == [200] * 12
+    assert all(answer.clean_end for answer in answers)
+    streams = [a for a in answers if a.header("content-type") == "text/event-stream"]
+    assert len(streams) == 6
+    assert {chat.events(answer.body)[-1] for answer in streams} == {b"[DONE]"}
+    assert {line["outcome"] for line in gateway.log() if line["path"] == chat.PATH} == {"completed"}
+
+
+def test_what_does_not_finish_in_time_is_told_so_before_it_is_cut(
+    gateway_factory: GatewayFactory, simulator: Simulator
+) -> None:
+    gateway = gateway_factory(env={"GRACEFUL_TIMEOUT": str(GRACE)})
+    book = chat.mark()
+    calls = Calls(gateway)
+    calls.start(orders="events=10000; gap=0.05", book=book, stream=True)
+    calls.start(orders="stall=3; events=9", book=book, stream=True)
+    calls.start(orders="stall-before", book=book)
+    calls.under_way()
+    eventually(lambda: len(simulator.requests(book=book)) == 3, what="all at the provider")
+    began = time.monotonic()
+    assert gateway.stop() == 0
+    assert time.monotonic() - began < GRACE + 3
+    *streams, whole = sorted(calls.finished(), key=lambda answer: answer.status)
+    for stream in streams:
+        assert stream.status == 200
+        assert not stream.clean_end
+        last = json.loads(chat.events(stream.body)[-1])["error"]
+        assert (last["type"], last["code"]) == ("api_error", "upstream_interrupted")
+        assert "restart" in last["message"]
+    assert whole.status == 503
+    assert whole.header("retry-after")
+    assert chat.error(whole)["type"] == "api_error"
+    assert [line["outcome"] for line in gateway.log() if line["path"] == chat.PATH] == [
+        "drained"
+    ] * 3
+    eventually(
+        lambda: all(r["outcome"] == "aborted" for r in simulator.requests(book=book)),
+        what="the provider's work ended",
+    )
+    assert "graceful timeout" not in gateway.stderr()
+
+
+def test_an_upload_that_never_ends_does_not_hold_up_the_end(
+    gateway_factory: GatewayFactory,
+) -> None:
+    gateway = gateway_factory(env={"GRACEFUL_TIMEOUT": str(GRACE)})
+    asked = chat.request(gateway)
+    with raw.Connection(gateway.port).send(asked[:-30]) as connection:
+        eventually(lambda: gateway.metrics().value("requests_in_flight") == 1, what="in flight")
+        assert gateway.stop() == 0
+        answer = connection.read()
+    assert answer.status == 503
+    assert chat.error(answer)["code"] == "overloaded"
+
+
+def test_a_killed_worker_is_replaced_and_the_others_serve_on(
+    gateway_factory: GatewayFactory,
+) -> None:
+    gateway = gateway_factory(workers=2)
+    calls = Calls(gateway)
+    before = set(gateway.workers())
+    os.kill(gateway.workers()[0], signal.SIGKILL)
+    eventually(lambda: len(set(gateway.workers()) - before) == 1, deadline=10, what="a new one")
+    for _ in range(8):
+        calls.start()
+    assert [answer.status for answer in calls.finished()] == [200] * 8
+
+
+# --- the start --------------------------------------------------------------------------------
+
+
+def refused(config: str, **env: str) -> str:
+    """What a gateway that cannot start says; it exits with 1 and shows no traceback."""
+    with Gateway.prepared(config, keys=KEYS, env={**PROVIDER_KEYS, **env}) as gateway:
+        status = gateway.launch().wait(20)
+        said = gateway.stderr()
+    assert status == 1, said
+    assert "Traceback" not in said
+    assert "Listening" not in said
+    return said
+
+
+def test_a_gateway_that_cannot_start_lists_every_problem() -> None:
+    config = """\
+[server]
+max_body_bytes = "many"
+colour = "blue"
+
+[providers.groq]
+base_url = "groq.example"
+api_key = "gsk_a-literal-secret"
+
+[[routes]]
+model = "*"
+targets = ["grok"]
+"""
+    said = refused(config)
+    for told in (
+        "server.max_body_bytes",
+        "server.colour",
+        "providers.groq.base_url",
+        "providers.groq.api_key",
+        "grok",
+        "gateway.toml",
+    ):
+        assert told in said
+    assert "gsk_a-literal-secret" not in said
+    assert "[ERROR]" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "http"),
+        ("WEB_CONCURRENCY", "0"),
+        ("GRACEFUL_TIMEOUT", "soon"),
+        ("LOG_LEVEL", "loud"),
+        ("WRAPPER_STORE", "mysql://x"),
+        ("WRAPPER_CONFIG", "/nowhere/gateway.toml"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_told_like_any_other(
+    simulator: Simulator, name: str, value: str
+) -> None:
+    said = refused(CONFIG.replace("{simulator}", simulator.url), **{name: value})
+    assert name in said or value in said
+
+
+def test_a_store_that_cannot_be_opened_is_told(simulator: Simulator, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = f"sqlite:///{tmp_path / 'file' / 'usage.db'}"
+    said = refused(CONFIG.replace("{simulator}", simulator.url), WRAPPER_STORE=store)
+    assert "usage.db" in said
+
+
+def test_without_any_credential_it_is_alive_but_not_ready(simulator: Simulator) -> None:
+    config = CONFIG.replace("{simulator}", simulator.url)
+    with Gateway(config, keys=KEYS, ready_path="/healthz") as gateway:
+        assert gateway.get("/healthz")[0] == 200
+        status, body = gateway.get("/readyz")
+        assert status == 503
+        assert json.loads(body)["status"] == "not ready"
+        answer = chat.call(gateway)
+        assert (answer.status, chat.error(answer)["code"]) == (502, "upstream_auth")
+        assert "GROQ_API_KEY" in chat.error(answer)["message"]
+        assert "no provider has a credential" in gateway.stderr()
+
+
+def test_health_needs_no_key_and_says_nothing_of_the_inside(gateway: Gateway) -> None:
+    assert gateway.get("/healthz") == (200, b'{"status":"ok"}')
+    status, body = gateway.get("/readyz")
+    assert status == 200
+    assert json.loads(body)["status"] == "ready"
+
+
+def test_nothing_is_left_in_the_temporary_directory_after_a_clean_end(
+    gateway_factory: GatewayFactory,
+) -> None:
+    gateway = gateway_factory()
+    assert chat.call(gateway).status == 200
+    assert list((gateway.directory / "tmp").iterdir())
+    assert gateway.stop() == 0
+    assert list((gateway.directory / "tmp").iterdir()) == []
