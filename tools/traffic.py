@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Persona:
     streams: bool = True
     limits: str = ""  # further lines of its table in keys.toml
     faults: tuple[str, ...] = ()  # orders for the simulator, one in `fault_every` calls
-    fault_every: int = 25
+    fault_every: int = 60
 
 
 PERSONAS = (
@@ -50,15 +50,17 @@ PERSONAS = (
     Persona("support-bot", 22, ("gpt-4o-mini", "llama-3.3-70b-versatile"), 1500, 220,
             faults=("cut=6", "status=429; retry-after=2")),
     Persona("reports", 10, ("llama-3.3-70b-versatile", "gpt-4o"), 6000, 900, streams=False,
-            faults=("no-usage",), fault_every=12),
-    Persona("notebook", 8, ("gpt-4o", "llama-tuned-by-us"), 900, 400,
-            faults=("status=400", "leave"), fault_every=6),
+            faults=("no-usage",), fault_every=30),
+    Persona("notebook", 8, ("gpt-4o", "gpt-4o", "llama-tuned-by-us"), 900, 400,
+            faults=("status=400", "leave"), fault_every=8),
     Persona("search", 16, ("text-embedding-3-small",), 300, 0, streams=False),
-    Persona("intern", 4, ("llama-3.1-8b-instant", "gpt-4o"), 300, 80,
+    Persona("intern", 4, ("llama-3.1-8b-instant", "llama-3.1-8b-instant", "gpt-4o"), 300, 80,
             limits='models = ["llama-*"]'),
-    Persona("old-phone-app", 2, ("fast",), limits="expires = 2020-01-01"),
+    Persona("old-phone-app", 1, ("fast",), limits="expires = 2020-01-01"),
 )  # fmt: skip
-STRANGER = Persona("(no key)", 1.5, ("fast",))
+STRANGER = Persona("(no key)", 1, ("fast",))
+# Everything that can happen happens at the start, and once more when Prometheus has surely begun.
+ROUNDS = (0.0, 30.0)  # seconds
 
 
 @dataclass
@@ -100,20 +102,43 @@ class Traffic:
         session = requests.Session()
         session.trust_env = False
         mine = (calls + threads - 1 - number) // threads if calls else -1
+        began = time.monotonic()
+        rounds = list(ROUNDS)
         while mine and not self.stopping.is_set() and time.monotonic() < end:
+            if rounds and time.monotonic() >= began + rounds[0]:
+                rounds.pop(0)
+                for persona, model, fault in list(everything())[number::threads]:
+                    self._count(session, persona, model, fault, rng)
             mine -= 1
             persona = rng.choices(people, weights)[0]
-            try:
-                result = self._call(session, persona, rng)
-            except requests.RequestException as problem:
-                result = type(problem).__name__
-            with self.lock:
-                self.sent[result] += 1
+            faulty = bool(persona.faults) and rng.random() * persona.fault_every < 1
+            fault = rng.choice(persona.faults) if faulty else ""
+            self._count(session, persona, rng.choice(persona.models), fault, rng)
             self.stopping.wait(rng.expovariate(self.rate / threads))
 
-    def _call(self, session: requests.Session, persona: Persona, rng: random.Random) -> str:
-        model = rng.choice(persona.models)
-        fault = rng.choice(persona.faults) if self._now(persona, rng) else ""
+    def _count(
+        self,
+        session: requests.Session,
+        persona: Persona,
+        model: str,
+        fault: str,
+        rng: random.Random,
+    ) -> None:
+        try:
+            result = self._call(session, persona, model, fault, rng)
+        except requests.RequestException as problem:
+            result = type(problem).__name__
+        with self.lock:
+            self.sent[result] += 1
+
+    def _call(
+        self,
+        session: requests.Session,
+        persona: Persona,
+        model: str,
+        fault: str,
+        rng: random.Random,
+    ) -> str:
         prompt = max(1, round(rng.lognormvariate(0, 0.5) * persona.prompt))
         completion = round(rng.lognormvariate(0, 0.5) * persona.completion)
         large = not model.startswith(("fast", "llama-3.1", "gpt-4o-mini", "text-"))
@@ -123,7 +148,8 @@ class Traffic:
         ]
         if completion:
             events = max(2, completion // 8)
-            orders += [f"completion={completion}", f"events={events}", "gap=0.012"]
+            gap = rng.lognormvariate(-2.6 if large else -3.2, 0.3)
+            orders += [f"completion={completion}", f"events={events}", f"gap={gap:.3f}"]
         if rng.random() < 0.3:
             orders.append("cached")
         stream = persona.streams and rng.random() < 0.9
@@ -142,10 +168,6 @@ class Traffic:
         if stream:
             body["stream"] = True
         return self._post(session, "chat/completions", headers, body, leave=fault == "leave")
-
-    @staticmethod
-    def _now(persona: Persona, rng: random.Random) -> bool:
-        return bool(persona.faults) and rng.random() * persona.fault_every < 1
 
     def _post(
         self,
@@ -169,6 +191,15 @@ class Traffic:
         with self.lock:
             counts = sorted(self.sent.items())
         return f"{sum(n for _, n in counts)} calls: " + ", ".join(f"{k} {n}" for k, n in counts)
+
+
+def everything() -> Iterator[tuple[Persona, str, str]]:
+    """Each persona with each of its models, and with each of its faults."""
+    for persona in (*PERSONAS, STRANGER):
+        for model in sorted(set(persona.models)):
+            yield persona, model, ""
+        for fault in persona.faults:
+            yield persona, persona.models[0], fault
 
 
 def make_keys(file: Path) -> dict[str, str]:

@@ -1,0 +1,464 @@
+"""How a panel looks: HTML and SVG from a panel's settings and the answers to its queries."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+import time
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+COLUMN, ROW, GAP = 62, 34, 6  # pixels: one of 24 columns, one unit of height, between panels
+
+_NAMED = {
+    "green": "#73bf69",
+    "yellow": "#f2cc0c",
+    "red": "#f2495c",
+    "blue": "#5794f2",
+    "orange": "#ff9830",
+    "purple": "#b877d9",
+}
+_PALETTE = [
+    *("#7eb26d", "#eab839", "#6ed0e0", "#ef843c", "#e24d42", "#5195ce", "#ba43a9"),
+    *("#9d8bd6", "#508642", "#cca300", "#64b0c8", "#e0752d", "#f29191", "#82b5d8"),
+]
+_LINE_OF_LEGEND = 18  # pixels
+
+Json = dict[str, Any]
+Points = list[tuple[float, float]]
+
+
+@dataclass
+class Frame:
+    """One series of an answer: the query it answers, its labels and values."""
+
+    target: Json
+    labels: dict[str, str]
+    values: list[list[Any]]
+
+    @property
+    def name(self) -> str:
+        """The legend, its {{labels}} filled in."""
+        return re.sub(
+            r"\{\{(\w+)\}\}", lambda m: self.labels.get(m[1], ""), self.target["legendFormat"]
+        )
+
+    def points(self) -> Points:
+        """Time and value, without what is not a number."""
+        pairs = ((float(t), float(v)) for t, v in self.values)
+        return [(t, v) for t, v in pairs if math.isfinite(v)]
+
+    def last(self) -> float | None:
+        """The last number."""
+        points = self.points()
+        return points[-1][1] if points else None
+
+
+def draw(
+    panel: Json, frames: list[Frame], where: str, size: tuple[int, int], span: tuple[float, float]
+) -> str:
+    """The panel as an element at `where`; `size` in pixels, `span` the range in Unix seconds."""
+    if panel["type"] == "row":
+        return f'<div class=row style="{where}">{_text(panel["title"])}</div>'
+    frames = [frame for frame in frames if frame.points()]
+    title = f"<div class=title>{_text(panel['title'])}</div>"
+    if panel["type"] == "stat":
+        body = _stat(panel, frames, size)
+    elif not frames:
+        words = panel["fieldConfig"]["defaults"].get("noValue", "No data")
+        body = f"<div class=none>{_text(words)}</div>"
+    elif panel["type"] == "table":
+        body = _table(panel, frames)
+    elif panel["type"] == "bargauge":
+        body = _bars(panel, frames)
+    elif panel["type"] == "heatmap":
+        body = _heatmap(panel, frames, size, span)
+    else:
+        body = _lines(panel, frames, size, span)
+    return f'<div class=panel style="{where}">{title}{body}</div>'
+
+
+def _text(words: str) -> str:
+    return html.escape(str(words))
+
+
+# --- numbers ---------------------------------------------------------------------------------
+
+
+def number(value: float, unit: str, decimals: int | None = None) -> str:
+    """A value with its unit, as Grafana's unit of that name shows it."""
+    if unit == "percentunit":
+        return f"{value * 100:.{1 if decimals is None else decimals}f}%"
+    if unit == "currencyUSD":
+        return "$" + _short(value, decimals)
+    if unit == "reqps":
+        return f"{_plain(value, decimals)} req/s"
+    if unit == "s":
+        if value == 0:
+            return "0 s"
+        return f"{_plain(value * 1e3, None)} ms" if value < 1 else f"{_plain(value, None)} s"
+    if unit == "none":
+        return _plain(value, decimals)
+    return _short(value, decimals)
+
+
+def _short(value: float, decimals: int | None) -> str:
+    for limit, letter in ((1e9, " Bil"), (1e6, " Mil"), (1e3, " K")):
+        if abs(value) >= limit:
+            return f"{_plain(value / limit, 2 if decimals is None else max(decimals, 1))}{letter}"
+    return _plain(value, decimals)
+
+
+def _plain(value: float, decimals: int | None) -> str:
+    if decimals is None:
+        size = abs(value)
+        decimals = 0 if size >= 100 or value == int(value) else 1 if size >= 10 else 2
+        decimals = 4 if 0 < size < 0.01 else 3 if 0 < size < 0.1 else decimals
+    return f"{value:.{decimals}f}"
+
+
+def _threshold(value: float, config: Json) -> str:
+    colour = "green"
+    for step in config["steps"]:
+        if step["value"] is None or value >= step["value"]:
+            colour = step["color"]
+    return _NAMED.get(colour, colour)
+
+
+def _colour(name: str, panel: Json) -> str:
+    for override in panel["fieldConfig"]["overrides"]:
+        if override["matcher"]["id"] == "byRegexp" and re.search(
+            override["matcher"]["options"].strip("/"), name
+        ):
+            for setting in override["properties"]:
+                if setting["id"] == "color":
+                    fixed = str(setting["value"]["fixedColor"])
+                    return _NAMED.get(fixed, fixed)
+    return _PALETTE[zlib.crc32(name.encode()) % len(_PALETTE)]
+
+
+def _colours(names: list[str], panel: Json) -> dict[str, str]:
+    """A colour for each name, by the name; where two would be the same, the next free one."""
+    chosen: dict[str, str] = {}
+    for name in sorted(names):
+        colour = _colour(name, panel)
+        if colour in chosen.values() and colour in _PALETTE:
+            free = [c for c in _PALETTE if c not in chosen.values()]
+            colour = free[0] if free else colour
+        chosen[name] = colour
+    return chosen
+
+
+# --- kinds of panels --------------------------------------------------------------------------
+
+
+def _stat(panel: Json, frames: list[Frame], size: tuple[int, int]) -> str:
+    defaults = panel["fieldConfig"]["defaults"]
+    if not frames:
+        return f"<div class=stat style='font-size:26px'>{_text(defaults['noValue'])}</div>"
+    share = (size[0], (size[1] - 30) // len(frames) if len(frames) > 1 else size[1])
+    boxes = "".join(_number(panel, frame, share) for frame in frames)
+    return f"<div class='stats{' several' if len(frames) > 1 else ''}'>{boxes}</div>"
+
+
+def _number(panel: Json, frame: Frame, size: tuple[int, int]) -> str:
+    defaults, options = panel["fieldConfig"]["defaults"], panel["options"]
+    value = frame.last() or 0.0
+    thresholds = _settings(panel, frame.name).get("thresholds", defaults["thresholds"])
+    colour = _threshold(value, thresholds)
+    shown = number(value, defaults["unit"], defaults.get("decimals"))
+    for mapping in defaults["mappings"]:
+        mapped = mapping["options"].get(f"{value:g}")
+        if mapped:
+            shown, colour = mapped["text"], _NAMED[mapped["color"]]
+    name = frame.name if options["textMode"] == "value_and_name" else ""
+    pixels = min(34, int(size[0] / max(4, len(shown) + len(name)) * 1.5), int(size[1] * 0.62))
+    spark = ""
+    if options["graphMode"] == "area" and len(frame.points()) > 1:
+        spark = _spark(frame.points(), size, colour)
+    filled = options["colorMode"] == "background"
+    style = f"font-size:{pixels}px;color:{'#fff' if filled else colour}"
+    style += f";background:{_darker(colour)}" if filled else ""
+    label = f"<small>{_text(name)}</small>" if name else ""
+    return f"{spark}<div class=stat style='{style}'>{label}<span>{_text(shown)}</span></div>"
+
+
+def _settings(panel: Json, name: str) -> Json:
+    """What the panel's overrides say about the field of this name."""
+    found: Json = {}
+    for override in panel["fieldConfig"]["overrides"]:
+        if override["matcher"] == {"id": "byName", "options": name}:
+            found.update({setting["id"]: setting["value"] for setting in override["properties"]})
+    return found
+
+
+def _darker(colour: str) -> str:
+    parts = (int(colour[n : n + 2], 16) for n in (1, 3, 5))
+    return "#" + "".join(f"{int(part * 0.72):02x}" for part in parts)
+
+
+def _spark(points: Points, size: tuple[int, int], colour: str) -> str:
+    width, height = size[0], size[1] // 3
+    first, last = points[0][0], points[-1][0]
+    top = max(v for _, v in points) or 1
+    path = " ".join(
+        f"{(t - first) / (last - first) * width:.0f},{height - v / top * (height - 2):.1f}"
+        for t, v in points
+    )
+    return (
+        f"<svg style='position:absolute;left:0;bottom:0' width={width} height={height}>"
+        f"<polygon points='0,{height} {path} {width},{height}' fill='{colour}' fill-opacity=.15 />"
+        f"<polyline points='{path}' fill=none stroke='{colour}' stroke-opacity=.6 /></svg>"
+    )
+
+
+def _table(panel: Json, frames: list[Frame]) -> str:
+    organize = panel["transformations"][-1]["options"]
+    rows: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
+    single = len(panel["targets"]) == 1
+    for frame in frames:
+        row = rows.setdefault(tuple(sorted(frame.labels.items())), dict(frame.labels))
+        row["Value" if single else f"Value #{frame.target['refId']}"] = frame.last()
+    order = sorted(organize["indexByName"], key=organize["indexByName"].__getitem__)
+    columns = [name for name in order if name not in organize["excludeByName"]]
+    shown = {name: organize["renameByName"].get(name, name) for name in columns}
+    listed = list(rows.values())
+    for sort in panel["options"].get("sortBy", ()):
+        by = next(name for name in columns if shown[name] == sort["displayName"])
+        listed.sort(key=lambda row: row.get(by) or 0.0, reverse=sort["desc"])
+    head = "".join(
+        f"<th class={'num' if name.startswith('Value') else 'text'}>{_text(shown[name])}</th>"
+        for name in columns
+    )
+    lines = "".join(
+        "<tr>" + "".join(_cell(panel, shown[n], row.get(n), listed, n) for n in columns) + "</tr>"
+        for row in listed
+    )
+    return f"<div class=table><table><tr>{head}</tr>{lines}</table></div>"
+
+
+def _cell(panel: Json, title: str, value: Any, rows: list[dict[str, Any]], column: str) -> str:
+    settings = _settings(panel, title)
+    if not isinstance(value, float):
+        colour = ""
+        for mapping in settings.get("mappings", ()):
+            if value in mapping["options"]:
+                colour = f" style='color:{_NAMED[mapping['options'][value]['color']]}'"
+        return f"<td class=text{colour}>{_text(value or '')}</td>"
+    shown = number(value, settings.get("unit", "short"), settings.get("decimals"))
+    kind = settings.get("custom.cellOptions", {}).get("type")
+    if kind == "gauge":
+        top = max(row.get(column) or 0.0 for row in rows) or 1.0
+        fixed = settings["color"]["fixedColor"]
+        bar = f"<span style='width:{value / top * 110:.0f}px;background:{_NAMED[fixed]}'></span>"
+        return f"<td><div class=gauge>{bar}<em>{_text(shown)}</em></div></td>"
+    colour = _threshold(value, settings["thresholds"]) if kind == "color-text" else "inherit"
+    return f"<td style='color:{colour}'>{_text(shown)}</td>"
+
+
+def _bars(panel: Json, frames: list[Frame]) -> str:
+    defaults = panel["fieldConfig"]["defaults"]
+    colours = _colours([frame.name for frame in frames], panel)
+    top = max(frame.last() or 0.0 for frame in frames) or 1.0
+    lines = ""
+    for frame in frames:
+        value, colour = frame.last() or 0.0, colours[frame.name]
+        bar = f"<div style='width:{value / top * 100:.1f}%;background:{colour}'></div>"
+        shown = _text(number(value, defaults["unit"], defaults.get("decimals")))
+        lines += (
+            f"<span>{_text(frame.name)}</span><div class=track>{bar}</div>"
+            f"<span style='color:{colour}'>{shown}</span>"
+        )
+    return f"<div class=bars>{lines}</div>"
+
+
+class _Axes:
+    """The plane of a chart: where a time and a value lie, and the grid behind them."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        below: int,
+        span: tuple[float, float],
+        top: float,
+        unit: str,
+        *,
+        whole: bool = False,
+    ) -> None:
+        self.left, self.right = 66, size[0] - 14
+        self.top, self.bottom = 36, size[1] - below - 22
+        self.span, self.unit = span, unit
+        self.step = max(_nice(top / 4), 1.0 if whole else 0.0)
+        self.highest = max(self.step * math.ceil(top / self.step * 1.001), self.step)
+
+    def x(self, t: float) -> float:
+        first, last = self.span
+        return self.left + (t - first) / (last - first) * (self.right - self.left)
+
+    def y(self, v: float) -> float:
+        return self.bottom - min(v / self.highest, 1.0) * (self.bottom - self.top)
+
+    def times(self) -> str:
+        first, last = self.span
+        step = next(s for s in (60, 300, 600, 1800, 3600, 21600) if (last - first) / s <= 8)
+        marks = range(math.ceil(first / step) * step, int(last) + 1, step)
+        return "".join(
+            f"<line x1={self.x(t):.1f} x2={self.x(t):.1f} y1={self.top} y2={self.bottom} "
+            f"stroke='#24262b'/><text x={self.x(t):.1f} y={self.bottom + 16} text-anchor=middle>"
+            f"{time.strftime('%H:%M', time.gmtime(t))}</text>"
+            for t in marks
+        )
+
+    def values(self) -> str:
+        count = round(self.highest / self.step)
+        return "".join(
+            f"<line x1={self.left} x2={self.right} y1={y:.1f} y2={y:.1f} stroke='#24262b'/>"
+            f"<text x={self.left - 6} y={y + 4:.1f} text-anchor=end>{_text(label)}</text>"
+            for y, label in (
+                (self.y(n * self.step), self._tick(n * self.step)) for n in range(count + 1)
+            )
+        )
+
+    def _tick(self, value: float) -> str:
+        # As few places as tell one tick from the next.
+        return re.sub(r"\.0+(?!\d)|(\.\d*?[1-9])0+(?!\d)", r"\1", number(value, self.unit))
+
+
+def _nice(step: float) -> float:
+    if step <= 0:
+        return 1.0
+    size = 10 ** math.floor(math.log10(step))
+    return float(next(n * size for n in (1, 2, 2.5, 5, 10) if n * size >= step * 0.999))
+
+
+def _lines(
+    panel: Json, frames: list[Frame], size: tuple[int, int], span: tuple[float, float]
+) -> str:
+    defaults, custom = panel["fieldConfig"]["defaults"], panel["fieldConfig"]["defaults"]["custom"]
+    stacked = custom["stacking"]["mode"] != "none"
+    if stacked:
+        frames = sorted(frames, key=lambda frame: frame.name)
+    layers = _stack(frames) if stacked else [([], frame.points()) for frame in frames]
+    limit = [s["value"] for s in defaults["thresholds"]["steps"] if s["value"] is not None]
+    dashed = limit[0] if limit and custom["thresholdsStyle"]["mode"] == "dashed" else 0.0
+    top = max([v for _, points in layers for _, v in points] + [dashed * 1.2])
+    beside = panel["options"]["legend"]["placement"] == "right"
+    # Below, Grafana gives a legend a third of the panel and lets it scroll.
+    room = int(size[1] * (0.85 if beside else 0.35)) // _LINE_OF_LEGEND - 1
+    lines = min(len(frames), room)
+    below = 0 if beside else (lines + 1) * _LINE_OF_LEGEND + 6
+    plot = (size[0] - 240, size[1]) if beside else size
+    axes = _Axes(plot, below, span, top, defaults["unit"], whole=defaults.get("decimals") == 0)
+    colours = _colours([frame.name for frame in frames], panel)
+    drawn = "".join(
+        _layer(axes, under, points, colours[frame.name], custom["fillOpacity"] / 100)
+        for frame, (under, points) in zip(frames, layers, strict=True)
+    )
+    if dashed:
+        y = axes.y(dashed)
+        drawn += (
+            f"<line x1={axes.left} x2={axes.right} y1={y:.1f} y2={y:.1f} "
+            f"stroke='{_NAMED['red']}' stroke-dasharray='8 6'/>"
+        )
+    legend = _legend(panel, frames, colours, lines, 230 if beside else 0)
+    return (
+        f"<svg style='position:absolute;left:0;top:0' width={size[0]} height={size[1]}>"
+        f"{axes.times()}{axes.values()}{drawn}</svg>{legend}"
+    )
+
+
+def _stack(frames: list[Frame]) -> list[tuple[Points, Points]]:
+    """For each series its lower and upper edge."""
+    times = sorted({t for frame in frames for t, _ in frame.points()})
+    floor = dict.fromkeys(times, 0.0)
+    layers: list[tuple[Points, Points]] = []
+    for frame in frames:
+        values = dict(frame.points())
+        under = [(t, floor[t]) for t in times]
+        for t in times:
+            floor[t] += values.get(t, 0.0)
+        layers.append((under, [(t, floor[t]) for t in times]))
+    return layers
+
+
+def _layer(axes: _Axes, under: Points, points: Points, colour: str, opacity: float) -> str:
+    path = [f"{axes.x(t):.1f},{axes.y(v):.1f}" for t, v in points]
+    if not path:
+        return ""
+    if under:
+        floor = [f"{axes.x(t):.1f},{axes.y(v):.1f}" for t, v in reversed(under)]
+    else:
+        floor = [
+            f"{axes.x(points[-1][0]):.1f},{axes.bottom}",
+            f"{axes.x(points[0][0]):.1f},{axes.bottom}",
+        ]
+    area = " ".join([*path, *floor])
+    return (
+        f"<polygon points='{area}' fill='{colour}' fill-opacity={opacity} />"
+        f"<polyline points='{' '.join(path)}' fill=none stroke='{colour}' stroke-width=1.6 />"
+    )
+
+
+def _legend(
+    panel: Json, frames: list[Frame], colours: dict[str, str], lines: int, beside: int
+) -> str:
+    defaults, legend = panel["fieldConfig"]["defaults"], panel["options"]["legend"]
+    titles = {"lastNotNull": "Last *", "max": "Max", "sum": "Total"}
+    ordered = sorted(frames, key=lambda frame: frame.last() or 0.0, reverse=True)
+    head = "".join(f"<th>{titles[calc]}</th>" for calc in legend["calcs"])
+    rows = ""
+    for frame in ordered[:lines]:
+        values = [v for _, v in frame.points()]
+        numbers = {"lastNotNull": values[-1], "max": max(values), "sum": sum(values)}
+        cells = "".join(
+            f"<td>{_text(number(numbers[c], defaults['unit'], defaults.get('decimals')))}</td>"
+            for c in legend["calcs"]
+        )
+        mark = f"<b style='background:{colours[frame.name]}'></b>"
+        rows += f"<tr><td>{mark}{_text(frame.name)}</td>{cells}</tr>"
+    where = f" style='left:auto;width:{beside}px;top:34px;bottom:auto'" if beside else ""
+    return f"<div class=legend{where}><table><tr><th></th>{head}</tr>{rows}</table></div>"
+
+
+def _heatmap(
+    panel: Json, frames: list[Frame], size: tuple[int, int], span: tuple[float, float]
+) -> str:
+    by_bound = sorted((float(frame.labels["le"]), dict(frame.points())) for frame in frames)
+    times = sorted({t for _, values in by_bound for t in values})
+    cells: dict[tuple[int, float], float] = {}
+    below: dict[float, float] = {}
+    for number_, (_, values) in enumerate(by_bound):
+        for t in times:
+            cells[number_, t] = max(0.0, values.get(t, 0.0) - below.get(t, 0.0))
+            below[t] = max(below.get(t, 0.0), values.get(t, 0.0))
+    used = [n for (n, _), v in cells.items() if v > 0]
+    low, high = min(used, default=0), max(used, default=0)
+    axes = _Axes(size, 4, span, 1.0, "none")
+    height = (axes.bottom - axes.top) / (high - low + 1)
+    width = (axes.right - axes.left) / max(1, len(times))
+    top = max(cells.values(), default=1.0) or 1.0
+    drawn = ""
+    for (n, t), value in cells.items():
+        if value > 0 and low <= n <= high:
+            y = axes.bottom - (n - low + 1) * height
+            drawn += (
+                f"<rect x={axes.x(t) - width:.1f} y={y + 0.5:.1f} width={width - 1:.1f} "
+                f"height={height - 1:.1f} fill='{_heat(value / top)}'/>"
+            )
+    labels = "".join(
+        f"<text x={axes.left - 6} y={axes.bottom - (n - low + 1) * height + 4:.1f} text-anchor=end>"
+        f"{_text(number(bound, 's')) if math.isfinite(bound) else '∞'}</text>"
+        for n, (bound, _) in enumerate(by_bound)
+        if low <= n <= high
+    )
+    return (
+        f"<svg style='position:absolute;left:0;top:0' width={size[0]} height={size[1]}>"
+        f"{axes.times()}{labels}{drawn}</svg>"
+    )
+
+
+def _heat(part: float) -> str:
+    """From dark blue over green to yellow and red, the scale's exponent 0.5."""
+    return f"hsl({250 - 250 * math.sqrt(part):.0f} 75% {38 + 14 * math.sqrt(part):.0f}%)"
