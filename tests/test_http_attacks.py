@@ -1,0 +1,337 @@
+"""Requests that are not HTTP, or that two servers could read in two ways, with either parser."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import socket
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import chat, raw
+from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
+from harness.gateway import Gateway
+from harness.poll import eventually
+
+if TYPE_CHECKING:
+    from harness.raw import Answer
+    from harness.simulator import Simulator
+
+HEAD_DEADLINE = 1  # seconds, by gunicorn's own option; 15 as shipped
+LIMIT = 100_000
+PARSERS = ["python", *(["fast"] if importlib.util.find_spec("gunicorn_h1c") else [])]
+
+
+@pytest.fixture(scope="module", params=PARSERS)
+def gateway(request: pytest.FixtureRequest, simulator: Simulator) -> Iterator[Gateway]:
+    """One worker with each of gunicorn's parsers, a short deadline for heads and a low limit."""
+    config = f"[server]\nmax_body_bytes = {LIMIT}\nbody_timeout = 2\n\n"
+    config += CONFIG.replace("{simulator}", simulator.url)
+    arguments = f"--http-parser {request.param} --keep-alive {HEAD_DEADLINE}"
+    env = {**PROVIDER_KEYS, "GUNICORN_CMD_ARGS": arguments}
+    with Gateway(config, keys=KEYS, env=env) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def still_well(gateway: Gateway, simulator: Simulator) -> Iterator[None]:
+    """Whatever was sent, nothing of it went up, and the next caller is served."""
+    simulator.reset()
+    yield
+    assert [r["target"] for r in simulator.requests() if "smuggled" in r["target"]] == []
+    assert chat.call(gateway).status == 200
+    gateway.assert_clean()
+
+
+def head(gateway: Gateway, *lines: str, request: str = f"POST {chat.PATH} HTTP/1.1") -> bytes:
+    usual = ["Host: gateway", f"Authorization: Bearer {gateway.secrets['web-app']}"]
+    return "\r\n".join([request, *usual, *lines]).encode("latin-1") + b"\r\n\r\n"
+
+
+def refused(gateway: Gateway, sent: bytes, status: int = 400) -> Answer:
+    """The one answer to `sent`, after which the connection is closed: no second one."""
+    with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
+        answer = connection.read()
+        assert answer.status == status, answer
+        details = chat.error(answer)
+        assert details["type"] == "invalid_request_error"
+        assert connection.socket.recv(65536) == b""
+    return answer
+
+
+SMUGGLED = b"GET /v1/smuggled HTTP/1.1\r\nHost: gateway\r\n\r\n"
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Content-Length: 5", CHUNKED],
+        [CHUNKED, "Content-Length: 5"],
+        ["Content-Length: 5", "Content-Length: 6"],
+        ["Content-Length: 5", "Content-Length: 5"],
+        ["Content-Length: 5, 5"],
+        ["Content-Length: +5"],
+        ["Content-Length: -5"],
+        ["Content-Length: 5x"],
+        ["Content-Length: 0x5"],
+        ["Content-Length: 5_0"],
+        ["Content-Length: \xb2"],
+        ["Content-Length: "],
+        ["Content-Length : 5"],
+        [" Content-Length: 5"],
+        ["Transfer-Encoding : chunked"],
+        ["Transfer-Encoding: chunked, identity"],
+        ["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"],
+        ["Transfer-Encoding: chunked, chunked"],
+        ["Transfer-Encoding: \x0bchunked"],
+        ["Transfer-Encoding: chunked\x00"],
+        ["Transfer_Encoding: chunked", "Content-Length: 5"],
+        ["Content_Length: 5"],
+        ["X: a\r\n folded: b"],
+        ["X: a\r\n\tfolded"],
+        ["X: a\nContent-Length: 5"],
+        ["X: a\rY: b"],
+        ["X: a\0b"],
+        ["X: a\x01b"],
+        ["no colon"],
+        [": no name"],
+        ["X@Y: a"],
+        ["X Y: a"],
+        ["SCRIPT_NAME: /v1"],
+    ],
+    ids=lambda lines: repr("|".join(lines)),
+)
+def test_a_head_that_could_be_read_in_two_ways_is_refused(
+    gateway: Gateway, lines: list[str]
+) -> None:
+    refused(gateway, head(gateway, *lines) + b"0\r\n\r\n" + SMUGGLED)
+
+
+@pytest.mark.parametrize("coding", ["xchunked", "gzip", "gzip, chunked", "identity", "deflate"])
+def test_a_transfer_coding_that_is_not_known_is_refused(gateway: Gateway, coding: str) -> None:
+    sent = head(gateway, f"Transfer-Encoding: {coding}") + b"0\r\n\r\n" + SMUGGLED
+    with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
+        answer = connection.read()
+        assert answer.status in (400, 415, 501)
+        chat.error(answer)
+        assert connection.is_closed_by_peer()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"POST /v1/chat/completions HTTP/1.1\nHost: a\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\n\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\nHost: a\n\n",
+        b"\nGET /healthz HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET  /healthz HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /healthz  HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET\t/healthz\tHTTP/1.1\r\nHost: a\r\n\r\n",
+        b" GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /healthz HTTP/1.1 \r\nHost: a\r\n\r\n",
+        b"GET /health z HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /healthz\r\nHost: a\r\n\r\n",
+        b"GET /healthz HTTP/2.0\r\nHost: a\r\n\r\n",
+        b"GET /healthz HTTP/9.9\r\nHost: a\r\n\r\n",
+        b"GET /healthz HTTP/1.10\r\nHost: a\r\n\r\n",
+        b"GET /healthz HTTPS/1.1\r\nHost: a\r\n\r\n",
+        b"get /healthz HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"G@T /healthz HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /healthz\0 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /health\xe9 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 tls\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"hello\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_gets_openais_error_and_nothing_else(
+    gateway: Gateway, text: bytes
+) -> None:
+    answer = refused(gateway, text)
+    assert b"gunicorn" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431),
+        (b"GET /healthz HTTP/1.1\r\n" + b"X: a\r\n" * 150 + b"\r\n", 431),
+    ],
+    ids=["line", "field", "fields"],
+)
+def test_a_head_that_is_too_large_is_refused(gateway: Gateway, text: bytes, status: int) -> None:
+    refused(gateway, text, status)
+
+
+@pytest.mark.parametrize(
+    "text", [b"GET /" + b"a" * 3_000_000, b"GET / HTTP/1.1\r\nX: " + b"a" * 3_000_000]
+)
+def test_a_head_that_never_ends_is_cut_off(gateway: Gateway, text: bytes) -> None:
+    with raw.Connection(gateway.port, deadline=5) as connection:
+        try:
+            connection.send(text)
+            assert connection.read().status in (400, 414, 431)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # cut off while it was still sending
+
+
+@pytest.mark.parametrize("start", [b"", b"G", b"GET /healthz HTTP/1.1\r\nHost: a\r\n"])
+def test_a_slow_head_is_cut_off(gateway: Gateway, start: bytes) -> None:
+    began = time.monotonic()
+    with raw.Connection(gateway.port, deadline=10).send(start) as connection:
+        assert connection.is_closed_by_peer()
+    assert time.monotonic() - began < HEAD_DEADLINE + 3
+
+
+def test_a_head_that_drips_is_cut_off_too(gateway: Gateway) -> None:
+    """The deadline is for the whole head, not for each wait."""
+    began = time.monotonic()
+    text = iter(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 1000)
+    with raw.Connection(gateway.port, deadline=0.1) as connection:
+
+        def ended() -> bool:
+            connection.socket.sendall(bytes([next(text)]))
+            return connection.is_closed_by_peer()
+
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            eventually(ended, deadline=10, what="the end of the connection")
+    assert time.monotonic() - began < HEAD_DEADLINE + 3
+
+
+# --- bodies -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"zz\r\n{}\r\n0\r\n\r\n",
+        b"-1\r\n{}\r\n0\r\n\r\n",
+        b"0x2\r\n{}\r\n0\r\n\r\n",
+        b" 2\r\n{}\r\n0\r\n\r\n",
+        b"2_0\r\n{}\r\n0\r\n\r\n",
+        b"2\n{}\r\n0\r\n\r\n",
+        b"2\r\n{}0\r\n\r\n",
+        b"2\r\n{}xx0\r\n\r\n",
+        b"2;\n=x\r\n{}\r\n0\r\n\r\n",
+        b"\r\n",
+        b"a" * 20_000,
+        b"0\r\nbad trailer\r\n\r\n",
+        b"2\r\n{}\r\n0\r\nX: a\nY: b\r\n\r\n",
+    ],
+    ids=lambda body: repr(body[:24]),
+)
+def test_a_malformed_chunk_is_a_400_in_openais_words(gateway: Gateway, body: bytes) -> None:
+    sent = head(gateway, CHUNKED, "Content-Type: application/json") + body
+    with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
+        answer = connection.read()
+        assert answer.status == 400
+        assert chat.error(answer)["code"] in ("incomplete_body", "invalid_json")
+        assert connection.is_closed_by_peer()
+
+
+def chunked(content: bytes, size: int = 1000) -> bytes:
+    pieces = [content[at : at + size] for at in range(0, len(content), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
+
+
+def test_a_well_formed_chunked_body_is_taken(gateway: Gateway, simulator: Simulator) -> None:
+    book = chat.mark()
+    sent = head(gateway, CHUNKED, f"x-sim-book: {book}", "x-sim: echo=raw")
+    content = chat.body(filler="x" * 5000)
+    answer = raw.exchange(gateway.port, sent + chunked(content, 7))
+    assert (answer.status, answer.body) == (200, content)
+    (seen,) = simulator.requests(book=book)
+    assert seen["body_length"] == len(content)
+
+
+def test_a_chunked_body_that_ends_early_is_incomplete(gateway: Gateway) -> None:
+    content = chunked(chat.body())
+    sent = head(gateway, CHUNKED, "Content-Type: application/json") + content[:-7]
+    with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
+        connection.socket.shutdown(socket.SHUT_WR)
+        answer = connection.read()
+    assert (answer.status, chat.error(answer)["code"]) == (400, "incomplete_body")
+
+
+@pytest.mark.parametrize("by", ["length", "chunks"])
+@pytest.mark.parametrize("size", [LIMIT + 1, 20_000_000], ids=["just", "far"])
+def test_a_body_over_the_limit_is_a_413_that_a_client_which_sends_all_first_can_read(
+    gateway: Gateway, simulator: Simulator, by: str, size: int
+) -> None:
+    book = chat.mark()
+    start = b'{"model": "m", "x": "'
+    content = start + b"x" * (size - len(start) - 2) + b'"}'
+    mark = f"x-sim-book: {book}"
+    if by == "length":
+        sent = head(gateway, f"Content-Length: {len(content)}", mark) + content
+    else:
+        sent = head(gateway, CHUNKED, mark) + chunked(content, 60_000)
+    with raw.Connection(gateway.port, deadline=10).send(sent) as connection:
+        answer = connection.read()
+        assert (answer.status, chat.error(answer)["code"]) == (413, "request_too_large")
+        assert connection.is_closed_by_peer()
+    assert simulator.requests(book=book) == []
+
+
+@pytest.mark.parametrize("by", ["length", "chunks"])
+def test_a_body_of_exactly_the_limit_is_taken(gateway: Gateway, by: str) -> None:
+    start = chat.body()[:-1] + b', "x": "'
+    content = start + b"x" * (LIMIT - len(start) - 2) + b'"}'
+    assert len(content) == LIMIT
+    if by == "length":
+        sent = head(gateway, f"Content-Length: {len(content)}") + content
+    else:
+        sent = head(gateway, CHUNKED) + chunked(content, 999)
+    assert raw.exchange(gateway.port, sent).status == 200
+
+
+def test_what_follows_a_body_is_the_next_request_and_no_part_of_this_one(gateway: Gateway) -> None:
+    with raw.Connection(gateway.port) as connection:
+        connection.send(chat.request(gateway) + b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert connection.read().status == 200
+        assert connection.read().body == b'{"status":"ok"}'
+
+
+def test_a_client_that_waits_for_100_continue_gets_it(gateway: Gateway) -> None:
+    content = chat.body()
+    sent = head(gateway, "Expect: 100-continue", f"Content-Length: {len(content)}")
+    with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
+        assert connection.read().status == 100
+        assert connection.send(content).read().status == 200
+
+
+@pytest.mark.parametrize("value", ["200-ok", "100-continue, more", "x"])
+def test_another_expectation_is_a_417(gateway: Gateway, value: str) -> None:
+    refused(gateway, head(gateway, f"Expect: {value}", "Content-Length: 2") + b"{}", 417)
+
+
+@pytest.mark.parametrize("request_line", ["GET / HTTP/1.0", "GET /healthz HTTP/1.0"])
+def test_an_old_client_is_answered_and_closed(gateway: Gateway, request_line: str) -> None:
+    sent = head(gateway, request=request_line)
+    with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
+        answer = connection.read()
+        assert answer.status in (200, 404)
+        assert connection.is_closed_by_peer()
+
+
+def test_an_old_client_gets_a_stream_without_chunks(gateway: Gateway) -> None:
+    content = chat.body(stream=True)
+    line = f"POST {chat.PATH} HTTP/1.0"
+    sent = head(gateway, f"Content-Length: {len(content)}", request=line) + content
+    answer = raw.exchange(gateway.port, sent)
+    assert answer.header("transfer-encoding") is None
+    assert chat.events(answer.body)[-1] == b"[DONE]"
+
+
+def test_what_a_peer_says_of_itself_is_not_believed(gateway: Gateway) -> None:
+    lines = ["X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: https", "Forwarded: for=6.6.6.6"]
+    lines += ["X-Real-Ip: 6.6.6.6", f"Content-Length: {len(chat.body())}"]
+    answer = raw.exchange(gateway.port, head(gateway, *lines) + chat.body())
+    request_id = answer.header("x-request-id")
+    assert request_id
+    assert gateway.log_line(request_id)["client"] == "127.0.0.1"
