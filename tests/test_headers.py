@@ -1,0 +1,277 @@
+"""Headers: what passes, what stays, and who names a request."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import chat, raw
+
+if TYPE_CHECKING:
+    from harness.gateway import Gateway
+    from harness.raw import Answer
+    from harness.simulator import Simulator
+
+OURS = re.compile(r"req_[0-9a-f]{24}")
+PATHS = pytest.mark.parametrize(
+    "target", [chat.PATH, "/groq/openai/v1/chat/completions"], ids=["unified", "passthrough"]
+)
+
+
+def up(
+    gateway: Gateway, simulator: Simulator, target: str, *headers: tuple[str, str]
+) -> dict[str, list[str]]:
+    """The headers as they arrived at the provider, by lower-case name."""
+    book = chat.mark()
+    answer = chat.call(gateway, headers=headers, book=book, target=target)
+    assert answer.status == 200
+    (seen,) = simulator.requests(book=book)
+    found: dict[str, list[str]] = {}
+    for name, value in seen["headers"]:
+        found.setdefault(name.lower(), []).append(value)
+    return found
+
+
+@PATHS
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OpenAI-Beta", "assistants=v2"),
+        ("OpenAI-Organization", "org-1"),
+        ("OpenAI-Project", "proj-1"),
+        ("Idempotency-Key", "once-1"),
+        ("x-request-id", "mine-1"),
+        ("X-Client-Request-Id", "mine-2"),
+        ("User-Agent", "tests/1.0"),
+        ("Accept", "application/json"),
+        ("Accept-Language", "de, en;q=0.5"),
+        ("X-Stainless-Retry-Count", "0"),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("X-Odd", 'a "quoted; text", =?, \t b'),
+        ("X-Latin", "caf\xe9"),
+        ("X-Empty", ""),
+        ("Range", "bytes=0-1"),
+        ("If-None-Match", '"x"'),
+        ("Referer", "http://a.example/"),
+        ("Origin", "https://app.example"),
+    ],
+)
+def test_a_header_of_the_caller_goes_up(
+    gateway: Gateway, simulator: Simulator, target: str, name: str, value: str
+) -> None:
+    assert up(gateway, simulator, target, (name, value))[name.lower()] == [value]
+
+
+@PATHS
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Cookie",
+        "api-key",
+        "x-api-key",
+        "Forwarded",
+        "X-Forwarded-For",
+        "X-Forwarded-Host",
+        "X-Forwarded-Proto",
+        "X-Forwarded-Prefix",
+        "Proxy-Authorization",
+        "Keep-Alive",
+        "TE",
+        "Trailer",
+        "Upgrade",
+        "Proxy-Connection",
+    ],
+)
+def test_what_is_between_caller_and_gateway_stays_there(
+    gateway: Gateway, simulator: Simulator, target: str, name: str
+) -> None:
+    assert name.lower() not in up(gateway, simulator, target, (name, "private"))
+
+
+@PATHS
+def test_what_connection_names_stays_there(
+    gateway: Gateway, simulator: Simulator, target: str
+) -> None:
+    headers = (
+        ("Connection", "keep-alive, X-Private-One ,x-private-two"),
+        ("X-Private-One", "1"),
+        ("X-Private-Two", "2"),
+        ("X-Public", "3"),
+    )
+    seen = up(gateway, simulator, target, *headers)
+    assert "x-private-one" not in seen
+    assert "x-private-two" not in seen
+    assert seen["x-public"] == ["3"]
+
+
+@PATHS
+def test_expect_stays_there(gateway: Gateway, simulator: Simulator, target: str) -> None:
+    book, content = chat.mark(), chat.body()
+    headers = (*chat.told(book=book), ("Expect", "100-continue"))
+    key = gateway.secrets["web-app"]
+    asked = raw.request(gateway.port, "POST", target, content, key=key, headers=headers)
+    with raw.Connection(gateway.port).send(asked) as connection:
+        assert connection.read().status == 100
+        assert connection.read().status == 200
+    (seen,) = simulator.requests(book=book)
+    assert "expect" not in {name.lower() for name, _ in seen["headers"]}
+
+
+@PATHS
+def test_the_provider_is_addressed_by_its_own_name(
+    gateway: Gateway, simulator: Simulator, target: str
+) -> None:
+    seen = up(gateway, simulator, target)
+    assert seen["host"] == [f"127.0.0.1:{simulator.port}"]
+    assert seen["content-length"] == [str(len(chat.body()))]
+    assert "transfer-encoding" not in seen
+
+
+@PATHS
+def test_nothing_is_added_that_the_caller_did_not_send(
+    gateway: Gateway, simulator: Simulator, target: str
+) -> None:
+    seen = up(gateway, simulator, target)
+    assert seen.keys() == {"host", "authorization", "content-type", "content-length", "x-sim-book"}
+
+
+@PATHS
+def test_codings_that_cannot_be_metered_are_not_asked_for(
+    gateway: Gateway, simulator: Simulator, target: str
+) -> None:
+    sent = ("Accept-Encoding", "gzip, zstd;q=0.9, br;q=0.8, deflate, x-odd")
+    (value,) = up(gateway, simulator, target, sent)["accept-encoding"]
+    assert value == "gzip, br;q=0.8, deflate"
+    (value,) = up(gateway, simulator, target, ("Accept-Encoding", "zstd"))["accept-encoding"]
+    assert value == "identity"
+
+
+# --- down -------------------------------------------------------------------------------------
+
+
+def down(gateway: Gateway, target: str, *orders: str) -> Answer:
+    return chat.call(gateway, target=target, orders="; ".join(orders))
+
+
+@PATHS
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-ratelimit-limit-audio-seconds", "7200"),
+        ("OpenAI-Version", "2020-10-01"),
+        ("openai-model", "m"),
+        ("Cache-Control", "no-store"),
+        ("CF-Ray", "8a-FRA"),
+        ("Vary", "Accept"),
+        ("ETag", '"x"'),
+        ("Location", "/v1/x y"),
+        ("Link", "<https://a.example>"),
+        ("X-Latin", "caf\xe9"),
+        ("Content-Disposition", "attachment"),
+        ("Content-Language", "de"),
+        ("X-Accel-Buffering", "no"),
+    ],
+)
+def test_a_header_of_the_provider_comes_down(
+    gateway: Gateway, target: str, name: str, value: str
+) -> None:
+    answer = down(gateway, target, f"set={name}: {value}")
+    assert value in (answer.header(name) or "").split(", ") or answer.header(name) == value
+
+
+@PATHS
+def test_rate_limits_and_their_kin_come_down(gateway: Gateway, target: str) -> None:
+    answer = down(gateway, target, "retry-after=3", "status=200")
+    assert answer.header("x-ratelimit-remaining-tokens") == "17997"
+    assert answer.header("x-ratelimit-reset-requests") == "2m59.56s"
+    assert answer.header("openai-processing-ms") == "7"
+    assert answer.header("retry-after") == "3"
+
+
+@PATHS
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Set-Cookie",
+        "openai-organization",
+        "openai-project",
+        "Proxy-Authenticate",
+        "Upgrade",
+        "Keep-Alive",
+        "Proxy-Connection",
+        "Trailer",
+    ],
+)
+def test_what_is_between_gateway_and_provider_stays_there(
+    gateway: Gateway, target: str, name: str
+) -> None:
+    assert down(gateway, target, f"set={name}: private").header(name) is None
+
+
+@PATHS
+def test_what_the_providers_connection_names_stays_there(gateway: Gateway, target: str) -> None:
+    answer = down(gateway, target, "set=Connection: X-Private", "set=X-Private: 1", "set=X-B: 2")
+    assert answer.header("x-private") is None
+    assert answer.header("x-b") == "2"
+
+
+@PATHS
+def test_repeated_headers_come_down_as_often_as_they_came(gateway: Gateway, target: str) -> None:
+    answer = down(gateway, target, "set=X-Twice: 1", "set=X-Twice: 2")
+    assert [value for name, value in answer.headers if name.lower() == "x-twice"] == ["1", "2"]
+
+
+@PATHS
+def test_each_of_the_servers_own_headers_is_there_once(gateway: Gateway, target: str) -> None:
+    answer = down(gateway, target)
+    names = [name.lower() for name, _ in answer.headers]
+    for name in ("date", "server", "content-length", "content-type", "x-request-id"):
+        assert names.count(name) == 1
+    assert "simulator" not in (answer.header("server") or "")
+
+
+# --- who answered, and under which name -------------------------------------------------------
+
+
+@PATHS
+def test_the_request_id_is_the_providers_where_it_has_one(
+    gateway: Gateway, simulator: Simulator, target: str
+) -> None:
+    book = chat.mark()
+    answer = chat.call(gateway, target=target, book=book, headers=(("x-request-id", "mine"),))
+    (seen,) = simulator.requests(book=book)
+    assert answer.header("x-request-id") == f"req_{seen['id']}"
+    assert answer.header("x-wrapper-provider") == "groq"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"key": "sk-wr-nobody"},
+        {"content": b"no json"},
+        {"orders": "reset=0"},
+        {"target": "/v1/../x"},
+        {"target": "/nothing"},
+        {"target": "/healthz"},
+    ],
+)
+def test_else_the_request_id_is_the_gateways(gateway: Gateway, how: dict[str, str]) -> None:
+    answer = chat.call(gateway, headers=(("x-request-id", "mine"),), **how)  # type: ignore[arg-type]
+    request_id = answer.header("x-request-id")
+    assert request_id
+    assert OURS.fullmatch(request_id)
+    assert answer.header("x-wrapper-provider") is None
+    assert gateway.log_line(request_id)["request_id"] == request_id
+
+
+def test_each_answer_of_the_gateway_has_an_id_of_its_own(gateway: Gateway) -> None:
+    ids = {chat.call(gateway, b"no json").header("x-request-id") for _ in range(20)}
+    assert len(ids) == 20
+
+
+def test_one_users_cookie_never_reaches_another(gateway: Gateway, simulator: Simulator) -> None:
+    for _ in range(4):
+        chat.call(gateway, orders="set=Set-Cookie: session=of-one-user")
+    assert "cookie" not in up(gateway, simulator, chat.PATH)

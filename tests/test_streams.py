@@ -1,0 +1,159 @@
+"""Event streams: each event as it comes, byte for byte, whatever the provider's framing."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+import zlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import chat, raw
+
+if TYPE_CHECKING:
+    from harness.gateway import Gateway
+    from harness.raw import Answer
+    from harness.simulator import Simulator
+
+SOON = 0.1  # seconds; test_stream_delay.py has the measured bound
+VARIES = re.compile(rb'"sim_t":[0-9.]+|"id":\s*"[^"]+"|"created":\s*[0-9]+|\d+\.\d{5,}')
+
+
+def own(simulator: Simulator, target: str, orders: str, content: bytes) -> Answer:
+    """What the provider itself answers."""
+    return raw.post(simulator.port, target, content, headers=chat.told(orders))
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b-instant", "gpt-4o-mini"])
+@pytest.mark.parametrize("framing", ["", "; framing=no-length", "; framing=http10", "; close"])
+def test_each_event_comes_as_soon_as_it_is_sent(gateway: Gateway, framing: str, model: str) -> None:
+    """Were one held back until the next or to the end, it would be as old as the gap at least."""
+    orders = f"events=5; stamp; gap=0.15{framing}"
+    with chat.begin(gateway, orders=orders, model=model, stream=True) as connection:
+        answer = connection.read_head()
+        waits = []
+        for piece in connection.body(answer):
+            sent = [float(t) for t in re.findall(rb'"sim_t": ?([0-9.]+)', piece)]
+            waits += [time.time() - at for at in sent]
+    assert len(waits) >= 5
+    assert statistics.median(waits) < SOON
+    assert answer.header("content-length") is None
+
+
+def test_the_head_comes_before_the_first_event_is_a_second_old(gateway: Gateway) -> None:
+    began = time.monotonic()
+    with chat.begin(gateway, orders="events=3; gap=1", stream=True) as connection:
+        answer = connection.read_head()
+        assert next(connection.body(answer))
+        assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize(
+    "orders",
+    [
+        "",
+        "crlf",
+        "cr",
+        "comment",
+        "no-space",
+        "multi-data",
+        "no-done",
+        "split",
+        "merge=4",
+        "drip=0.0002; events=4",
+        "usage-null",
+        "no-usage",
+        "groq-error",
+        "error-event",
+        "malformed-json",
+        "framing=chunk-ext",
+        "framing=no-length",
+        "size=100000; events=5",
+    ],
+)
+@pytest.mark.parametrize(
+    ("target", "model"),
+    [("/openai/v1/chat/completions", "llama-x"), ("/v1/chat/completions", "gpt-x")],
+    ids=["groq", "openai"],
+)
+def test_a_stream_arrives_byte_for_byte(
+    gateway: Gateway, simulator: Simulator, target: str, model: str, orders: str
+) -> None:
+    """The caller asks for the use himself, so that nothing has to be put in or taken out."""
+    content = chat.body(model, stream=True, stream_options={"include_usage": True})
+    expected = own(simulator, target, orders, content)
+    answer = chat.call(gateway, content, orders=orders)
+    assert answer.status == expected.status == 200
+    assert VARIES.sub(b"", answer.body) == VARIES.sub(b"", expected.body)
+    assert answer.header("content-type") == expected.header("content-type")
+    assert answer.clean_end
+
+
+@pytest.mark.parametrize("orders", ["", "crlf", "split", "merge=4", "drip=0.0002; events=4"])
+def test_the_use_that_nobody_asked_for_is_taken_out_again(
+    gateway: Gateway, simulator: Simulator, orders: str
+) -> None:
+    """One event less than the provider sent, and not a byte of the others changed."""
+    asking = chat.body("gpt-x", stream=True, stream_options={"include_usage": True})
+    sent = own(simulator, "/v1/chat/completions", orders, asking).body
+    (usage,) = re.findall(rb'data: [^\r\n]*"usage":\{[^\r\n]*(?:\r\n\r\n|\n\n)', sent)
+    answer = chat.call(gateway, chat.body("gpt-x", stream=True), orders=orders)
+    assert VARIES.sub(b"", answer.body) == VARIES.sub(b"", sent.replace(usage, b""))
+    request_id = answer.header("x-request-id")
+    assert request_id
+    assert gateway.log_line(request_id)["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("model", ["llama-x", "gpt-x"])
+def test_a_compressed_stream_flows_and_stays_compressed(gateway: Gateway, model: str) -> None:
+    """Its events are flushed one by one; the use was asked for, so nothing is put in."""
+    content = chat.body(model, stream=True, stream_options={"include_usage": True})
+    orders = "encoding=gzip; events=6; gap=0.2"
+    headers = (("Accept-Encoding", "gzip"),)
+    with chat.begin(gateway, content, orders=orders, headers=headers) as connection:
+        answer = connection.read_head()
+        assert answer.header("content-encoding") == "gzip"
+        unpack = zlib.decompressobj(31)
+        began, first = time.monotonic(), 0.0
+        text = b""
+        for piece in connection.body(answer):
+            text += unpack.decompress(piece)
+            first = first or (time.monotonic() - began if text.count(b"data:") >= 2 else 0.0)
+    assert first < 0.7, "the second event waited for the end"
+    assert chat.events(text)[-1] == b"[DONE]"
+
+
+def test_many_streams_at_once_do_not_wait_for_each_other(
+    gateway: Gateway, simulator: Simulator
+) -> None:
+    """Forty streams of half a second each take about half a second together."""
+    book, began = chat.mark(), time.monotonic()
+    orders = "events=10; gap=0.05"
+    streams = [chat.begin(gateway, orders=orders, book=book, stream=True) for _ in range(40)]
+    for connection in streams:
+        answer = connection.read()
+        assert chat.events(answer.body)[-1] == b"[DONE]"
+        connection.close()
+    assert time.monotonic() - began < 10
+    assert len(simulator.requests(book=book, outcome="completed")) == 40
+
+
+def test_two_calls_on_one_connection_do_not_see_each_other(gateway: Gateway) -> None:
+    with raw.Connection(gateway.port) as connection:
+        for stream in (True, False, True, False):
+            answer = connection.send(chat.request(gateway, stream=stream)).read()
+            assert answer.clean_end
+            if stream:
+                assert chat.events(answer.body)[-1] == b"[DONE]"
+            else:
+                assert json.loads(answer.body)["object"] == "chat.completion"
+
+
+def test_the_head_of_a_stream_is_answered_without_a_body(gateway: Gateway, key: str) -> None:
+    asked = raw.request(gateway.port, "HEAD", "/v1/models/x", key=key)
+    answer = raw.exchange(gateway.port, asked, head_only=True)
+    assert answer.status in (200, 404)
+    assert answer.body == b""
