@@ -1,0 +1,354 @@
+"""Reading a call: what is refused before anything is sent, and bytes that stay the caller's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from io import BytesIO
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wrapper import errors
+from wrapper.call import Call, RawBody, body_seconds, has_body, is_json_type, split_target
+from wrapper.relay import release
+
+BOUNDARY = "----7MA4YWxk"
+
+
+class Input:
+    """What gunicorn gives to read from: the bytes, cut short at will, or a failure."""
+
+    def __init__(self, data: bytes, failure: Exception | None = None) -> None:
+        self._data = BytesIO(data)
+        self._failure = failure
+        self.closing = False
+
+    def read(self, size: int) -> bytes:
+        data = self._data.read(size)
+        if not data and self._failure is not None:
+            raise self._failure
+        return data
+
+    def force_close(self) -> None:
+        self.closing = True
+
+
+def environ(
+    body: bytes = b"",
+    *,
+    length: int | None = -1,
+    kind: str = "application/json",
+    target: str = "/v1/chat/completions",
+    method: str = "POST",
+    failure: Exception | None = None,
+) -> dict[str, Any]:
+    """As gunicorn makes it; `length` None is a chunked body, -1 the right length."""
+    made: dict[str, Any] = {
+        "REQUEST_METHOD": method,
+        "RAW_URI": target,
+        "CONTENT_TYPE": kind,
+        "wsgi.input": Input(body, failure),
+    }
+    if length is None:
+        made["HTTP_TRANSFER_ENCODING"] = "chunked"
+    else:
+        made["CONTENT_LENGTH"] = str(len(body) if length < 0 else length)
+    return made
+
+
+def read_json(body: bytes, **how: Any) -> Call:
+    call = Call(environ(body, **how))
+    call.read_json(1_000_000)
+    return call
+
+
+def taken(body: bytes | Iterable[bytes] | None) -> bytes:
+    return body if isinstance(body, bytes) else b"".join(body or ())
+
+
+# --- the target -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "parts"),
+    [
+        ("/v1/models", ("/v1/models", "")),
+        ("/v1/models?", ("/v1/models", "?")),
+        ("/v1/a%20b%C3%BC?x=%2F..//&y=?", ("/v1/a%20b%C3%BC", "?x=%2F..//&y=?")),
+        ("/v1/a.b/..c/c..", ("/v1/a.b/..c/c..", "")),
+        ("/v1/a;b=c:d@e,f", ("/v1/a;b=c:d@e,f", "")),
+        ("/", ("/", "")),
+    ],
+)
+def test_a_target_is_taken_as_it_came(uri: str, parts: tuple[str, str]) -> None:
+    assert split_target({"RAW_URI": uri}) == parts
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("", "v1", "*", "http://a/v1", "//a/v1", "/a//b", "/a/", "/./a", "/a/..", "/a/%2e%2E/b"),
+        *("/a%2fb", "/a%5Cb", "/a\\b", "/a%00", "/a%7f", "/a%", "/a%g0", "/a b", "/a#b", "/\xe9"),
+        *("/a?x#y", "/a?x y", "/a?\x01"),
+    ],
+)
+def test_a_target_with_two_readings_is_refused(uri: str) -> None:
+    if uri == "/a/":
+        assert split_target({"RAW_URI": uri}) == ("/a/", "")
+        return
+    with pytest.raises(errors.InvalidPath):
+        split_target({"RAW_URI": uri})
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=255), max_size=40))
+def test_whatever_passes_has_one_reading(text: str) -> None:
+    try:
+        path, query = split_target({"RAW_URI": "/" + text})
+    except errors.InvalidPath:
+        return
+    assert path + query == "/" + text
+    assert not {"", ".", ".."} & set(path.lower().replace("%2e", ".").split("/")[1:-1])
+    assert "\\" not in path
+    assert (path + query).isprintable()
+
+
+# --- JSON -------------------------------------------------------------------------------------
+
+
+def test_model_and_stream_are_read_and_the_bytes_stay() -> None:
+    body = b' {"stream" : true, "x":1e400, "model":"a\\u0062", "y":"\xc3\xbc"}\n'
+    call = read_json(body)
+    assert (call.model, call.stream, call.body) == ("ab", True, body)
+
+
+@pytest.mark.parametrize("length", [-1, None])
+def test_a_body_is_whole_with_a_length_and_with_chunks(length: int | None) -> None:
+    body = json.dumps({"model": "m", "x": "x" * 200_000}).encode()
+    call = read_json(body, length=length)
+    assert call.body == body
+    assert call.raw is not None
+    assert (call.raw.received, call.raw.ended) == (len(body), True)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"", errors.InvalidJson),
+        (b"{", errors.InvalidJson),
+        (b'{"model": "\xff"}', errors.InvalidJson),
+        (b'{"a": NaN}', errors.InvalidJson),
+        (b"[" * 100_000 + b"]" * 100_000, errors.InvalidBody),
+        (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", errors.InvalidJson),
+        (b"[]", errors.InvalidBody),
+        (b'{"model": 1}', errors.InvalidBody),
+        (b'{"stream": "yes"}', errors.InvalidBody),
+        (b'{"model": "a", "model": "b"}', errors.InvalidBody),
+        (b'{"model": "a", "\\u006dodel": "b"}', errors.InvalidBody),
+    ],
+    ids=lambda value: repr(value[:24]) if isinstance(value, bytes) else value.__name__,
+)
+def test_what_cannot_be_read_is_refused(body: bytes, error: type[errors.GatewayError]) -> None:
+    with pytest.raises(error) as caught:
+        read_json(body)
+    assert caught.value.status == 400
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_call_or_a_refusal(body: bytes) -> None:
+    try:
+        call = read_json(body)
+    except errors.BadRequest:
+        return
+    assert call.body == body
+
+
+@given(st.recursive(st.none() | st.text() | st.integers(), lambda inner: st.lists(inner)))
+def test_any_object_is_taken_as_it_is(value: Any) -> None:
+    body = json.dumps({"x": value, "model": "m"}).encode()
+    assert read_json(body).body == body
+
+
+# --- limits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [-1, None])
+def test_a_body_over_the_limit_is_refused_and_the_connection_closed(length: int | None) -> None:
+    made = environ(b"x" * 11, length=length)
+    with pytest.raises(errors.RequestTooLarge):
+        RawBody(made, 10).read_all()
+    assert made["wsgi.input"].closing
+
+
+@pytest.mark.parametrize("length", [-1, None])
+def test_a_body_of_exactly_the_limit_is_taken(length: int | None) -> None:
+    made = environ(b"x" * 10, length=length)
+    assert RawBody(made, 10).read_all() == b"x" * 10
+    assert not made["wsgi.input"].closing
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (None, errors.IncompleteBody),
+        (ConnectionResetError(), errors.IncompleteBody),
+        (ValueError(), errors.IncompleteBody),
+        (TimeoutError(), errors.RequestTimeout),
+    ],
+)
+def test_a_body_that_breaks_off_is_refused_and_the_connection_closed(
+    failure: Exception | None, error: type[errors.GatewayError]
+) -> None:
+    made = environ(b"half", length=8, failure=failure)
+    with pytest.raises(error):
+        RawBody(made, 100).read_all()
+    assert made["wsgi.input"].closing
+
+
+def test_the_end_is_told_once_and_nothing_is_read_after_it() -> None:
+    raw, ends = RawBody(environ(b"abc"), 10), []
+    raw.on_end = lambda: ends.append(1)
+    assert b"".join(raw) == b"abc"
+    assert raw.read(10) == b""
+    assert ends == [1]
+
+
+def test_a_bodys_time_grows_with_its_size() -> None:
+    small, large = environ(length=10), environ(length=100_000_000)
+    assert 30 <= body_seconds(small, 30, 10**9) < 31
+    assert 1000 < body_seconds(large, 30, 10**9) < 10_000
+    assert body_seconds(environ(length=None), 30, 1_000_000) > 60
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, False),
+        ({"CONTENT_LENGTH": ""}, False),
+        ({"CONTENT_LENGTH": "0"}, False),
+        ({"CONTENT_LENGTH": "1"}, True),
+        ({"HTTP_TRANSFER_ENCODING": "chunked"}, True),
+    ],
+)
+def test_whether_there_is_a_body(fields: dict[str, str], expected: bool) -> None:
+    assert has_body(fields) is expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("application/json", True),
+        ("application/json; charset=utf-8", True),
+        ("application/scim+json", True),
+        ("application/jsonl", False),
+        ("text/json", False),
+        ("", False),
+    ],
+)
+def test_what_counts_as_json(kind: str, expected: bool) -> None:
+    assert is_json_type(kind) is expected
+
+
+# --- what goes to a target --------------------------------------------------------------------
+
+
+def test_without_a_change_the_same_bytes_go_up_with_the_same_headers() -> None:
+    call, headers = read_json(b'{"model": "m"}'), {"A": "b"}
+    body, sent = call.body_for(None, headers, ask_usage=False)
+    assert body is call.body
+    assert sent is headers
+
+
+@given(model=st.text(min_size=1), before=st.text(), after=st.text())
+def test_a_renamed_model_changes_nothing_else(model: str, before: str, after: str) -> None:
+    start = b'{"b":%b , "model" : ' % json.dumps(before, ensure_ascii=False).encode(
+        "utf-8", "replace"
+    )
+    end = b',"model2":"x", "a":%b}' % json.dumps(after).encode()
+    call = read_json(start + b'"m\\u006fdel-\xc3\xbc"' + end)
+    body, _ = call.body_for("other", {}, ask_usage=False)
+    assert body == start + b'"other"' + end
+    named, _ = call.body_for(model, {}, ask_usage=False)
+    assert json.loads(taken(named))["model"] == model
+    assert call.body == start + b'"m\\u006fdel-\xc3\xbc"' + end
+
+
+def test_a_streams_use_is_asked_for_and_then_must_come_uncompressed() -> None:
+    call = read_json(b'{"model": "m", "stream": true}')
+    body, headers = call.body_for(None, {"Accept-Encoding": "gzip"}, ask_usage=True)
+    assert json.loads(taken(body))["stream_options"] == {"include_usage": True}
+    assert headers == {"Accept-Encoding": "identity"}
+    assert call.strip_usage
+    call.body_for(None, {}, ask_usage=False)
+    assert not call.strip_usage, "the next target may not need it"
+
+
+def test_a_use_that_the_caller_asked_for_is_left_to_him() -> None:
+    call = read_json(b'{"stream": true, "stream_options": {"include_usage": true}}')
+    headers = {"Accept-Encoding": "gzip"}
+    assert call.body_for(None, headers, ask_usage=True) == (call.body, headers)
+    assert not call.strip_usage
+
+
+# --- forms ------------------------------------------------------------------------------------
+
+
+def form(*parts: tuple[str, bytes]) -> bytes:
+    made = b""
+    for name, value in parts:
+        more = '; filename="a.bin"' if name == "file" else ""
+        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'
+        made += head.encode() + value + b"\r\n"
+    return made + f"--{BOUNDARY}--\r\n".encode()
+
+
+FILE = bytes(range(256)) * 12_000  # beyond what is kept in memory
+
+
+def read_form(body: bytes, *, need_model: bool = True) -> Call:
+    call = Call(environ(body, kind=f"multipart/form-data; boundary={BOUNDARY}"))
+    call.read_any(1000, 10_000_000, need_model=need_model, only_readable=False)
+    return call
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["model-first", "model-last"])
+def test_a_forms_model_is_found_and_renamed_and_no_other_byte_is(last: bool) -> None:
+    parts = [("model", b"whisper"), ("file", FILE), ("prompt", b"model")]
+    if last:
+        parts.reverse()
+    call = read_form(form(*parts))
+    assert call.model == "whisper"
+    same, _ = call.body_for(None, {}, ask_usage=False)
+    assert taken(same) == form(*parts)
+    renamed, _ = call.body_for("other-ü", {}, ask_usage=False)
+    expected = form(*[(n, "other-ü".encode() if n == "model" else v) for n, v in parts])
+    assert taken(renamed) == expected
+    assert getattr(renamed, "length", 0) == len(expected)
+    assert taken(renamed) == expected, "the next target gets it all again"
+    release(call)
+
+
+def test_a_form_with_two_models_is_refused() -> None:
+    with pytest.raises(errors.InvalidBody):
+        read_form(form(("model", b"a"), ("model", b"b")))
+
+
+def test_a_form_whose_model_does_not_decide_flows_by_and_is_read_beside() -> None:
+    body = form(("file", FILE), ("model", b"whisper"))
+    call = read_form(body, need_model=False)
+    assert call.model is None
+    assert isinstance(call.body, RawBody)
+    assert b"".join(call.body) == body
+    assert call.told_model == "whisper"
+
+
+def test_a_missing_body_stays_missing_and_an_empty_one_empty() -> None:
+    for length, expected in ((0, b""), (None, None)):
+        made = environ(length=length)
+        if length is None:
+            del made["HTTP_TRANSFER_ENCODING"]
+        call = Call(made)
+        call.read_any(10, 10, need_model=True, only_readable=False)
+        assert call.body == expected
