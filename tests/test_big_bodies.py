@@ -267,3 +267,24 @@ def test_a_body_shorter_than_it_said_is_refused(
         answer = connection.read()
     assert answer.status == 400
     assert json.loads(answer.body)["error"]["code"] == "incomplete_body"
+
+
+@pytest.mark.parametrize("target", ["/openai/v1/_echo", "/v1/chat/completions"])
+def test_a_body_that_drips_is_cut_off_however_often_something_comes(
+    impatient_gateway: Gateway, target: str
+) -> None:
+    headers = (("Content-Type", "application/json"), ("Content-Length", "1000"))
+    head = request(impatient_gateway, target, headers)
+    began = time.monotonic()
+    with raw.Connection(impatient_gateway.port) as connection:
+        connection.send(head)
+        connection.socket.settimeout(0.2)
+        while time.monotonic() - began < 8:
+            connection.send(b" ")
+            try:
+                answer = connection.read()
+                break
+            except TimeoutError:
+                continue
+    assert time.monotonic() - began < 4
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (408, "request_timeout")

@@ -269,6 +269,26 @@ def test_a_chunked_body_stays_chunked_and_the_same(talk: Talk) -> None:
     assert not any(name == "Trailer-Not-Sent" for name, _ in told["headers"])
 
 
+@pytest.mark.parametrize(
+    "body", [b"\0\xff not a form", b"--b\r\n\r\n", b"--b--", b"--b\n" * 9000, b""]
+)
+def test_on_a_providers_own_path_a_form_is_the_providers_to_judge(talk: Talk, body: bytes) -> None:
+    headers = (("Content-Type", "multipart/form-data; boundary=b"),)
+    assert talk.ask("POST", ECHO, body, headers).status == 200
+    assert talk.seen()["body_sha256"] == hashlib.sha256(body).hexdigest()
+
+
+@pytest.mark.parametrize("base", ["/openai/v1", "/v1"])
+@pytest.mark.parametrize("kind", ["application/json", "text/plain"])
+def test_an_empty_chunked_body_is_an_empty_body(talk: Talk, base: str, kind: str) -> None:
+    book = ("x-sim-book", talk.book)
+    chunked = (("Transfer-Encoding", "chunked"), ("Content-Type", kind), book)
+    key, port = talk.gateway.secrets["web-app"], talk.gateway.port
+    head = raw.request(port, "POST", f"{base}/_echo", key=key, headers=chunked)
+    assert raw.exchange(port, head + b"0\r\n\r\n").status == 200
+    assert talk.seen()["body_length"] == 0
+
+
 @pytest.mark.parametrize("base", ["/openai/v1", "/v1"])
 def test_a_form_encoded_body_passes(talk: Talk, base: str) -> None:
     body = b"model=x&a=%zz+1"

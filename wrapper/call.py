@@ -203,10 +203,13 @@ class Call:
         self.stream = False
         self.strip_usage = False
 
-    def read_json(self, limit: int) -> None:
+    def read_json(self, limit: int, *, may_be_empty: bool = False) -> None:
         """Take the body as a JSON object and read `model` and `stream` from it."""
         self.raw = RawBody(self.environ, limit)
         body = self.raw.read_all()
+        if not body and may_be_empty:
+            self.body = body
+            return
         _check_utf8(body)
         try:
             fields = _decode(body)
@@ -237,7 +240,7 @@ class Call:
             # An explicit Content-Length: 0 is repeated, a missing one stays missing.
             self.body = b"" if self.environ.get("CONTENT_LENGTH") else None
         elif is_json_type(content_type) or (only_readable and not is_form):
-            self.read_json(json_limit)
+            self.read_json(json_limit, may_be_empty=True)
         elif need_model and is_form:
             self._read_form(upload_limit)
         else:
