@@ -54,7 +54,7 @@ def test_the_path_goes_to_the_providers_origin_as_it_came(
 
 def test_models_embeddings_audio_files_and_batches(groq_client: groq.Groq) -> None:
     assert groq_client.models.list().data
-    assert groq_client.models.retrieve("sim-model").id == "sim-model"
+    assert groq_client.models.retrieve("openai/gpt-oss-120b").id == "openai/gpt-oss-120b"
     assert groq_client.embeddings.create(model="e", input="a b").usage.prompt_tokens == 2
     sound = ("a.wav", SECOND_OF_SOUND)
     heard = groq_client.audio.transcriptions.create(model="whisper-large-v3", file=sound)

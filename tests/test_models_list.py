@@ -139,6 +139,17 @@ def test_one_model_by_its_id_also_with_a_slash_in_it(
     assert answer.body == b"" or json.loads(answer.body)["id"] == path[len("/v1/models/") :]
 
 
+def test_the_sdk_finds_a_model_with_a_slash_in_its_name(two_providers: Gateway) -> None:
+    """It writes the slash as %2F."""
+    key = two_providers.secrets["some"]
+    with openai.OpenAI(base_url=f"{two_providers.url}/v1", api_key=key) as client:
+        assert client.models.retrieve("org/fast").id == "org/fast"
+    with openai.OpenAI(base_url=f"{two_providers.url}/two/v1", api_key=key) as client:
+        assert client.models.retrieve("org/fast").id == "org/fast"
+        with pytest.raises(openai.PermissionDeniedError):
+            client.models.delete("else/where")
+
+
 @pytest.mark.parametrize("path", ["sim-model", "fast", "no-such-model", "org/no-such"])
 def test_a_model_that_the_key_may_not_call_is_not_there(two_providers: Gateway, path: str) -> None:
     answer = get(two_providers, f"/v1/models/{path}", two_providers.secrets["some"])

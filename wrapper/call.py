@@ -44,6 +44,7 @@ _AMBIGUOUS = re.compile(
     r"//|\\|[\x00-\x20\x7f-\xff#]|%(?![0-9a-fA-F]{2})|%(?:2[fF]|5[cC]|[01][0-9a-fA-F]|7[fF])"
     r"|/(?:\.|%2[eE]){1,2}(?:/|;|%3[bB]|$)"
 )
+_ENCODED_SLASH = re.compile("%2[fF]")
 _BAD_QUERY = re.compile(r"[\x00-\x20\x7f#]")
 
 
@@ -313,12 +314,23 @@ def split_target(environ: Mapping[str, Any]) -> tuple[str, str]:
     """
     raw: str = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
     path, mark, query = raw.partition("?")
-    if not path.startswith("/") or _AMBIGUOUS.search(path) or _BAD_QUERY.search(query):
+    if not path.startswith("/") or _is_ambiguous(path) or _BAD_QUERY.search(query):
         raise errors.InvalidPath(
             "The path could be read in two ways: no dot segments, encoded slashes, '//', "
             "backslashes, malformed percent-encodings or control characters."
         )
     return path, mark + query
+
+
+def _is_ambiguous(path: str) -> bool:
+    """Whether readers could differ on where the path leads.
+
+    A model's name is all that stands behind `/models/`, with slashes or, as the SDKs write them
+    there, with encoded ones: both readings are the same, so both are taken.
+    """
+    before, models, name = path.partition("/models/")
+    plain = before + models + _ENCODED_SLASH.sub("/", name)
+    return _AMBIGUOUS.search(plain) is not None
 
 
 def content_length(environ: Mapping[str, Any]) -> int | None:
