@@ -70,16 +70,15 @@ class Traffic:
     url: str
     keys: dict[str, str]
     rate: float
-    seed: int | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
     sent: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, threads: int, seconds: float, calls: int) -> None:
-        """Until `seconds` are over, `calls` are made (0: no such end) or `stop` is called."""
+    def run(self, threads: int, seconds: float) -> None:
+        """Until `seconds` are over (0: for ever) or `stopping` is set."""
         end = time.monotonic() + seconds if seconds else float("inf")
         workers = [
-            threading.Thread(target=self._work, args=(n, threads, end, calls), daemon=True)
+            threading.Thread(target=self._work, args=(n, threads, end), daemon=True)
             for n in range(threads)
         ]
         for worker in workers:
@@ -94,22 +93,19 @@ class Traffic:
         for worker in workers:
             worker.join(20)
 
-    def _work(self, number: int, threads: int, end: float, calls: int) -> None:
-        # Not for secrets: the same seed gives the same calls.
-        rng = random.Random(None if self.seed is None else f"{self.seed}/{number}")  # noqa: S311
+    def _work(self, number: int, threads: int, end: float) -> None:
+        rng = random.Random()  # noqa: S311  (for habits, not for secrets)
         people = (*PERSONAS, STRANGER)
         weights = [p.weight for p in people]
         session = requests.Session()
         session.trust_env = False
-        mine = (calls + threads - 1 - number) // threads if calls else -1
         began = time.monotonic()
         rounds = list(ROUNDS)
-        while mine and not self.stopping.is_set() and time.monotonic() < end:
+        while not self.stopping.is_set() and time.monotonic() < end:
             if rounds and time.monotonic() >= began + rounds[0]:
                 rounds.pop(0)
                 for persona, model, fault in list(everything())[number::threads]:
                     self._count(session, persona, model, fault, rng)
-            mine -= 1
             persona = rng.choices(people, weights)[0]
             faulty = bool(persona.faults) and rng.random() * persona.fault_every < 1
             fault = rng.choice(persona.faults) if faulty else ""
@@ -243,16 +239,14 @@ def main(given: list[str]) -> int:
     parser.add_argument("--rate", type=float, default=6.0, help="calls per second (default 6)")
     parser.add_argument("--threads", type=int, default=12, help="calls at once (default 12)")
     parser.add_argument("--seconds", type=float, default=0, help="default: until stopped")
-    parser.add_argument("--calls", type=int, default=0, help="default: until stopped")
-    parser.add_argument("--seed", type=int, help="the same calls each time")
     options = parser.parse_args(given)
     url = options.url.rstrip("/")
-    traffic = Traffic(url, make_keys(options.write_keys), options.rate, options.seed)
+    traffic = Traffic(url, make_keys(options.write_keys), options.rate)
     stop: Callable[..., None] = lambda *_: traffic.stopping.set()  # noqa: E731
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     wait_until_accepted(url, traffic.keys["web-app"], traffic.stopping)
-    traffic.run(options.threads, options.seconds, options.calls)
+    traffic.run(options.threads, options.seconds)
     print(traffic.summary(), flush=True)
     return 0
 

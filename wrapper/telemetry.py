@@ -12,6 +12,7 @@ Bucket bounds of the `gen_ai_*` histograms are OpenTelemetry's
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -31,13 +32,22 @@ from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMet
 from wrapper.exchange import NO_KEY, REJECTED, UNMATCHED, Exchange
 from wrapper.store import Sums
 
+log = logging.getLogger("wrapper")
+
 METHODS = frozenset(
     ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
 )
 OTHER = "other"
 MAX_MODELS = 200
 MAX_MODEL_LENGTH = 200  # characters of a name in the log; a caller may send megabytes
+MAX_ID_LENGTH = 200  # a line longer than a pipe takes at once mixes with another worker's
 PICO = 1e12
+
+# Prometheus takes a counter that is lower than before, be it by the last bit of a float, for a
+# reset and counts all of it again. The workers' values are added up in any order, and after a
+# restart from sums, so what is added are multiples of a power of two: their sums are exact.
+USD_GRAINS = 2**32  # in a dollar; exact up to two million dollars
+SECOND_GRAINS = 2**20  # in a second; exact for three hundred years
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _DURATION = tuple(0.01 * 2**n for n in range(14))
@@ -120,6 +130,7 @@ class Telemetry:
         self._known: set[str] = set()  # models that the configuration or the price list names
         self._models: set[str] = set()  # models that are labels
         self._children: dict[tuple[Any, ...], Any] = {}
+        self._log_failing = False
         self._quiet = {"debug": 0, "info": 0, "warning": 400, "error": 500}.get(log_level, 0)
 
     def know(self, models: Iterable[str], providers: Iterable[str]) -> None:
@@ -135,12 +146,15 @@ class Telemetry:
             IN_FLIGHT.inc()
 
     def admit(self) -> None:
-        """A call that will be settled: until then it is owed."""
+        """A call that will be settled: it is owed until its `end`."""
         UNSETTLED.inc()
 
-    def settled(self) -> None:
-        """The last step of a call's settlement."""
-        UNSETTLED.dec()
+    def end(self, exchange: Exchange, *, call: bool) -> None:
+        """The request is over: it is neither in flight nor owed any more."""
+        if exchange.in_flight:
+            IN_FLIGHT.dec()
+        if call:
+            UNSETTLED.dec()
 
     def model(self, exchange: Exchange) -> str:
         """The label for an exchange's model."""
@@ -156,7 +170,7 @@ class Telemetry:
         return OTHER
 
     def record(self, exchange: Exchange, *, call: bool, metering: bool) -> None:
-        """Count a finished exchange and write its log line.
+        """Count a finished exchange.
 
         `call` says that a key's call was made or refused, `metering` that it is metered.
         """
@@ -165,9 +179,6 @@ class Telemetry:
             self._child(UPSTREAM_ERRORS, provider, reason).inc()
         if call and metering:
             self._record_call(exchange)
-        if exchange.in_flight:
-            IN_FLIGHT.dec()
-        self._log(exchange)
 
     def _record_request(self, exchange: Exchange) -> None:
         """Every request. A refused stranger makes no series at will: no histogram, and no method
@@ -179,8 +190,8 @@ class Telemetry:
             method = OTHER
         self._child(REQUESTS, method, exchange.path, str(exchange.status)).inc()
         if not stranger:
-            self._child(DURATION, method, exchange.path).observe(exchange.duration)
-            self._child(OVERHEAD, exchange.path).observe(exchange.overhead)
+            self._child(DURATION, method, exchange.path).observe(_seconds(exchange.duration))
+            self._child(OVERHEAD, exchange.path).observe(_seconds(exchange.overhead))
 
     def _record_call(self, exchange: Exchange) -> None:
         model, provider = self.model(exchange), exchange.provider or "none"
@@ -199,19 +210,19 @@ class Telemetry:
             if exchange.cost is None:
                 self._child(UNPRICED, provider, model).inc()
             else:
-                self._add(exchange.cost / PICO, COST, *labels)
+                self._add(usd(exchange.cost), COST, *labels)
         if exchange.relayed and 200 <= exchange.status < 300:
             self._record_speed(exchange, provider, model)
 
     def _record_speed(self, exchange: Exchange, provider: str, model: str) -> None:
-        self._child(GEN_AI_DURATION, provider, model).observe(exchange.upstream)
+        self._child(GEN_AI_DURATION, provider, model).observe(_seconds(exchange.upstream))
         if exchange.ttft is None or not exchange.stream:
             return
-        self._child(FIRST_TOKEN, provider, model).observe(exchange.ttft)
+        self._child(FIRST_TOKEN, provider, model).observe(_seconds(exchange.ttft))
         if exchange.usage is not None and exchange.usage.completion > 1:
             rest = max(0.0, exchange.upstream - exchange.ttft)
             per_token = rest / (exchange.usage.completion - 1)
-            self._child(PER_TOKEN, provider, model).observe(per_token)
+            self._child(PER_TOKEN, provider, model).observe(_seconds(per_token))
 
     def _add(self, amount: float, metric: Any, *labels: str) -> None:
         child = self._child(metric, *labels)  # the series is there even when all it has is zero
@@ -226,10 +237,20 @@ class Telemetry:
             child = self._children[key] = metric.labels(*labels)
         return child
 
-    def _log(self, exchange: Exchange) -> None:
+    def log(self, exchange: Exchange) -> None:
+        """Write the request's line. What is at the other end of stdout is nobody's fault who calls:
+        a full disk or a reader that has gone costs the line, and is told once.
+        """
         if exchange.status < self._quiet:
             return
-        os.write(1, _encode(_line(exchange)) + b"\n")
+        try:
+            os.write(1, _encode(_line(exchange)) + b"\n")
+        except OSError as error:
+            if not self._log_failing:
+                log.error("request lines cannot be written to stdout: %s", error.strerror)
+            self._log_failing = True
+        else:
+            self._log_failing = False
 
 
 _encode = msgspec.json.Encoder().encode
@@ -243,7 +264,7 @@ def _line(exchange: Exchange) -> dict[str, Any]:
         "time": _timestamp(exchange.at),
         "level": level,
         "request_id": exchange.request_id,
-        "upstream_request_id": exchange.upstream_request_id,
+        "upstream_request_id": (exchange.upstream_request_id or "")[:MAX_ID_LENGTH] or None,
         "client": exchange.client,
         "method": exchange.method if exchange.method in METHODS else OTHER,
         "path": exchange.path,
@@ -354,6 +375,18 @@ def _in_child(work: Callable[[], bytes]) -> bytes:
     return b"".join(pieces)
 
 
+def usd(pico: int) -> float:
+    """A cost in pico-USD as the counter takes it: in dollars, rounded down to whole grains.
+
+    Down, so that a sum's grains are never fewer than its parts' were: see `seed`.
+    """
+    return pico * USD_GRAINS // 10**12 / USD_GRAINS
+
+
+def _seconds(value: float) -> float:
+    return round(value * SECOND_GRAINS) / SECOND_GRAINS
+
+
 def seed(totals: Iterable[Sums]) -> None:
     """Take up the counters where the usage table left them, once, before the workers start.
 
@@ -368,7 +401,7 @@ def seed(totals: Iterable[Sums]) -> None:
         COMPLETION.labels(*labels).inc(row.completion)
         TOKENS.labels(*labels).inc(row.total)
         CACHED.labels(*labels).inc(row.cached)
-        COST.labels(*labels).inc(row.cost / PICO)
+        COST.labels(*labels).inc(usd(row.cost))
 
 
 def worker_begins() -> None:
