@@ -71,15 +71,18 @@ class Gateway:
         """The end of every request: price it, book it, count it, log it, in that order.
 
         A store that fails is told in the log and never to the caller, who has his answer.
+        Whatever fails, the request is no longer in flight.
         """
         exchange.finish()
         metering = state.settings.server.metering
-        if call and metering:
-            self._price(exchange, state)
-            self._book(exchange)
-        self.telemetry.record(exchange, call=call, metering=metering)
-        if call:
-            self.telemetry.settled()
+        try:
+            if call and metering:
+                self._price(exchange, state)
+                self._book(exchange)
+            self.telemetry.record(exchange, call=call, metering=metering)
+        finally:
+            self.telemetry.end(exchange, call=call)
+        self.telemetry.log(exchange)
 
     def _price(self, exchange: Exchange, state: State) -> None:
         if exchange.usage is None:

@@ -78,6 +78,7 @@ class Visit:
                 raise errors.Drained() from None
             raise errors.RequestTimeout("The request body did not arrive in time.") from None
         finally:
+            self.watch.deadline(None)  # a refused call leaves no timer behind
             self.raw = call.raw
             self.exchange.waited_for_client += call.waited
         self.exchange.model = (call.model or "")[:MAX_NAME]
@@ -99,7 +100,10 @@ class Visit:
 
     def attempt(self, provider: str, path: str, model: str, *, rename: bool) -> Attempt:
         """An attempt at `path` on a provider's origin."""
-        upstream = self.state.upstreams[provider]
+        upstreams, stand_in = self.state.upstreams, self.state.settings.stand_in
+        upstream = upstreams[provider]
+        if stand_in and self.credential is None and not upstream.provider.usable:
+            upstream = upstreams[stand_in]
         call = self.call
         asks = (
             call.stream
@@ -151,10 +155,12 @@ class Visit:
     def settle(self, relayed: Relayed) -> None:
         """The call is over: read its use, then book and count it."""
         call = self.call
-        release(call)
-        self.exchange.model = self.exchange.model or call.told_model[:MAX_NAME]
-        read_use(relayed, expected=is_metered(call))
-        self.gateway.settle(self.exchange, self.state, call=True)
+        try:
+            release(call)
+            self.exchange.model = self.exchange.model or call.told_model[:MAX_NAME]
+            read_use(relayed, expected=is_metered(call))
+        finally:
+            self.gateway.settle(self.exchange, self.state, call=True)
 
 
 class Verbatim(Response):
