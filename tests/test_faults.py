@@ -232,9 +232,10 @@ def test_a_kept_connection_that_closes_on_receipt_does_not_repeat_the_call(
 def test_a_connection_that_the_provider_closed_while_idle_costs_no_call(
     impatient_gateway: Gateway, simulator: Simulator
 ) -> None:
-    orders = "idle-close=0.05"
+    orders = "idle-close=0.3"
     assert chat.call(impatient_gateway, model="quick", orders=orders).status == 200
-    eventually(lambda: simulator.stats()["connections"] <= 3, what="the idle connection closed")
+    before = simulator.stats()["connections"]
+    eventually(lambda: simulator.stats()["connections"] < before, what="the idle one's end")
     assert chat.call(impatient_gateway, model="quick").status == 200
 
 

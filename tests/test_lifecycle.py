@@ -121,6 +121,23 @@ def test_an_upload_that_never_ends_does_not_hold_up_the_end(
     assert chat.error(answer)["code"] == "overloaded"
 
 
+def test_who_is_told_to_come_again_is_not_kept_on_a_connection_that_ends(
+    gateway_factory: GatewayFactory,
+) -> None:
+    gateway = gateway_factory(env={"GRACEFUL_TIMEOUT": str(GRACE)})
+    first, second = chat.request(gateway, orders="stall-before"), chat.request(gateway)
+    stopping = threading.Thread(target=gateway.stop)
+    with raw.Connection(gateway.port).send(first + second) as connection:
+        eventually(lambda: gateway.metrics().value("requests_in_flight") == 1, what="in flight")
+        stopping.start()
+        answer = connection.read()
+        assert answer.status == 503
+        assert answer.header("connection") == "close"
+        assert connection.is_closed_by_peer()
+    stopping.join()
+    assert gateway.process.returncode == 0
+
+
 def test_a_killed_worker_is_replaced_and_the_others_serve_on(
     gateway_factory: GatewayFactory,
 ) -> None:

@@ -148,6 +148,8 @@ def _answer_errors(app: Flask) -> None:
     @app.errorhandler(errors.GatewayError)
     def gateway_error(error: errors.GatewayError) -> Response:
         g.exchange.refuse(error.status, error.code)
+        if isinstance(error, errors.Drained):
+            close_after(request.environ)  # coming again on this connection would be too late
         if isinstance(error, errors.UnknownUrl | errors.MethodNotAllowed | errors.InvalidPath):
             g.exchange.path = UNMATCHED
         response = Response(error.body(), error.status, mimetype="application/json")

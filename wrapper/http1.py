@@ -11,6 +11,8 @@ The rules protected here:
   11.2): Content-Length beside Transfer-Encoding, several or malformed Content-Lengths, unknown
   transfer codings, bare line feeds, folded lines, control characters in a header.
 * A body that ends early raises; it never looks complete (RFC 9112 section 8).
+* No byte of one answer is ever read as another's: a connection serves again only when the end of
+  the last answer was seen, and nothing was behind it.
 * Events that wait together leave together, and one that has arrived never waits for the next.
 """
 
@@ -83,7 +85,9 @@ class Connection:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if tls is not None:
-                sock = tls.wrap_socket(sock, server_hostname=host)
+                # An end that TLS does not tell may be anybody's: a body that lasts until the
+                # close is then not whole (RFC 9112 section 9.8).
+                sock = tls.wrap_socket(sock, server_hostname=host, suppress_ragged_eofs=False)
         except BaseException:
             sock.close()
             raise
@@ -203,6 +207,9 @@ def parse_head(data: bytes, method: str) -> Head:
     length, chunked = _framing(method, status, minor == b"1", lengths, codings)
     tokens = {token.strip() for token in connection.split(",")}
     keep_alive = "close" not in tokens and (minor == b"1" or "keep-alive" in tokens)
+    # That no body follows these is presumed. One that does, a moment later, would be read as the
+    # answer to the next call, which may be another caller's.
+    keep_alive = keep_alive and not _has_no_body(method, status)
     reason = (match[3] or b"").decode("latin-1").strip()
     return Head(status, reason, headers, length, chunked, keep_alive)
 
@@ -215,11 +222,15 @@ def _framing(
         raise ProtocolError("Transfer-Encoding that cannot be trusted")
     if len(lengths) > 1 or (lengths and not _is_length(lengths[0])):
         raise ProtocolError("Content-Length that cannot be trusted")
-    if method == "HEAD" or status < 200 or status in (204, 304):
+    if _has_no_body(method, status):
         return 0, False
     if codings:
         return None, True
     return (int(lengths[0]) if lengths else None), False
+
+
+def _has_no_body(method: str, status: int) -> bool:
+    return method == "HEAD" or status < 200 or status in (204, 304)
 
 
 def _is_length(text: str) -> bool:

@@ -1,0 +1,64 @@
+"""A gateway that is full says so at once, and still answers whether it is alive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import chat
+from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
+from harness.gateway import Gateway
+from harness.poll import eventually
+
+if TYPE_CHECKING:
+    from harness.simulator import Simulator
+
+PLACES = 4
+
+
+@pytest.fixture(scope="module")
+def gateway(simulator: Simulator) -> Iterator[Gateway]:
+    """One worker with a few places, and a provider with fewer."""
+    config = f"[server]\nmax_in_flight = {PLACES}\n\n" + CONFIG.replace(
+        "client_credentials = true", "max_connections = 2"
+    )
+    with Gateway(config.replace("{simulator}", simulator.url), keys=KEYS, env=PROVIDER_KEYS) as g:
+        yield g
+
+
+def hold(gateway: Gateway, held: ExitStack, simulator: Simulator, count: int, model: str) -> None:
+    """Calls that stay until `held` is closed."""
+    book = chat.mark()
+    for _ in range(count):
+        held.enter_context(chat.begin(gateway, orders="stall-before", book=book, model=model))
+    eventually(lambda: len(simulator.requests(book=book)) == count, what="calls under way")
+
+
+def test_a_full_gateway_refuses_calls_and_not_health_checks(
+    gateway: Gateway, simulator: Simulator
+) -> None:
+    with ExitStack() as held:
+        hold(gateway, held, simulator, PLACES, "llama-x")
+        answer = chat.call(gateway)
+        details = chat.error(answer)
+        assert (answer.status, details["type"], details["code"]) == (503, "api_error", "overloaded")
+        assert int(answer.header("retry-after") or 0) >= 1
+        assert gateway.get("/healthz")[0] == 200
+        assert gateway.get("/readyz")[0] == 200
+        assert gateway.metrics().value("requests_in_flight") >= PLACES
+    eventually(lambda: chat.call(gateway).status == 200, what="places are free again")
+
+
+def test_a_provider_without_a_free_connection_is_told_and_others_go_on(
+    gateway: Gateway, simulator: Simulator
+) -> None:
+    with ExitStack() as held:
+        hold(gateway, held, simulator, 2, "gpt-x")
+        answer = chat.call(gateway, model="gpt-x")
+        assert (answer.status, chat.error(answer)["code"]) == (503, "overloaded")
+        assert int(answer.header("retry-after") or 0) >= 1
+        assert chat.call(gateway, model="llama-x").status == 200
+    eventually(lambda: chat.call(gateway, model="gpt-x").status == 200, what="one is free again")

@@ -1,0 +1,127 @@
+"""A provider behind TLS: its name is verified, and everything is as it is without."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import chat, programs
+from harness.defaults import KEYS, PROVIDER_KEYS
+from harness.gateway import Gateway
+from harness.poll import eventually
+from harness.simulator import Simulator
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG = """\
+[providers.known]
+base_url = "https://127.0.0.1:{port}/v1"
+api_key = { env = "OPENAI_API_KEY" }
+ca_file = "{pem}"
+idle_timeout = 1
+
+[providers.unknown]
+base_url = "https://127.0.0.1:{port}/v1"
+api_key = { env = "OPENAI_API_KEY" }
+
+[providers.misnamed]
+base_url = "https://localhost:{port}/v1"
+api_key = { env = "OPENAI_API_KEY" }
+ca_file = "{pem}"
+
+[[routes]]
+model = "unknown"
+targets = ["unknown"]
+
+[[routes]]
+model = "misnamed"
+targets = ["misnamed"]
+
+[[routes]]
+model = "*"
+targets = ["known"]
+"""
+
+
+@dataclass
+class Behind:
+    """A gateway and its provider behind TLS."""
+
+    gateway: Gateway
+    simulator: Simulator
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
+    pem: Path = tmp_path_factory.mktemp("tls") / "provider.pem"
+    made = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1"
+    made += " -addext subjectAltName=IP:127.0.0.1"
+    command = [programs.require("openssl"), *made.split(), "-keyout", str(pem), "-out", str(pem)]
+    subprocess.run(command, check=True, capture_output=True)
+    with Simulator(certificate=pem) as simulator:
+        config = CONFIG.replace("{port}", str(simulator.port)).replace("{pem}", str(pem))
+        with Gateway(config, keys=KEYS, env=PROVIDER_KEYS) as gateway:
+            yield Behind(gateway, simulator)
+            gateway.assert_clean()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_pass_and_the_connection_is_kept(tls: Behind, stream: bool) -> None:
+    for _ in range(3):
+        answer = chat.call(tls.gateway, stream=stream)
+        assert answer.status == 200
+        assert answer.clean_end
+    assert tls.simulator.requests()[-1]["nth_on_connection"] > 0
+
+
+def test_events_are_not_held_back_by_the_encryption(tls: Behind) -> None:
+    with chat.begin(tls.gateway, orders="stall=2; events=9", stream=True) as connection:
+        pieces = connection.body(connection.read_head())
+        text = b""
+        while text.count(b"data: ") < 2:
+            text += next(pieces)
+
+
+@pytest.mark.parametrize(("model", "told"), [("unknown", "self"), ("misnamed", "localhost")])
+def test_a_certificate_that_is_not_known_or_of_another_name_is_refused(
+    tls: Behind, model: str, told: str
+) -> None:
+    before = len(tls.simulator.requests())
+    answer = chat.call(tls.gateway, model=model)
+    details = chat.error(answer)
+    assert (answer.status, details["code"]) == (502, "upstream_unreachable")
+    assert "certificate" in details["message"]
+    assert told in details["message"]
+    assert len(tls.simulator.requests()) == before
+
+
+def test_leaving_ends_the_providers_work_here_too(tls: Behind) -> None:
+    book = chat.mark()
+    connection = chat.begin(tls.gateway, orders="stall=2; events=9", book=book, stream=True)
+    assert next(connection.body(connection.read_head()))
+    connection.close()
+    eventually(
+        lambda: tls.simulator.requests(book=book)[0]["outcome"] == "aborted",
+        deadline=2,
+        what="the end of the provider's work",
+    )
+
+
+@pytest.mark.parametrize("orders", ["cut=3; events=9", "reset=3; events=9", "stall=3; events=9"])
+def test_a_stream_that_breaks_never_ends_cleanly_here_either(tls: Behind, orders: str) -> None:
+    answer = chat.call(tls.gateway, orders=orders, stream=True)
+    assert not answer.clean_end
+    assert b"upstream_interrupted" in chat.events(answer.body)[-1]
+
+
+def test_an_answer_until_close_that_is_cut_without_tls_own_end_is_no_whole_answer(
+    tls: Behind,
+) -> None:
+    """Anybody on the way could have cut it: TLS says its end itself (RFC 8446 section 6.1)."""
+    answer = chat.call(tls.gateway, orders="framing=no-length; reset=3; events=9", stream=True)
+    assert not answer.clean_end
