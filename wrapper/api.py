@@ -90,4 +90,4 @@ def refuse_method(path: str) -> None:
 
 def unknown(text: str) -> str:
     """What the caller typed, short and on one line."""
-    return ascii("/" + text[:60] + "/…")
+    return ascii("/" + text[:60] + "/...")

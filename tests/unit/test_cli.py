@@ -28,6 +28,7 @@ api_key = { env = "GROQ_API_KEY" }
 [providers.openai]
 base_url = "https://api.openai.com/v1"
 api_key = { env = "OPENAI_API_KEY" }
+client_credentials = true
 
 [[routes]]
 model = "gpt-*"
@@ -222,6 +223,7 @@ def test_check_of_a_right_configuration_says_so_and_notes_what_is_missing(run: R
     assert (code, err) == (0, "")
     assert "config/gateway.toml: 2 providers, 2 routes" in out
     assert "environment variable GROQ_API_KEY is not set" in out
+    assert "environment variable OPENAI_API_KEY is not set (callers with" in out
     assert "no provider can be used" in out
     assert "there are no keys" in out
     assert out.endswith("no problems\n")

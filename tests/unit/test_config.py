@@ -736,7 +736,15 @@ def test_the_demo_is_needed_only_when_asked_for_and_no_provider_is_usable(tmp_pa
 def test_the_demo_answers_for_every_route_under_the_callers_name(tmp_path: Path) -> None:
     text = GATEWAY.replace('"*"', '"fast"').replace('["groq"]', '["groq:llama", "groq:other"]')
     found = load(written(tmp_path, text), "http://127.0.0.1:1234")
-    assert list(found.providers) == ["demo"]
+    assert found.usable == ("demo",)
+    assert found.stand_in == "demo"
     assert found.providers["demo"].base_url == "http://127.0.0.1:1234/v1"
-    assert found.providers["demo"].usable
     assert found.routes == (Route("fast", (Target("demo"),)), Route("*", (Target("demo"),)))
+
+
+def test_the_demo_ends_with_the_first_usable_provider(tmp_path: Path) -> None:
+    environ = written(tmp_path, GATEWAY + '[providers.ollama]\nbase_url = "http://127.0.0.1:9/v1"\n')
+    found = load(environ, "http://127.0.0.1:1234")
+    assert found.usable == ("ollama",)
+    assert found.stand_in is None
+    assert found.routes == (Route("*", (Target("groq"),)),)

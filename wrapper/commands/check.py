@@ -13,6 +13,7 @@ from wrapper.commands import NOT_ENFORCED
 from wrapper.config import (
     ConfigError,
     Problem,
+    Provider,
     Settings,
     config_path,
     keys_path,
@@ -66,6 +67,13 @@ def _checked(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
+def _own(provider: Provider) -> str:
+    """What still passes where the gateway has no credential of its own."""
+    if not provider.client_credentials:
+        return ""
+    return f" (callers with a credential of their own are let through at /{provider.name}/…)"
+
+
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
@@ -74,7 +82,7 @@ def notes(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
     """What is not wrong, but may not be what was meant."""
     for name, provider in settings.providers.items():
         if not provider.usable:
-            yield f"providers.{name} is passed over: {provider.api_key_problem}"
+            yield f"providers.{name} is passed over: {provider.api_key_problem}{_own(provider)}"
     if not settings.usable:
         yield "no provider can be used: WRAPPER_DEMO=1 serves the simulated one"
     if settings.server.metrics_token_problem:

@@ -50,7 +50,7 @@ def load(
 ) -> Settings:
     """The settings of `environ`. Raises `ConfigError` with all problems.
 
-    With `demo_url` the one provider is the simulator there, and every route leads to it.
+    With `demo_url` the simulator there answers for as long as no provider is usable.
     `instead` names files to read in place of others (a snapshot of what was last in force).
     """
     sources = Sources(instead)
@@ -77,7 +77,7 @@ def load(
         stamps=sources.stamps,
         store=store,
     )
-    return settings if demo_url is None else _demo(settings, demo_url)
+    return settings if demo_url is None or settings.usable else _demo(settings, demo_url)
 
 
 def _gateway(environ: Mapping[str, str], sources: Sources, problems: list[Problem]) -> Gateway:
@@ -140,10 +140,11 @@ def needs_demo(environ: Mapping[str, str]) -> bool:
 
 
 def _demo(settings: Settings, url: str) -> Settings:
-    """The same models and aliases, all of them answered by the simulator under their own name."""
+    """The same models, aliases and addresses, all of them answered by the simulator."""
     demo = (Target(DEMO),)
     routes = [Route(route.model, demo) for route in settings.routes]
     if not any(route.model == "*" for route in routes):
         routes.append(Route("*", demo))
     provider = Provider(name=DEMO, base_url=url.rstrip("/") + "/v1")
-    return replace(settings, providers=frozen({DEMO: provider}), routes=tuple(routes))
+    providers = frozen({**settings.providers, DEMO: provider})
+    return replace(settings, providers=providers, routes=tuple(routes), stand_in=DEMO)

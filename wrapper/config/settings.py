@@ -174,6 +174,7 @@ class Settings:
 
     `prices` are the overrides of gateway.toml by model name. `files` is what to watch for a
     reload (files that are not there yet included), `stamps` their state when they were read.
+    `stand_in` is the provider that answers in place of those that are not usable.
     """
 
     server: Server
@@ -184,6 +185,7 @@ class Settings:
     files: tuple[Path, ...] = ()
     stamps: tuple[Stamp, ...] = ()
     store: str = "sqlite:///data/usage.db"
+    stand_in: str | None = None
 
     @property
     def usable(self) -> tuple[str, ...]:
