@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -395,6 +396,39 @@ def test_where_all_targets_fail_the_last_ones_answer_comes_down(
     assert answer.header("x-wrapper-provider") == "openai"
     assert len(simulator.requests(book=book)) == 2
     failed(chat.call(impatient_gateway, model="or-gone"), 502, "upstream_unreachable")
+
+
+@both_ways
+def test_failures_leave_no_connection_open(impatient_gateway: Gateway, stream: bool) -> None:
+    """Neither failures nor clients that leave: a worker has as many files open as before."""
+    (worker,) = impatient_gateway.workers()
+    failures = (
+        "reset=0",
+        "close-on-receipt",
+        "cut=3",
+        "reset=3",
+        "framing=garbage",
+        "framing=cl-te",
+    )
+
+    def open_files() -> int:
+        return len(list(Path(f"/proc/{worker}/fd").iterdir()))
+
+    def fail() -> None:
+        for orders in failures:
+            chat.call(impatient_gateway, model="quick", orders=orders, stream=stream)
+        for model in ("refusing", "notls", "or-refused", "or-429"):
+            chat.call(impatient_gateway, model=model, stream=stream)
+        for orders in ("stall-before", "stall=2"):
+            connection = chat.begin(impatient_gateway, orders=orders, stream=stream)
+            eventually(lambda: impatient_gateway.metrics().value("requests_in_flight") > 0)
+            connection.close()
+
+    fail()
+    before = open_files()
+    for _ in range(8):
+        fail()
+    eventually(lambda: open_files() <= before + 4, what="as many open files as before")
 
 
 def test_failures_of_a_provider_leave_the_others_connections_alone(
