@@ -37,6 +37,7 @@ class _List(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(_List).decode
 _known: dict[Upstream, tuple[float, list[Model]]] = {}  # when to ask again, the last list
+_asking: dict[Upstream, threading.Thread] = {}  # who is being asked just now
 
 
 @bp.get("/v1/models")
@@ -97,9 +98,7 @@ def _ask_all(state: State) -> dict[str, list[Model]]:
     now = time.monotonic()
     usable = {name: up for name, up in state.upstreams.items() if up.provider.usable}
     stale = [up for up in usable.values() if up not in _known or _known[up][0] < now]
-    threads = [threading.Thread(target=_refresh, args=(up,)) for up in stale]
-    for thread in threads:
-        thread.start()
+    threads = [_asking.get(up) or _start(up) for up in stale]
     for thread in threads:
         thread.join()
     for upstream in set(_known) - set(state.upstreams.values()):
@@ -107,8 +106,19 @@ def _ask_all(state: State) -> dict[str, list[Model]]:
     return {name: _known[up][1] for name, up in usable.items() if up in _known}
 
 
+def _start(upstream: Upstream) -> threading.Thread:
+    """Ask a provider, for all who want to know it until it has answered."""
+    thread = threading.Thread(target=_refresh, args=(upstream,))
+    _asking[upstream] = thread
+    thread.start()
+    return thread
+
+
 def _refresh(upstream: Upstream) -> None:
-    listed = _ask(upstream)
+    try:
+        listed = _ask(upstream)
+    finally:
+        _asking.pop(upstream, None)
     now = time.monotonic()
     if listed is not None:
         _known[upstream] = (now + FRESH, [m for m in listed if isinstance(m.get("id"), str)])

@@ -75,7 +75,8 @@ _NEVER_DOWN = _HOP_BY_HOP | frozenset(
     ]
 )
 # Codings whose bytes the meter can read; others are taken out so that none goes unmetered.
-READABLE_CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "identity", "*"})
+# So is "*", which leaves the choice to the provider.
+READABLE_CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "identity"})
 
 HeaderList = list[tuple[str, str]]
 
@@ -173,6 +174,8 @@ class Transport(BaseAdapter):
 
     def _idle_connection(self) -> http1.Connection | None:
         oldest = time.monotonic() - MAX_IDLE
+        while self._idle and self._idle[0].idle_since <= oldest:
+            self._idle.popleft().close()
         while self._idle:
             connection = self._idle.pop()  # the warmest first
             if connection.idle_since > oldest and connection.is_quiet():
@@ -256,6 +259,11 @@ class Upstream:
         self._transport = Transport(provider)
         self.host = urlsplit(provider.origin).hostname or ""
         self._extra = {name.title(): value for name, value in provider.headers}
+        self._open_extra = {
+            name.title(): value
+            for name, value in provider.headers
+            if name.lower() not in provider.secret_headers
+        }
         self._credential = (
             f"Bearer {provider.api_key.reveal()}" if provider.api_key is not None else None
         )
@@ -279,7 +287,8 @@ class Upstream:
         request = requests.PreparedRequest()
         request.method, request.url = method, target
         prepared = dict(headers)
-        prepared.update(self._extra)
+        # A caller with a credential of his own must not get the gateway's with it.
+        prepared.update(self._extra if credential is None else self._open_extra)
         if credential or self._credential:
             prepared["Authorization"] = credential or self._credential or ""
         _set_framing(prepared, method, body)

@@ -48,7 +48,7 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
     """The provider, or None when its address is wrong; problems are noted in the table."""
     base_url = _base_url(table)
     api_key, why = secrets.read(table, "api_key")
-    headers, headers_why = _headers(table, secrets)
+    headers, secret_headers, headers_why = _headers(table, secrets)
     timeouts = {
         "connect_timeout": table.seconds("connect_timeout", 5.0),
         "first_byte_timeout": table.seconds("first_byte_timeout", 120.0),
@@ -73,6 +73,7 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
         client_credentials=client_credentials,
         max_connections=max_connections,
         headers=headers,
+        secret_headers=secret_headers,
         ca_file=ca_file,
         stream_usage=stream_usage,
         **timeouts,
@@ -121,13 +122,16 @@ def _wrong_address(value: str) -> str | None:
     return None
 
 
-def _headers(table: Table, secrets: SecretReader) -> tuple[tuple[tuple[str, str], ...], str | None]:
+def _headers(
+    table: Table, secrets: SecretReader
+) -> tuple[tuple[tuple[str, str], ...], frozenset[str], str | None]:
     """Added headers: values are strings, or references where they are secrets."""
     inner = table.table("headers")
     found: dict[str, tuple[str, str]] = {}
+    secret_names: set[str] = set()
     why: str | None = None
     if inner is None:
-        return (), None
+        return (), frozenset(), None
     for name, value in inner.data.items():
         if name.lower() in found:
             inner.problem(name, "is there twice", "remove one")
@@ -138,9 +142,10 @@ def _headers(table: Table, secrets: SecretReader) -> tuple[tuple[tuple[str, str]
             why = why or missing
             if secret is not None:
                 found[name.lower()] = (name, secret.reveal())
+                secret_names.add(name.lower())
         elif text := _header_value(inner, name, value):
             found[name.lower()] = (name, text)
-    return tuple(found.values()), why
+    return tuple(found.values()), frozenset(secret_names), why
 
 
 def _may_add(table: Table, name: str) -> bool:

@@ -59,8 +59,10 @@ class Provider:
 
     `base_url` has no trailing slash. `api_key` is None for a server that needs none, and also
     when the credential is missing: then `api_key_problem` says why. `headers` are added going up
-    and may hold secrets, so they are not shown. `stream_usage` says when a stream of chat reports
-    its use: `ask` only when asked (OpenAI's `stream_options.include_usage`), `sent` always (Groq).
+    and may hold secrets, so they are not shown; those in `secret_headers` (lower case) are
+    credentials of the gateway, for its own callers only. `stream_usage` says when a stream of
+    chat reports its use: `ask` only when asked (OpenAI's `stream_options.include_usage`), `sent`
+    always (Groq).
     """
 
     name: str
@@ -74,6 +76,7 @@ class Provider:
     total_timeout: float = 900.0
     max_connections: int = 1000
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    secret_headers: frozenset[str] = frozenset()
     ca_file: Path | None = None
     stream_usage: str = "ask"
 
