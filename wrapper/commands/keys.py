@@ -58,7 +58,9 @@ def _add_create(actions: Subparsers) -> None:
     parser.add_argument("--concurrency", type=_limit, metavar="N", help="requests at once")
     parser.add_argument("--budget", type=_budget, metavar="USD", help="money per day or month")
     parser.add_argument("--per", choices=PERIODS, help="of --budget, in UTC (default: month)")
-    parser.add_argument("--expires", type=_date, metavar="DATE", help="refused from 00:00 UTC of this day, such as 2027-01-31")
+    parser.add_argument(
+        "--expires", type=_date, metavar="DATE", help="refused from 00:00 UTC of it: 2027-01-31"
+    )
     parser.add_argument("--quiet", action="store_true", help="print the secret and nothing else")
     parser.set_defaults(run=run_create)
 
