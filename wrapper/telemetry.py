@@ -45,8 +45,9 @@ PICO = 1e12
 
 # Prometheus takes a counter that is lower than before, be it by the last bit of a float, for a
 # reset and counts all of it again. The workers' values are added up in any order, and after a
-# restart from sums, so what is added are multiples of a power of two: their sums are exact.
-USD_GRAINS = 2**32  # in a dollar; exact up to two million dollars
+# restart from sums. So times are added in multiples of a power of two, whose sums are exact, and
+# money is counted in whole pico-USD and turned into dollars when it is told (`_Families`).
+USD_DECIMALS = 10  # that are told: a price per million tokens has four at most
 SECOND_GRAINS = 2**20  # in a second; exact for three hundred years
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -80,7 +81,8 @@ PROMPT = Counter("token_usage_prompt", "Prompt tokens by key.", _KEY_LABELS)
 COMPLETION = Counter("token_usage_completion", "Completion tokens by key.", _KEY_LABELS)
 TOKENS = Counter("token_usage", "All tokens by key.", _KEY_LABELS)
 CACHED = Counter("token_usage_cached", "Prompt tokens that came from a cache.", _KEY_LABELS)
-COST = Counter("api_key_cost_usd", "Cost in US dollars by key.", _KEY_LABELS)
+COST_FAMILY = "api_key_cost_usd"
+COST = Counter(COST_FAMILY, "Cost in US dollars by key.", _KEY_LABELS)
 REJECTIONS = Counter("api_key_rejections", "Calls that the gateway refused.", ("api_key", "reason"))
 UNMETERED = Counter(
     "unmetered_responses", "2xx answers whose use could not be read.", ("provider", "reason")
@@ -210,7 +212,7 @@ class Telemetry:
             if exchange.cost is None:
                 self._child(UNPRICED, provider, model).inc()
             else:
-                self._add(usd(exchange.cost), COST, *labels)
+                self._add(exchange.cost, COST, *labels)
         if exchange.relayed and 200 <= exchange.status < 300:
             self._record_speed(exchange, provider, model)
 
@@ -342,6 +344,8 @@ class _Families:
                 family.samples = [s for s in family.samples if s.name in self._names]
                 if not family.samples:
                     continue
+            if family.name == COST_FAMILY:
+                family.samples = [s._replace(value=usd(s.value)) for s in family.samples]
             yield family
 
 
@@ -375,12 +379,13 @@ def _in_child(work: Callable[[], bytes]) -> bytes:
     return b"".join(pieces)
 
 
-def usd(pico: int) -> float:
-    """A cost in pico-USD as the counter takes it: in dollars, rounded down to whole grains.
+def usd(pico: float) -> float:
+    """Dollars, to 100 pico-USD, of a sum of whole pico-USD.
 
-    Down, so that a sum's grains are never fewer than its parts' were: see `seed`.
+    A float holds such a sum exactly up to 9,000 dollars in one series, and beyond that to a few
+    pico-USD, which the rounding takes away.
     """
-    return pico * USD_GRAINS // 10**12 / USD_GRAINS
+    return round(pico / PICO, USD_DECIMALS)
 
 
 def _seconds(value: float) -> float:
@@ -401,7 +406,7 @@ def seed(totals: Iterable[Sums]) -> None:
         COMPLETION.labels(*labels).inc(row.completion)
         TOKENS.labels(*labels).inc(row.total)
         CACHED.labels(*labels).inc(row.cached)
-        COST.labels(*labels).inc(usd(row.cost))
+        COST.labels(*labels).inc(row.cost)
 
 
 def worker_begins() -> None:
