@@ -288,3 +288,20 @@ def test_a_body_that_drips_is_cut_off_however_often_something_comes(
                 continue
     assert time.monotonic() - began < 4
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (408, "request_timeout")
+
+
+def test_a_client_that_breaks_off_an_upload_which_the_provider_does_not_take_is_noticed(
+    one_worker: Gateway,
+) -> None:
+    """A reset, while bytes of his are still unread. (A polite end would stand behind them.)"""
+    headers = (("Content-Length", str(SIZE)), ("x-sim", "read-stall=65536; delay=3"))
+    head = request(one_worker, "/openai/v1/_echo", headers)
+    before = len(list(one_worker.log()))
+    with raw.Connection(one_worker.port) as connection:
+        connection.send(head)
+        connection.socket.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.socket.sendall(bytes(SIZE))
+        connection.reset()
+    line = eventually(lambda: list(one_worker.log())[before:], deadline=1.5, what="its end")[0]
+    assert (line["outcome"], line["provider"]) == ("client_abort", "openai")

@@ -118,7 +118,8 @@ class Visit:
         """Ask, and answer with what comes."""
         call, exchange, watch = self.call, self.exchange, self.watch
         if self.raw is not None and not self.raw.ended:
-            self.raw.on_end = watch.start
+            self.raw.on_end = watch.uploaded
+            watch.start(uploading=True)
         else:
             watch.start()
         try:

@@ -29,6 +29,8 @@ TIMEOUT: Final = "timeout"
 DRAINED: Final = "drained"
 LOOKS: Final = 4  # at a wait, in the time that it may take
 TURN: Final = 1 << 20  # bytes that a request may move without letting the others run
+UPLOAD_LOOK: Final = 0.5  # seconds between two looks at a client that is still sending
+_CLOSED_BY_PEER: Final = frozenset({7, 8})  # Linux: TCP_CLOSE, TCP_CLOSE_WAIT
 
 _active: set[Watch] = set()
 _reading: set[Watch] = set()
@@ -73,12 +75,25 @@ class Watch:
         finally:
             _reading.discard(self)
 
-    def start(self) -> None:
-        """Begin watching the client; only once its request body has been read."""
+    def start(self, *, uploading: bool = False) -> None:
+        """Begin watching the client; `uploading` while its request body is still flowing.
+
+        Then its socket is readable anyhow, and bytes may stand in front of its farewell: the
+        state of the connection is looked at instead, until `uploaded`.
+        """
+        _active.add(self)
+        if not uploading:
+            self.uploaded()
+        elif self._sock is not None and hasattr(socket, "TCP_INFO"):
+            self._io = get_hub().loop.timer(UPLOAD_LOOK, UPLOAD_LOOK)
+            self._io.start(self._look_at_client)
+
+    def uploaded(self) -> None:
+        """The request body has been read: from now on a readable socket means something."""
+        self._stop_io()
         if self._sock is not None:
             self._io = get_hub().loop.io(self._sock.fileno(), 1)
             self._io.start(self._client_readable)
-        _active.add(self)
 
     def deadline(self, seconds: float | None) -> None:
         """The wait ends `seconds` from now at the latest; None lifts the deadline, and `idle` too.
@@ -116,6 +131,9 @@ class Watch:
         """No interruption after this, whatever happens."""
         _active.discard(self)
         self.deadline(None)
+        self._stop_io()
+
+    def _stop_io(self) -> None:
         if self._io is not None:
             self._io.stop()
             self._io.close()
@@ -138,6 +156,16 @@ class Watch:
         self._seen = self._beats
         if self._quiet >= LOOKS:
             self._interrupt(TIMEOUT)
+
+    def _look_at_client(self) -> None:
+        """Runs in the event loop: has the client closed or reset the connection? (tcp(7))"""
+        try:
+            state = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        except OSError:  # not TCP
+            return
+        if state in _CLOSED_BY_PEER:
+            self._io.stop()
+            self._interrupt(CLIENT_GONE)
 
     def _client_readable(self) -> None:
         """Runs in the event loop. Bytes mean pipelining: then we can watch no longer."""
