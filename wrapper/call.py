@@ -220,9 +220,9 @@ class Call:
             raise errors.InvalidJson(f"The body is not valid JSON: {error}.") from None
         except RecursionError:
             raise errors.InvalidJson("The body is nested too deep.") from None
-        if jsonbytes.has_duplicate(body, _READ_FIELDS):
+        if _is_ambiguous_object(body):
             raise errors.InvalidBody(
-                "A field is given twice: 'model', 'stream' or 'stream_options'."
+                "A field is given twice, or in capitals: 'model', 'stream' or 'stream_options'."
             )
         self.body, self.is_json = body, True
         self.model, self.stream = fields.model, bool(fields.stream)
@@ -291,6 +291,14 @@ class Call:
         Exactly that is changed. A stream whose usage event has to be taken out again must come
         uncompressed.
         """
+        try:
+            return self._body_for(rename, headers, ask_usage=ask_usage)
+        except ValueError as error:
+            raise errors.InvalidBody(f"The body cannot be changed: {error}.") from None
+
+    def _body_for(
+        self, rename: str | None, headers: dict[str, str], *, ask_usage: bool
+    ) -> tuple[bytes | Iterable[bytes] | None, dict[str, str]]:
         body = self.body
         if rename is not None:
             value = msgspec.json.encode(rename)
@@ -379,6 +387,13 @@ def _check_utf8(body: bytes) -> None:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise errors.InvalidJson(f"The body is not UTF-8 (byte {error.start}).") from None
+
+
+def _is_ambiguous_object(body: bytes) -> bool:
+    try:
+        return jsonbytes.has_duplicate(body, _READ_FIELDS)
+    except ValueError as error:
+        raise errors.InvalidBody(f"The body cannot be read: {error}.") from None
 
 
 def _wrong_field(problem: str) -> errors.GatewayError:
