@@ -81,3 +81,7 @@ def test_a_stream_that_node_leaves_ends_at_the_provider(
         lambda found: all(r["outcome"] for r in found if r["book"].startswith("node/"))
     )
     assert {r["outcome"] for r in left if r["book"].startswith("node/")} == {"aborted"}
+
+
+def test_the_lock_file_names_no_registry() -> None:
+    assert "://" not in (NODE / "package-lock.json").read_text()

@@ -283,6 +283,44 @@ def test_an_alias_in_the_path_changes_that_one_segment(caller: Caller) -> None:
     assert (sent.seen["target"], sent.body) == (target, b'{"prompt": "fast"}')
 
 
+@pytest.mark.parametrize("alias", ["or-429", "or-refused"])
+def test_a_form_is_sent_whole_to_each_target_under_its_own_name_of_the_model(
+    impatient_gateway: Gateway, simulator: Simulator, alias: str
+) -> None:
+    caller = Caller(impatient_gateway, simulator, "web-app")
+    sent = caller.send("/v1/audio/transcriptions", form_of(alias.encode(), model_first=False), FORM)
+    assert sent.status == 200, sent.answer
+    first = [b"a?status=429"] if alias == "or-429" else []
+    arrived = [base64.b64decode(seen["body_base64"]) for seen in sent.requests]
+    assert arrived == [form_of(name, model_first=False) for name in [*first, b"b"]]
+
+
+def test_what_has_flowed_by_is_not_sent_to_a_second_target(
+    gateway_factory: GatewayFactory, simulator: Simulator
+) -> None:
+    gateway = gateway_factory(
+        """
+[providers.openai]
+base_url = "{simulator}/v1"
+api_key = { env = "OPENAI_API_KEY" }
+
+[providers.groq]
+base_url = "{simulator}/openai/v1"
+api_key = { env = "GROQ_API_KEY" }
+headers = { "x-sim" = "status=503" }
+
+[[routes]]
+model = "*"
+targets = ["groq", "openai"]
+"""
+    )
+    caller = Caller(gateway, simulator, "web-app")
+    sent = caller.send("/v1/somewhere", SOUND, "audio/wav")
+    assert (sent.status, len(sent.requests)) == (503, 1)
+    sent = caller.send("/v1/somewhere", b'{"a": 1}')
+    assert (sent.status, len(sent.requests)) == (200, 2)
+
+
 def test_on_a_providers_own_path_an_alias_is_just_a_name(caller: Caller) -> None:
     data = b'{"model": "fast", "input": "x"}'
     assert caller.send("/openai/v1/embeddings", data).body == data
