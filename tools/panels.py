@@ -99,6 +99,8 @@ def number(value: float, unit: str, decimals: int | None = None) -> str:
         if value == 0:
             return "0 s"
         return f"{_plain(value * 1e3, None)} ms" if value < 1 else f"{_plain(value, None)} s"
+    if unit == "locale":
+        return f"{value:,.{decimals or 0}f}"
     if unit == "none":
         return _plain(value, decimals)
     return _short(value, decimals)

@@ -7,7 +7,10 @@ compose/compose-spec.json is the schema of https://github.com/compose-spec/compo
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,21 @@ def test_the_demo_does_not_touch_the_users_configuration_keys_and_records() -> N
     environment = SERVICES["gateway-demo"]["environment"]
     assert environment["WRAPPER_CONFIG"] == "/app/config/demo/gateway.toml"
     assert environment["WRAPPER_KEYS"].startswith("/app/demo/")
+
+
+def test_the_demos_configuration_is_a_good_one() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wrapper", "check"],
+        cwd=ROOT,
+        env={
+            "PATH": os.environ["PATH"],
+            "WRAPPER_CONFIG": "config/demo/gateway.toml",
+            "WRAPPER_KEYS": "config/keys.example.toml",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_named_volume_is_declared_and_every_file_mounted_is_here() -> None:
