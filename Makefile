@@ -21,7 +21,7 @@ help: ## what can be made
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
 
 run: $(VENV)/.runtime ## install and start the gateway on HOST:PORT (127.0.0.1:8080)
-	@$(BIN)/python -m wrapper demo-key
+	@$(BIN)/python -m wrapper demo-key --check-port
 	@exec env WRAPPER_DEMO=1 $(BIN)/gunicorn -c config/gunicorn.py wsgi:app
 
 test: $(VENV)/.dev ## every test; ARGS="-k name" for some

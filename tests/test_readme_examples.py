@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.gateway import Gateway
 from harness.processes import ROOT
 from harness.programs import require
 
 if TYPE_CHECKING:
-    from harness.gateway import Gateway
+    from harness.simulator import Simulator
 
 ADDRESS = "http://127.0.0.1:8080"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
@@ -21,8 +24,39 @@ PYTHON = [code for language, code in BLOCKS if language == "python"]
 (CURL,) = [code for language, code in BLOCKS if language == "sh" and code.startswith("curl ")]
 
 
+@pytest.fixture(scope="module")
+def demo(simulator: Simulator) -> Iterator[Gateway]:
+    """The shipped configuration and no provider's key, as a stranger starts it."""
+    shipped = (ROOT / "config" / "gateway.toml").read_text()
+    config = shipped.replace("https://api.openai.com", simulator.url)
+    assert config != shipped
+    with Gateway(config, keys={"demo": {}}, env={"WRAPPER_DEMO": "1"}) as running:
+        yield running
+        running.assert_clean()
+
+
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split()[1])
 def test_a_python_example_prints_the_answer(gateway: Gateway, key: str, code: str) -> None:
+    run(code, gateway, key)
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split()[1])
+def test_it_does_so_without_any_providers_key(demo: Gateway, code: str) -> None:
+    run(code, demo, demo.secrets["demo"])
+
+
+def test_without_any_providers_key_a_callers_own_goes_where_it_belongs(demo: Gateway) -> None:
+    answered_by = {}
+    for token in ("sk-own", demo.secrets["demo"]):
+        asked = urllib.request.Request(
+            f"{demo.url}/openai/v1/models", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            answered_by[token] = answer.headers["x-wrapper-provider"]
+    assert answered_by == {"sk-own": "openai", demo.secrets["demo"]: "demo"}
+
+
+def run(code: str, gateway: Gateway, key: str) -> None:
     assert ADDRESS in code
     program = f"import os\nWRAPPER_KEY = os.environ['WRAPPER_KEY']\n{code}"
     done = subprocess.run(

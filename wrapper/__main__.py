@@ -43,7 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code: 0 done, 1 refused, 2 not understood."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    args = build_parser().parse_args(argv)
+    try:
+        parser = build_parser()
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("wrapper"):
+            raise
+        print(
+            f"error: the package {error.name!r} is not installed for {sys.executable}; after"
+            " `make run` there is an interpreter with all packages: .venv/bin/python -m wrapper",
+            file=sys.stderr,
+        )
+        return 1
+    args = parser.parse_args(argv)
     try:
         code: int = args.run(args, environment())
         sys.stdout.flush()

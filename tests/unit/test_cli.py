@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import stat
 import subprocess
 import sys
@@ -319,7 +320,7 @@ def test_later_starts_make_no_key(run: Run, here: Path) -> None:
     before = (here / "config/keys.toml").read_bytes()
     code, out, _ = run("demo-key")
     assert code == 0
-    assert len(out.splitlines()) == 1
+    assert out.endswith(" -m wrapper keys create NAME\n")
     assert not LINES.search(out)
     assert (here / "config/keys.toml").read_bytes() == before
 
@@ -355,6 +356,19 @@ def test_the_line_names_an_address_that_can_be_reached(
     monkeypatch.setenv("HOST", host)
     monkeypatch.setenv("PORT", "9000")
     assert f"'http://{found}:9000/v1/chat/completions'" in run("demo-key")[1]
+
+
+def test_a_first_start_on_an_address_that_is_taken_makes_no_key(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setenv("PORT", str(port))
+        code, out, err = run("demo-key", "--check-port")
+    assert (code, out) == (1, "")
+    assert f"another program listens on 127.0.0.1:{port}" in err
+    assert not (here / "config/keys.toml").exists()
+    assert run("demo-key", "--check-port")[0] == 0
 
 
 def test_a_first_start_with_a_mistake_makes_no_key(run: Run, here: Path) -> None:

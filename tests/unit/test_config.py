@@ -743,7 +743,8 @@ def test_the_demo_answers_for_every_route_under_the_callers_name(tmp_path: Path)
 
 
 def test_the_demo_ends_with_the_first_usable_provider(tmp_path: Path) -> None:
-    environ = written(tmp_path, GATEWAY + '[providers.ollama]\nbase_url = "http://127.0.0.1:9/v1"\n')
+    ollama = '[providers.ollama]\nbase_url = "http://127.0.0.1:9/v1"\n'
+    environ = written(tmp_path, GATEWAY + ollama)
     found = load(environ, "http://127.0.0.1:1234")
     assert found.usable == ("ollama",)
     assert found.stand_in is None

@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import ipaddress
 import json
 import os
+import socket
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from wrapper.commands import CommandError
 from wrapper.commands.keys import create_key
 from wrapper.config import ApiKey, Listen, Settings, keys_path, listen, load
 from wrapper.errors import ModelNotFound
@@ -34,15 +38,25 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Makes the key 'demo' when there is no keys file, and prints its secret"
         " once, with a curl line to try it.",
     )
+    parser.add_argument(
+        "--check-port",
+        action="store_true",
+        help="first see that no other program listens on HOST:PORT",
+    )
     parser.set_defaults(run=run)
 
 
-def run(_args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Makes the key, or says where the keys are. Raises `ConfigError`."""
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Makes the key, or says where the keys are. Raises `ConfigError` and `CommandError`."""
     settings, where = load(environ), listen(environ)
+    if args.check_port and _taken(where):
+        raise CommandError(
+            f"another program listens on {where.bind}: set PORT to a free port, such as PORT=8090"
+        )
     path = keys_path(environ)
     if os.path.lexists(path):
-        print(f"keys: {path} (python -m wrapper keys create NAME makes another)")
+        print(f"The keys are in {path}, without their secrets. To make another one:")
+        print(f"{_python()} -m wrapper keys create NAME")
         return 0
     secret = create_key(environ, ApiKey(NAME, ""))
     if not settings.usable:
@@ -50,7 +64,27 @@ def run(_args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print("Put GROQ_API_KEY or OPENAI_API_KEY into .env for real answers.")
     print(f"The key '{NAME}', shown only now: {secret}")
     print(f"Try it in another terminal:\n\n{curl(where, secret, model(settings))}\n")
+    print(f"or in the browser, with the key: http://{_address(where)}/docs\n")
     return 0
+
+
+def _taken(where: Listen) -> bool:
+    """Whether another program listens there. What else may be wrong, gunicorn tells."""
+    try:
+        found = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _python() -> str:
+    """The interpreter as one would type it here."""
+    inside = os.path.relpath(sys.executable)
+    return sys.executable if inside.startswith(os.pardir) else inside
 
 
 def model(settings: Settings) -> str:
@@ -73,7 +107,6 @@ def _answered(name: str, routes: Routes, settings: Settings) -> bool:
 
 def curl(where: Listen, secret: str, name: str) -> str:
     """One line that can be pasted into a shell."""
-    address = Listen(_reachable(where.host), where.port).bind
     body = json.dumps(
         {
             "model": name,
@@ -83,10 +116,14 @@ def curl(where: Listen, secret: str, name: str) -> str:
     )
     quoted = body.replace("'", "'\\''")
     return (
-        f"curl -N 'http://{address}/v1/chat/completions'"
+        f"curl -N 'http://{_address(where)}/v1/chat/completions'"
         f" -H 'Authorization: Bearer {secret}'"
         f" -H 'Content-Type: application/json' -d '{quoted}'"
     )
+
+
+def _address(where: Listen) -> str:
+    return Listen(_reachable(where.host), where.port).bind
 
 
 def _reachable(host: str) -> str:
