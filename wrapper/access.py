@@ -17,6 +17,7 @@ _METERED = (
     "/chat/completions",
     "/completions",
     "/responses",
+    "/responses/compact",
     "/embeddings",
     "/audio/transcriptions",
     "/audio/translations",
@@ -25,13 +26,33 @@ _METERED = (
     "/images/edits",
     "/images/variations",
 )
-# Where a POST names its models out of our sight: in a file, or for a session with the provider.
+# Where a body is JSON whatever its type says: what a provider that does not look at the type reads
+# must not be hidden from the gateway in something else.
+_JSON_ONLY = (
+    "/chat/completions",
+    "/completions",
+    "/responses",
+    "/responses/compact",
+    "/embeddings",
+    "/audio/speech",
+    "/images/generations",
+)
+# Where a POST that names no model gets one that the provider chooses, at a price.
+_DEFAULT_MODELS = ("/videos",)
+# Where a POST names its models out of our sight: in a file, in an object that the provider keeps,
+# deep in the body, or for a session with the provider.
 _UNSEEN_MODELS = (
     "/batches",
+    "/chatkit/sessions",
+    "/graders/run",
     "/realtime/calls",
     "/realtime/client_secrets",
     "/realtime/sessions",
     "/realtime/transcription_sessions",
+    "/remix",
+    "/runs",
+    "/videos/edits",
+    "/videos/extensions",
 )
 
 
@@ -71,7 +92,8 @@ def _refuse_hidden_model(call: Call, named: str) -> None:
             "This API key may call some models only, and here the gateway cannot see which.",
             param="model",
         )
-    if is_metered(call) and not (call.model or named):
+    needs_model = is_metered(call) or call.path.endswith(_DEFAULT_MODELS)
+    if needs_model and not (call.model or named):
         raise errors.InvalidBody(
             "'model' is missing: this API key may call some models only, so name one.",
             param="model",
@@ -109,6 +131,11 @@ def _model_span(path: str) -> tuple[int, int]:
 def is_metered(call: Call) -> bool:
     """Whether a 2xx to this call should say what it used."""
     return call.method == "POST" and call.path.endswith(_METERED)
+
+
+def takes_json(call: Call) -> bool:
+    """Whether a body there is JSON, whatever its type says."""
+    return call.method == "POST" and call.path.endswith(_JSON_ONLY)
 
 
 def below_first_segment(target: str) -> str:

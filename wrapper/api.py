@@ -8,7 +8,14 @@ from __future__ import annotations
 from flask import Blueprint, Response, current_app, request
 
 from wrapper import errors
-from wrapper.access import allow, below_first_segment, checked_model, is_metered, is_restricted
+from wrapper.access import (
+    allow,
+    below_first_segment,
+    checked_model,
+    is_metered,
+    is_restricted,
+    takes_json,
+)
 from wrapper.visit import Visit
 
 bp = Blueprint("api", __name__)
@@ -43,6 +50,7 @@ def unified(rest: str) -> Response:
             limit.max_upload_bytes,
             need_model=True,
             only_readable=is_restricted(principal) or is_metered(call),
+            only_json=takes_json(call),
         )
     )
     path = below_first_segment(call.target)
@@ -70,6 +78,7 @@ def passthrough(provider: str, rest: str) -> Response:
             limit.max_upload_bytes,
             need_model=restricted,
             only_readable=restricted,
+            only_json=takes_json(call),
         )
     )
     path = below_first_segment(call.target)

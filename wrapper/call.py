@@ -28,6 +28,11 @@ from wrapper.watch import take_turns
 
 PIECE: Final = 65536
 SLOWEST_BYTES_PER_SECOND: Final = 32768
+_METHOD_OVERRIDES: Final = (
+    "HTTP_X_HTTP_METHOD_OVERRIDE",
+    "HTTP_X_HTTP_METHOD",
+    "HTTP_X_METHOD_OVERRIDE",
+)
 _READ_FIELDS: Final = frozenset({"model", "stream", "stream_options"})
 
 
@@ -228,19 +233,26 @@ class Call:
         self.model, self.stream = fields.model, bool(fields.stream)
 
     def read_any(
-        self, json_limit: int, upload_limit: int, *, need_model: bool, only_readable: bool
+        self,
+        json_limit: int,
+        upload_limit: int,
+        *,
+        need_model: bool,
+        only_readable: bool,
+        only_json: bool = False,
     ) -> None:
         """Take a body of any kind; `need_model` says that a form's `model` field decides.
 
         JSON is read as in `read_json`. With `only_readable` everything that is neither JSON nor
-        a form is taken for JSON too, whatever its type says: there are providers that do.
+        a form is taken for JSON too, whatever its type says: there are providers that do. With
+        `only_json` a form is taken for JSON as well.
         """
         content_type = self.environ.get("CONTENT_TYPE", "").lower()
-        is_form = content_type.startswith("multipart/form-data")
+        is_form = content_type.startswith("multipart/form-data") and not only_json
         if not has_body(self.environ):
             # An explicit Content-Length: 0 is repeated, a missing one stays missing.
             self.body = b"" if self.environ.get("CONTENT_LENGTH") else None
-        elif is_json_type(content_type) or (only_readable and not is_form):
+        elif only_json or is_json_type(content_type) or (only_readable and not is_form):
             self.read_json(json_limit, may_be_empty=True)
         elif need_model and is_form:
             self._read_form(upload_limit)
@@ -260,8 +272,10 @@ class Call:
         raw = self.raw = RawBody(self.environ, limit)
         finder = FieldFinder(self.environ["CONTENT_TYPE"], "model", scan_all=True)
         file: IO[bytes] = tempfile.SpooledTemporaryFile(1 << 20)  # noqa: SIM115  # relay closes it
+        begins = b""
         try:
             for piece in raw:
+                begins = begins or piece.lstrip()[:1]
                 finder.feed(piece)
                 file.write(piece)
                 if finder.problem:
@@ -271,11 +285,14 @@ class Call:
             file.close()
             raise
         self.body = Spooled(file, raw.received, finder.spans)
-        if finder.problem:
+        problem = finder.problem
+        if begins == b"{":  # what stands before a form is nothing, but not to a reader of JSON
+            problem = "it begins as a JSON object does"
+        if problem:
             file.close()
             if not raw.ended:
                 close_after(self.environ)
-            raise errors.InvalidBody(f"The form cannot be read: {finder.problem}.")
+            raise errors.InvalidBody(f"The form cannot be read: {problem}.")
         self.model = finder.value
 
     @property
@@ -365,6 +382,14 @@ def refuse_compressed(environ: Mapping[str, Any]) -> None:
         raise errors.UnsupportedEncoding(
             "Compressed request bodies are not accepted: send the body without Content-Encoding."
         )
+
+
+def refuse_other_method(environ: Mapping[str, Any]) -> None:
+    """A header that makes another method of this one, for readers that know it, is refused."""
+    method = environ["REQUEST_METHOD"]
+    for name in _METHOD_OVERRIDES:
+        if environ.get(name, method).strip().upper() != method:
+            raise errors.BadRequest("The request names two methods: send the one you mean.")
 
 
 def close_after(environ: Mapping[str, Any]) -> None:

@@ -15,7 +15,14 @@ from werkzeug.datastructures import Headers
 
 from wrapper import errors
 from wrapper.access import is_metered, with_model
-from wrapper.call import Call, RawBody, body_seconds, close_after, refuse_compressed
+from wrapper.call import (
+    Call,
+    RawBody,
+    body_seconds,
+    close_after,
+    refuse_compressed,
+    refuse_other_method,
+)
 from wrapper.config import Server, Target
 from wrapper.exchange import Exchange
 from wrapper.gateway import Gateway, State
@@ -65,6 +72,7 @@ class Visit:
         server = self.state.settings.server
         environ = self.environ
         refuse_compressed(environ)
+        refuse_other_method(environ)
         sock = environ.get("gunicorn.socket")
         if sock is not None:
             sock.settimeout(server.body_timeout)
