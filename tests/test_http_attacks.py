@@ -335,3 +335,29 @@ def test_what_a_peer_says_of_itself_is_not_believed(gateway: Gateway) -> None:
     request_id = answer.header("x-request-id")
     assert request_id
     assert gateway.log_line(request_id)["client"] == "127.0.0.1"
+
+
+def test_the_body_of_a_refused_request_is_never_taken_for_a_request(gateway: Gateway) -> None:
+    refused_head = (
+        f"POST {chat.PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(SMUGGLED)}\r\n\r\n"
+    )
+    following = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+    with raw.Connection(gateway.port, deadline=5) as connection:
+        connection.send(refused_head.encode() + SMUGGLED + following)
+        assert connection.read().status == 401
+        assert connection.read().body == b'{"status":"ok"}'
+
+
+@pytest.mark.parametrize("more", ["", "Connection: keep-alive"])
+def test_chunks_are_not_believed_of_an_old_client(gateway: Gateway, more: str) -> None:
+    line = f"POST {chat.PATH} HTTP/1.0"
+    refused(gateway, head(gateway, CHUNKED, more or "X: a", request=line) + b"0\r\n\r\n" + SMUGGLED)
+
+
+def test_trailers_change_nothing_that_was_decided(gateway: Gateway, simulator: Simulator) -> None:
+    book = chat.mark()
+    trailers = b"x-sim-book: other\r\nX-Late: 1\r\n\r\n"
+    sent = head(gateway, CHUNKED, f"x-sim-book: {book}") + chunked(chat.body())[:-2] + trailers
+    assert raw.exchange(gateway.port, sent).status == 200
+    (seen,) = simulator.requests(book=book)
+    assert "x-late" not in {name.lower() for name, _ in seen["headers"]}
