@@ -403,3 +403,36 @@ def test_an_answer_comes_back_as_it_was_given(
     assert once(came) == once([*headers, *unframed])
     if body.framing == "length":
         assert answer.header("content-length") == str(len(body.data))
+
+
+@FEW
+@given(
+    calls=st.lists(st.tuples(st.booleans(), st.booleans(), body_up, places), min_size=2, max_size=5)
+)
+def test_requests_on_one_connection_do_not_run_into_one_another(
+    relay: Gateway, provider: Provider, calls: list[tuple[bool, bool, Body, list[int]]]
+) -> None:
+    """Nor where some are refused, before their body was read or after."""
+    connection = raw.Connection(relay.port)
+    try:
+        for known, nowhere, body, sends in calls:
+            provider.requests.clear()
+            provider.sends, provider.closes = (
+                [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"],
+                False,
+            )
+            own, content = body.framed()
+            target = "/nobody/x" if nowhere else "/openai/x"
+            key = relay.secrets["web-app"] if known else "sk-wr-unknown"
+            head = raw.request(relay.port, "POST", target, key=key, headers=tuple(own))
+            for piece in cut(head + content, sends):
+                connection.send(piece)
+            answer = connection.read()
+            expected = 404 if nowhere else 200 if known else 401
+            assert answer.status == expected
+            assert [seen.body for seen in provider.requests] == [body.data] * (expected == 200)
+            if answer.header("connection") == "close":
+                connection.close()
+                connection = raw.Connection(relay.port)
+    finally:
+        connection.close()
