@@ -200,6 +200,14 @@ def test_the_readme_describes_every_panel() -> None:
     assert {p["title"] for d in ALL for p in panels(d)} - described == set()
 
 
+def test_the_pictures_that_are_shown_exist_and_are_small() -> None:
+    readme = (ROOT / "grafana" / "README.md").read_text()
+    shown = re.findall(r"\(\.\./(docs/images/[^)]+)\)", readme)
+    assert len(shown) == 2
+    for picture in shown:
+        assert (ROOT / picture).stat().st_size < 150_000
+
+
 def test_grafana_finds_what_compose_mounts() -> None:
     provider = yaml.safe_load((ROOT / "grafana/provisioning/dashboards/dashboards.yml").read_text())
     grafana = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["grafana"]
