@@ -29,7 +29,7 @@ TIMEOUT: Final = "timeout"
 DRAINED: Final = "drained"
 LOOKS: Final = 4  # at a wait, in the time that it may take
 TURN: Final = 1 << 20  # bytes that a request may move without letting the others run
-UPLOAD_LOOK: Final = 0.5  # seconds between two looks at a client that is still sending
+UPLOAD_LOOK: Final = 0.5  # seconds between two looks at a client whose bytes wait
 _CLOSED_BY_PEER: Final = frozenset({7, 8})  # Linux: TCP_CLOSE, TCP_CLOSE_WAIT
 
 _active: set[Watch] = set()
@@ -84,9 +84,8 @@ class Watch:
         _active.add(self)
         if not uploading:
             self.uploaded()
-        elif self._sock is not None and hasattr(socket, "TCP_INFO"):
-            self._io = get_hub().loop.timer(UPLOAD_LOOK, UPLOAD_LOOK)
-            self._io.start(self._look_at_client)
+        else:
+            self._look_now_and_then()
 
     def uploaded(self) -> None:
         """The request body has been read: from now on a readable socket means something."""
@@ -94,6 +93,12 @@ class Watch:
         if self._sock is not None:
             self._io = get_hub().loop.io(self._sock.fileno(), 1)
             self._io.start(self._client_readable)
+
+    def _look_now_and_then(self) -> None:
+        self._stop_io()
+        if self._sock is not None and hasattr(socket, "TCP_INFO"):
+            self._io = get_hub().loop.timer(UPLOAD_LOOK, UPLOAD_LOOK)
+            self._io.start(self._look_at_client)
 
     def deadline(self, seconds: float | None) -> None:
         """The wait ends `seconds` from now at the latest; None lifts the deadline, and `idle` too.
@@ -168,16 +173,18 @@ class Watch:
             self._interrupt(CLIENT_GONE)
 
     def _client_readable(self) -> None:
-        """Runs in the event loop. Bytes mean pipelining: then we can watch no longer."""
+        """Runs in the event loop. Bytes mean pipelining: they stand in front of a farewell."""
         try:
             gone = not self._sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return
         except OSError:
             gone = True
-        self._io.stop()
         if gone:
+            self._io.stop()
             self._interrupt(CLIENT_GONE)
+        else:
+            self._look_now_and_then()
 
     def _interrupt(self, reason: str) -> None:
         self.reason = self.reason or reason
