@@ -24,9 +24,13 @@ from gunicorn.http.errors import ParseException
 from wrapper import errors, jsonbytes
 from wrapper.multipart import FieldFinder
 from wrapper.usage import set_include_usage
-from wrapper.watch import take_turns
+from wrapper.watch import TURN, take_turns
 
 PIECE: Final = 65536
+# Chunks may be of one byte each, and cost a microsecond or two then: a piece of a chunked body is
+# smaller, and one that took long is followed by the others' turn.
+CHUNKED_PIECE: Final = 16384
+LONG: Final = 0.005  # seconds
 SLOWEST_BYTES_PER_SECOND: Final = 32768
 _METHOD_OVERRIDES: Final = (
     "HTTP_X_HTTP_METHOD_OVERRIDE",
@@ -82,6 +86,8 @@ class RawBody:
         """At most `size` bytes; empty at the end."""
         if self.ended:
             return b""
+        if self.length is None:
+            size = min(size, CHUNKED_PIECE)
         began = time.perf_counter()
         try:
             data: bytes = self._input.read(size)
@@ -94,9 +100,10 @@ class RawBody:
                 errors.IncompleteBody("The request body broke off or is badly framed.")
             ) from None
         finally:
-            self.waited += time.perf_counter() - began
+            took = time.perf_counter() - began
+            self.waited += took
         self.received += len(data)
-        self._moved = take_turns(self._moved + len(data))
+        self._moved = take_turns(TURN if took > LONG else self._moved + len(data))
         if self.received > self._limit:
             raise self._too_large()
         if self.reader is not None:
