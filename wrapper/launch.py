@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,8 @@ __all__ = [
 RUN_DIR = "WRAPPER_RUN_DIR"
 DEMO_URL = "WRAPPER_DEMO_URL"
 POLL_SECONDS = 1.0
+OPEN_FILES = 65536  # what a process may open, where its environment allows it
+ENOUGH_FILES = 2500  # for as many callers and calls as a worker takes
 
 log = logging.getLogger("wrapper")
 _simulator: subprocess.Popen[bytes] | None = None
@@ -67,6 +70,7 @@ def prepare() -> Listen:
         if not running:
             _lay_out()
             _set_up_logging(where.log_level)
+            _allow_files()
             if needs_demo(os.environ):
                 _start_simulator()
     except ConfigError as error:
@@ -86,6 +90,19 @@ def _lay_out() -> None:
     os.environ[RUN_DIR] = str(run)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
     os.environ["WRAPPER_MASTER"] = str(os.getpid())
+
+
+def _allow_files() -> None:
+    """A call holds two descriptors, and the usual soft limit of 1024 is for programs that select().
+
+    Without it a worker that is half full takes no more connections, not even of health checks.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < ENOUGH_FILES:
+        log.warning("%d open files are too few for a full worker: see ulimit -Hn", most)
 
 
 def _start_simulator() -> None:
