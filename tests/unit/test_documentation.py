@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 # Fields that say what was found, and are not settings.
-FOUND = {"name", "api_key_problem", "metrics_token_problem"}
+FOUND = {"name", "api_key_problem", "metrics_token_problem", "secret_headers"}
 # Variables that the processes set for each other.
 INTERNAL = {"WRAPPER_RUN_DIR", "WRAPPER_DEMO_URL", "WRAPPER_MASTER", "PROMETHEUS_MULTIPROC_DIR"}
 
@@ -81,6 +82,21 @@ def test_links_lead_to_files_that_exist(document: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text())
     local = [link for link in links if "://" not in link]
     assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+def test_the_layers_are_drawn_as_they_are_tested() -> None:
+    tree = ast.parse((ROOT / "tests" / "unit" / "test_layers.py").read_text())
+    (ranks,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RANKS"
+    )
+    drawn = {
+        module: int(rank)
+        for rank, modules in re.findall(r"^\| (\d) \| (.*?) \|", CONTRIBUTING, re.MULTILINE)
+        for module in re.findall(r"`(\w+)`", modules)
+    }
+    assert drawn == ranks
 
 
 def test_every_runtime_dependency_has_its_reason() -> None:
