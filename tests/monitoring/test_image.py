@@ -123,6 +123,7 @@ class Image(NamedTuple):
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    require("gcc", "cc")
     directory = tmp_path_factory.mktemp("image")
     made = Image(directory, {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"})
     tools = directory / "tools"  # the base image's python and pip
