@@ -88,6 +88,8 @@ def _allow_origins(app: Flask, gateway: Gateway) -> None:
 
     @app.after_request
     def allow(response: Response) -> Response:
+        if request.path == "/metrics":
+            return response  # whatever page is open in a browser shall not read the keys' names
         return set_cors_headers(response, options(gateway.current.settings.server.cors_origins))
 
 

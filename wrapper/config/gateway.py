@@ -87,6 +87,10 @@ def _server(table: Table | None, secrets: SecretReader) -> Server:
     if table is None:
         return Server()
     token, why = secrets.read(table, "metrics_token")
+    named = table.get("metrics_token")
+    if why and isinstance(named, dict) and "file" in named:
+        # An unset variable is a choice; who names a file means it, and it may just have gone.
+        table.problem("metrics_token", why, "without it /metrics would be open to everyone")
     server = Server(
         cors_origins=_origins(table),
         max_body_bytes=table.whole("max_body_bytes", 26_214_400, low=1024),
