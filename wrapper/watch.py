@@ -28,7 +28,7 @@ CLIENT_GONE: Final = "client_gone"
 TIMEOUT: Final = "timeout"
 DRAINED: Final = "drained"
 LOOKS: Final = 4  # at a wait, in the time that it may take
-TURN: Final = 1 << 20  # bytes that a request may move without letting the others run
+TURN: Final = 1 << 18  # bytes that a request may move without letting the others run
 UPLOAD_LOOK: Final = 0.5  # seconds between two looks at a client whose bytes wait
 _CLOSED_BY_PEER: Final = frozenset({7, 8})  # Linux: TCP_CLOSE, TCP_CLOSE_WAIT
 
@@ -194,7 +194,7 @@ class Watch:
 
 
 def take_turns(moved: int) -> int:
-    """Let the other requests of this worker run after each MiB; `moved` is what came since then.
+    """Let the other requests of this worker run after each 256 KiB; `moved` is what came since then.
 
     Returns the new `moved`. Reading and writing wait only when there is nothing to read and no
     room to write, so a large body between two fast peers would otherwise keep the worker for
