@@ -194,7 +194,7 @@ class Watch:
 
 
 def take_turns(moved: int) -> int:
-    """Let the other requests of this worker run after each 256 KiB; `moved` is what came since then.
+    """Let the other requests of a worker run after each 256 KiB; `moved` is what came since then.
 
     Returns the new `moved`. Reading and writing wait only when there is nothing to read and no
     room to write, so a large body between two fast peers would otherwise keep the worker for
