@@ -37,7 +37,7 @@ class _List(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(_List).decode
 _known: dict[Upstream, tuple[float, list[Model]]] = {}  # when to ask again, the last list
-_asking: dict[Upstream, threading.Thread] = {}  # who is being asked just now
+_asking: dict[Upstream, threading.Event] = {}  # who is being asked just now
 
 
 @bp.get("/v1/models")
@@ -98,27 +98,30 @@ def _ask_all(state: State) -> dict[str, list[Model]]:
     now = time.monotonic()
     usable = {name: up for name, up in state.upstreams.items() if up.provider.usable}
     stale = [up for up in usable.values() if up not in _known or _known[up][0] < now]
-    threads = [_asking.get(up) or _start(up) for up in stale]
-    for thread in threads:
-        thread.join()
+    for answered in [_asking.get(up) or _start(up) for up in stale]:
+        answered.wait()
     for upstream in set(_known) - set(state.upstreams.values()):
         del _known[upstream]
     return {name: _known[up][1] for name, up in usable.items() if up in _known}
 
 
-def _start(upstream: Upstream) -> threading.Thread:
+def _start(upstream: Upstream) -> threading.Event:
     """Ask a provider, for all who want to know it until it has answered."""
-    thread = threading.Thread(target=_refresh, args=(upstream,))
-    _asking[upstream] = thread
-    thread.start()
-    return thread
+    answered = _asking[upstream] = threading.Event()
+
+    def ask() -> None:
+        try:
+            _refresh(upstream)
+        finally:
+            del _asking[upstream]
+            answered.set()
+
+    threading.Thread(target=ask).start()
+    return answered
 
 
 def _refresh(upstream: Upstream) -> None:
-    try:
-        listed = _ask(upstream)
-    finally:
-        _asking.pop(upstream, None)
+    listed = _ask(upstream)
     now = time.monotonic()
     if listed is not None:
         _known[upstream] = (now + FRESH, [m for m in listed if isinstance(m.get("id"), str)])

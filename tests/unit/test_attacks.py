@@ -1,0 +1,88 @@
+"""Small mechanisms behind what `tests/test_attacks.py` tries from outside."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from wrapper import errors, http1
+from wrapper.call import Call
+from wrapper.config import ConfigError, Server, load
+from wrapper.exchange import Exchange
+from wrapper.jsonbytes import MAX_MEMBERS, has_duplicate, members
+from wrapper.telemetry import _line
+from wrapper.usage.request import set_include_usage
+from wrapper.visit import Visit
+from wrapper.watch import Watch
+
+READ = frozenset({"model", "stream", "stream_options"})
+
+
+def test_a_body_that_is_refused_leaves_no_timer_behind() -> None:
+    """A chunked one's would have run for hours."""
+    visit: Any = Visit.__new__(Visit)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        visit.watch = Watch(SimpleNamespace(_sock=ours))
+        visit.state = SimpleNamespace(settings=SimpleNamespace(server=Server()))
+        visit.exchange = Exchange("POST")
+        visit.environ = {
+            "REQUEST_METHOD": "POST",
+            "RAW_URI": "/v1/chat/completions",
+            "HTTP_TRANSFER_ENCODING": "chunked",
+            "wsgi.input": SimpleNamespace(read=lambda size: b""),
+        }
+
+        def refuse(call: Call, server: Server) -> None:
+            assert visit.watch._timer is not None
+            call.read_json(server.max_body_bytes)
+
+        with pytest.raises(errors.InvalidJson):
+            visit.read(refuse)
+        assert visit.watch._timer is None
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "again"),
+    [("GET", 200, True), ("HEAD", 200, False), ("GET", 204, False), ("GET", 304, False)],
+)
+def test_a_connection_serves_again_only_when_the_end_was_seen(
+    method: str, status: int, again: bool
+) -> None:
+    head = http1.parse_head(b"HTTP/1.1 %d X\r\nContent-Length: 0" % status, method)
+    assert head.keep_alive is again
+
+
+def test_what_looks_into_a_body_takes_a_time_that_its_size_does_not_multiply() -> None:
+    many = b",".join(b'"%x":1' % number for number in range(500_000))
+    wide = b"[" + b",".join([b"[]"] * 2_000_000) + b"]"
+    began = time.process_time()
+    with pytest.raises(ValueError, match="more than"):
+        has_duplicate(b'{"x":"\\u0041",' + many + b"}", READ)
+    assert not has_duplicate(b'{"x":"\\u0041","a":1,"a":2,"b":' + wide + b"}", READ)
+    assert set_include_usage(b'{"stream_options":null,"b":' + wide + b"}").endswith(wide + b"}")
+    assert time.process_time() - began < 1.0
+
+
+def test_a_thousand_members_are_read() -> None:
+    fields = ",".join(f'"{number}":{{}}' for number in range(MAX_MEMBERS))
+    assert len(members(f"{{{fields}}}".encode())) == MAX_MEMBERS
+
+
+def test_a_metrics_token_whose_file_is_gone_opens_no_door(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text('[server]\nmetrics_token = { file = "gone" }\n')
+    with pytest.raises(ConfigError, match="open to everyone"):
+        load({"WRAPPER_CONFIG": str(config)})
+
+
+def test_a_providers_long_id_does_not_tear_the_log() -> None:
+    """Several workers write to one pipe, which takes 4096 bytes at once (pipe(7))."""
+    names = {"upstream_request_id": "\u00e4" * 5000, "model": "\x01" * 5000}
+    assert len(json.dumps(_line(Exchange("POST", **names)), ensure_ascii=False)) < 3000
