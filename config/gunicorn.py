@@ -10,6 +10,7 @@ from gevent import monkey
 monkey.patch_all()
 
 # The patch above must come before anything that imports ssl, socket or threading.
+import signal  # noqa: E402
 import socket as sockets  # noqa: E402
 import struct  # noqa: E402
 import sys  # noqa: E402
@@ -30,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from wrapper import launch  # noqa: E402
 
 LINGER_SECONDS = 2
+QUICK_SECONDS = 1  # for what is open to be ended, where a stop is not to wait
+END_SECONDS = 5  # after this the system ends a worker that should have gone at once
 DRAIN_AHEAD = 5  # seconds before the graceful timeout: streams still open are ended in words
 
 _where = launch.prepare()
@@ -93,6 +96,15 @@ RequestParser.mesg_class = StrictRequest
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's gevent worker with errors in OpenAI's shape and connections closed in peace."""
+
+    quitting = False
+
+    def handle_quit(self, sig: Any, frame: Any) -> None:
+        """Once: Ctrl-C reaches every process of a terminal, and then comes the master's word."""
+        if not self.quitting:
+            self.quitting = True
+            signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
+            super().handle_quit(sig, frame)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         try:
@@ -200,6 +212,14 @@ def post_worker_init(worker: Any) -> None:
     """Follow the configuration files, and watch for the end."""
     launch.start_worker(worker.wsgi)
     gevent.spawn(worker.drain)
+
+
+def worker_int(worker: Any) -> None:
+    """Ctrl-C or SIGQUIT: nobody waits for open streams, but each is ended in words and booked."""
+    launch.drain()
+    with gevent.Timeout(QUICK_SECONDS, False):
+        while launch.active():
+            gevent.sleep(0.02)
 
 
 def worker_exit(server: Any, worker: Any) -> None:

@@ -108,6 +108,36 @@ def test_what_does_not_finish_in_time_is_told_so_before_it_is_cut(
     assert "graceful timeout" not in gateway.stderr()
 
 
+def test_ctrl_c_ends_what_is_open_at_once_in_words_and_books_it(
+    gateway_factory: GatewayFactory, simulator: Simulator
+) -> None:
+    gateway = gateway_factory(workers=2, env={"GRACEFUL_TIMEOUT": "60"})
+    book = chat.mark()
+    calls = Calls(gateway)
+    for _ in range(4):
+        calls.start(orders="events=10000; gap=0.05", book=book, stream=True)
+    calls.start(orders="stall-before", book=book)
+    calls.under_way()
+    eventually(lambda: len(simulator.requests(book=book)) == 5, what="all at the provider")
+    os.killpg(gateway.pid, signal.SIGINT)  # as a terminal does it: to every process
+    assert gateway.process.wait(20) == 0
+    answers = calls.finished()
+    assert len(answers) == 5
+    for answer in answers:
+        if answer.status == 200:
+            assert not answer.clean_end
+            last = json.loads(chat.events(answer.body)[-1])["error"]
+            assert last["code"] == "upstream_interrupted"
+        else:  # nothing of it had come yet
+            assert answer.status == 503
+            assert chat.error(answer)["code"] == "overloaded"
+    assert [line["outcome"] for line in gateway.log() if line["path"] == chat.PATH] == [
+        "drained"
+    ] * 5
+    assert "Traceback" not in gateway.stderr()
+    assert "failed with" not in gateway.stderr()
+
+
 def test_an_upload_that_never_ends_does_not_hold_up_the_end(
     gateway_factory: GatewayFactory,
 ) -> None:

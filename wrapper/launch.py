@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING, NoReturn
 from wrapper import errors
 from wrapper.config import ConfigError, Listen, Settings, environment, listen, load, needs_demo
 from wrapper.config.watch import Reloader, accept, load_or_last_good
-from wrapper.watch import drain
+from wrapper.watch import active, drain
 
 if TYPE_CHECKING:
     from wrapper.app import GatewayApp
     from wrapper.usage.prices import Prices
 
 __all__ = [
+    "active",
     "clean_up",
     "drain",
     "end_worker",
