@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import requests
 from monitoring.stack import (
+    ROOT,
     Prometheus,
     Query,
     dashboards,
@@ -29,6 +33,7 @@ from monitoring.stack import (
 
 from harness.gateway import Gateway
 from harness.poll import eventually
+from harness.programs import require
 from harness.simulator import Simulator
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -52,9 +57,9 @@ def stack() -> Iterator[Stack]:
         Gateway(demo_config(simulator.url), workers=4) as gateway,
         Prometheus(f"127.0.0.1:{gateway.port}") as prometheus,
     ):
-        # The first values of counters are kept from ten seconds after the first scrape on.
-        eventually(lambda: prometheus.query("up{job='wrapper'} offset 10s == 1"), deadline=30)
-        traffic(gateway.url, gateway.keys_file, "--seconds", "34", "--rate", "8", "--threads", "20")
+        # The first values of counters are kept from half a minute after the first scrape on.
+        eventually(lambda: prometheus.query("up{job='wrapper'} offset 30s == 1"), deadline=60)
+        traffic(gateway.url, gateway.keys_file, "--seconds", "24", "--rate", "8", "--threads", "20")
         busy = time.time() - 1
         yield Stack(gateway, simulator, prometheus, busy)
 
@@ -184,6 +189,20 @@ def test_the_traffic_raises_the_alerts_it_should_and_no_others(stack: Stack) -> 
     )
     # Few answers in all, so one without use may already be more than one in a hundred.
     assert {"UnpricedModel"} <= set(firing) <= {"UnpricedModel", "UnmeteredAnswers"}
+
+
+def test_the_pictures_of_the_documentation_can_be_drawn(stack: Stack, tmp_path: Path) -> None:
+    require("chromium", "google-chrome")
+    command = [sys.executable, str(ROOT / "tools" / "render_dashboards.py")]
+    subprocess.run(
+        [*command, "--prometheus", stack.prometheus.url, "--range", "5m", "--out", str(tmp_path)],
+        check=True,
+        timeout=110,
+    )
+    for dashboard in dashboards():
+        picture = (tmp_path / f"{dashboard['uid']}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 20_000
 
 
 def test_a_restart_of_the_gateway_changes_no_sum(stack: Stack) -> None:
