@@ -16,7 +16,7 @@ from wrapper.call import Call
 from wrapper.config import ConfigError, Server, load
 from wrapper.exchange import Exchange
 from wrapper.jsonbytes import MAX_MEMBERS, has_duplicate, members
-from wrapper.telemetry import _line
+from wrapper.telemetry.logline import line
 from wrapper.usage.request import set_include_usage
 from wrapper.visit import Visit
 from wrapper.watch import Watch
@@ -85,4 +85,4 @@ def test_a_metrics_token_whose_file_is_gone_opens_no_door(tmp_path: Path) -> Non
 def test_a_providers_long_id_does_not_tear_the_log() -> None:
     """Several workers write to one pipe, which takes 4096 bytes at once (pipe(7))."""
     names = {"upstream_request_id": "\u00e4" * 5000, "model": "\x01" * 5000}
-    assert len(json.dumps(_line(Exchange("POST", **names)), ensure_ascii=False)) < 3000
+    assert len(json.dumps(line(Exchange("POST", **names)), ensure_ascii=False)) < 3000

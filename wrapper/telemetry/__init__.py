@@ -1,0 +1,184 @@
+"""What the world is told of a finished exchange: Prometheus instruments and one JSON log line.
+
+The rules protected here. Labels are bounded whatever strangers send: keys by their configured
+names, paths by their patterns, methods by HTTP's own, models by what the configuration names or
+a provider has answered for. A counter that is right in one worker is right in all: values live
+in memory-mapped files (prometheus_client's multi-process mode) that outlive a killed worker.
+No secret, query string or body ever gets here.
+
+`instruments` holds the metrics, `logline` the line's fields, `exposition` the text of `/metrics`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from wrapper.exchange import NO_KEY, REJECTED, UNMATCHED, Exchange
+from wrapper.telemetry.exposition import Exporter, seed, usd, worker_begins, worker_gone
+from wrapper.telemetry.instruments import (
+    CACHED,
+    CALLS,
+    COMPLETION,
+    COOLDOWN,
+    COST,
+    DURATION,
+    FIRST_TOKEN,
+    GEN_AI_DURATION,
+    IN_FLIGHT,
+    METHODS,
+    OTHER,
+    OVERHEAD,
+    PER_TOKEN,
+    PROMPT,
+    REJECTIONS,
+    REQUESTS,
+    TOKENS,
+    UNMETERED,
+    UNPRICED,
+    UNSETTLED,
+    UPSTREAM_ERRORS,
+)
+from wrapper.telemetry.logline import encoded
+
+__all__ = ["Exporter", "Telemetry", "seed", "usd", "worker_begins", "worker_gone"]
+
+log = logging.getLogger("wrapper")
+MAX_MODELS = 200
+SECOND_GRAINS = 2**20  # in a second; exact for three hundred years
+
+
+class Telemetry:
+    """`begin` and `record` an exchange; the only place that counts."""
+
+    def __init__(self, log_level: str = "info") -> None:
+        self._known: set[str] = set()  # models that the configuration or the price list names
+        self._models: set[str] = set()  # models that are labels
+        self._children: dict[tuple[Any, ...], Any] = {}
+        self._log_failing = False
+        self._quiet = {"debug": 0, "info": 0, "warning": 400, "error": 500}.get(log_level, 0)
+
+    def know(self, models: Iterable[str], providers: Iterable[str]) -> None:
+        """Take the configuration's own names as labels."""
+        self._known.update(models)
+        for provider in providers:
+            COOLDOWN.labels(provider).set(0)
+
+    def begin(self, exchange: Exchange, *, looks: bool) -> None:
+        """A request has come; one that only looks at the gateway (a scrape) is not in flight."""
+        exchange.in_flight = not looks
+        if exchange.in_flight:
+            IN_FLIGHT.inc()
+
+    def admit(self) -> None:
+        """A call that will be settled: it is owed until its `end`."""
+        UNSETTLED.inc()
+
+    def end(self, exchange: Exchange, *, call: bool) -> None:
+        """The request is over: it is neither in flight nor owed any more."""
+        if exchange.in_flight:
+            IN_FLIGHT.dec()
+        if call:
+            UNSETTLED.dec()
+
+    def model(self, exchange: Exchange) -> str:
+        """The label for an exchange's model."""
+        name = exchange.model
+        if not name:
+            return "none"
+        if name in self._models:
+            return name
+        answered = exchange.relayed and 200 <= exchange.status < 300
+        if (answered or name in self._known) and len(self._models) < MAX_MODELS:
+            self._models.add(name)
+            return name
+        return OTHER
+
+    def record(self, exchange: Exchange, *, call: bool, metering: bool) -> None:
+        """Count a finished exchange.
+
+        `call` says that a key's call was made or refused, `metering` that it is metered.
+        """
+        self._record_request(exchange)
+        for provider, reason in exchange.upstream_errors:
+            self._child(UPSTREAM_ERRORS, provider, reason).inc()
+        if call and metering:
+            self._record_call(exchange)
+
+    def _record_request(self, exchange: Exchange) -> None:
+        """Every request. A refused stranger makes no series at will: no histogram, and no method
+        where his path is whatever he typed.
+        """
+        method = exchange.method if exchange.method in METHODS else OTHER
+        stranger = exchange.api_key == NO_KEY and exchange.status >= 400
+        if stranger and (exchange.path == UNMATCHED or "<" in exchange.path):
+            method = OTHER
+        self._child(REQUESTS, method, exchange.path, str(exchange.status)).inc()
+        if not stranger:
+            self._child(DURATION, method, exchange.path).observe(_seconds(exchange.duration))
+            self._child(OVERHEAD, exchange.path).observe(_seconds(exchange.overhead))
+
+    def _record_call(self, exchange: Exchange) -> None:
+        model, provider = self.model(exchange), exchange.provider or "none"
+        labels = (exchange.api_key, provider, model)
+        self._child(CALLS, *labels, exchange.outcome).inc()
+        if exchange.outcome == REJECTED and not exchange.relayed:
+            self._child(REJECTIONS, exchange.api_key, exchange.error_code or OTHER).inc()
+        if exchange.unmetered:
+            self._child(UNMETERED, provider, exchange.unmetered).inc()
+        usage = exchange.usage
+        if usage is not None:
+            self._add(usage.prompt, PROMPT, *labels)
+            self._add(usage.completion, COMPLETION, *labels)
+            self._add(usage.total, TOKENS, *labels)
+            self._add(usage.cached, CACHED, *labels)
+            if exchange.cost is None:
+                self._child(UNPRICED, provider, model).inc()
+            else:
+                self._add(exchange.cost, COST, *labels)
+        if exchange.relayed and 200 <= exchange.status < 300:
+            self._record_speed(exchange, provider, model)
+
+    def _record_speed(self, exchange: Exchange, provider: str, model: str) -> None:
+        self._child(GEN_AI_DURATION, provider, model).observe(_seconds(exchange.upstream))
+        if exchange.ttft is None or not exchange.stream:
+            return
+        self._child(FIRST_TOKEN, provider, model).observe(_seconds(exchange.ttft))
+        if exchange.usage is not None and exchange.usage.completion > 1:
+            rest = max(0.0, exchange.upstream - exchange.ttft)
+            per_token = rest / (exchange.usage.completion - 1)
+            self._child(PER_TOKEN, provider, model).observe(_seconds(per_token))
+
+    def _add(self, amount: float, metric: Any, *labels: str) -> None:
+        child = self._child(metric, *labels)  # the series is there even when all it has is zero
+        if amount:
+            child.inc(amount)
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        """`metric.labels(…)`, remembered: its own look-up takes a lock and a few microseconds."""
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
+
+    def log(self, exchange: Exchange) -> None:
+        """Write the request's line. What is at the other end of stdout is nobody's fault who calls:
+        a full disk or a reader that has gone costs the line, and is told once.
+        """
+        if exchange.status < self._quiet:
+            return
+        try:
+            os.write(1, encoded(exchange))
+        except OSError as error:
+            if not self._log_failing:
+                log.error("request lines cannot be written to stdout: %s", error.strerror)
+            self._log_failing = True
+        else:
+            self._log_failing = False
+
+
+def _seconds(value: float) -> float:
+    return round(value * SECOND_GRAINS) / SECOND_GRAINS

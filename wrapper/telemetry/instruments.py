@@ -1,0 +1,87 @@
+"""The instruments: names, labels and buckets of every metric.
+
+Bucket bounds of the `gen_ai_*` histograms are OpenTelemetry's
+(https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/). The rule protected here: a
+name or a label that a dashboard asks for stands in this file, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+METHODS = frozenset(
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
+)
+OTHER = "other"
+PICO = 1e12
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_DURATION = tuple(0.01 * 2**n for n in range(14))
+_FIRST_TOKEN = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
+    *(20, 30, 60),
+)
+_PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+_OVERHEAD = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+_KEY_LABELS = ("api_key", "provider", "model")
+_GEN_AI = ("provider", "model")
+REQUESTS = Counter("http_requests", "HTTP requests answered.", ("method", "path", "status"))
+DURATION = Histogram(
+    "http_request_duration_seconds",
+    "From the request's head to the answer's last byte.",
+    ("method", "path"),
+    buckets=_SECONDS,
+)
+IN_FLIGHT = Gauge("requests_in_flight", "Requests being served now.", multiprocess_mode="livesum")
+UNSETTLED = Gauge(
+    "api_requests_unsettled",
+    "Calls admitted and not settled yet.",
+    multiprocess_mode="livesum",
+)
+LOST = Counter("unsettled_requests", "Calls whose worker died before they could be settled.")
+CALLS = Counter("api_key_requests", "Calls by key and outcome.", (*_KEY_LABELS, "outcome"))
+PROMPT = Counter("token_usage_prompt", "Prompt tokens by key.", _KEY_LABELS)
+COMPLETION = Counter("token_usage_completion", "Completion tokens by key.", _KEY_LABELS)
+TOKENS = Counter("token_usage", "All tokens by key.", _KEY_LABELS)
+CACHED = Counter("token_usage_cached", "Prompt tokens that came from a cache.", _KEY_LABELS)
+COST_FAMILY = "api_key_cost_usd"
+COST = Counter(COST_FAMILY, "Cost in US dollars by key.", _KEY_LABELS)
+REJECTIONS = Counter("api_key_rejections", "Calls that the gateway refused.", ("api_key", "reason"))
+UNMETERED = Counter(
+    "unmetered_responses", "2xx answers whose use could not be read.", ("provider", "reason")
+)
+UNPRICED = Counter(
+    "unpriced_responses", "Metered answers whose price is not known.", ("provider", "model")
+)
+FIRST_TOKEN = Histogram(
+    "gen_ai_server_time_to_first_token_seconds",
+    "From sending the call to the first byte of the answer's body.",
+    _GEN_AI,
+    buckets=_FIRST_TOKEN,
+)
+PER_TOKEN = Histogram(
+    "gen_ai_server_time_per_output_token_seconds",
+    "Time per output token after the first.",
+    _GEN_AI,
+    buckets=_PER_TOKEN,
+)
+GEN_AI_DURATION = Histogram(
+    "gen_ai_server_request_duration_seconds",
+    "Time spent with the provider.",
+    _GEN_AI,
+    buckets=_DURATION,
+)
+OVERHEAD = Histogram(
+    "gateway_overhead_seconds",
+    "Time in the gateway itself: the provider's and the caller's share taken out.",
+    ("path",),
+    buckets=_OVERHEAD,
+)
+UPSTREAM_ERRORS = Counter(
+    "upstream_errors", "Failures of providers by reason.", ("provider", "reason")
+)
+COOLDOWN = Gauge(
+    "provider_cooldown",
+    "1 while a provider is left out of routing.",
+    ("provider",),
+    multiprocess_mode="livemax",
+)
