@@ -32,7 +32,9 @@ MAX_TRAILERS = 64
 MAX_INTERIM = 16
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
-_HEADER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*")
+# White space around the value is stripped afterwards: were it matched here, a long run of it before
+# a control character would be divided in every possible way, for minutes.
+_HEADER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 
 Headers = list[tuple[str, str]]
@@ -195,7 +197,7 @@ def parse_head(data: bytes, method: str) -> Head:
         field = _HEADER_LINE.fullmatch(line)
         if field is None:
             raise ProtocolError("a malformed header line")
-        name, value = field[1].decode("ascii"), field[2].decode("latin-1")
+        name, value = field[1].decode("ascii"), field[2].strip(b" \t").decode("latin-1")
         headers.append((name, value))
         lower = name.lower()
         if lower == "content-length":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -57,6 +58,19 @@ def test_a_connection_serves_again_only_when_the_end_was_seen(
 ) -> None:
     head = http1.parse_head(b"HTTP/1.1 %d X\r\nContent-Length: 0" % status, method)
     assert head.keep_alive is again
+
+
+@pytest.mark.parametrize("line", [b"X:%b\x01", b"X: a%bb", b"X: a%b\x01", b"X%b: a"])
+def test_a_long_run_of_spaces_in_an_answers_head_is_read_at_once(line: bytes) -> None:
+    began = time.process_time()
+    with contextlib.suppress(http1.ProtocolError):
+        http1.parse_head(b"HTTP/1.1 200 OK\r\n" + line % (b" \t" * 30_000), "GET")
+    assert time.process_time() - began < 0.1
+
+
+def test_white_space_around_a_headers_value_is_not_a_part_of_it() -> None:
+    head = http1.parse_head(b"HTTP/1.1 200 OK\r\nX: \t a b \t\r\nY:", "GET")
+    assert head.headers == [("X", "a b"), ("Y", "")]
 
 
 def test_what_looks_into_a_body_takes_a_time_that_its_size_does_not_multiply() -> None:
