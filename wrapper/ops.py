@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hmac
+import logging
 import re
 import time
 
@@ -13,9 +14,10 @@ from flask import Blueprint, Response, current_app, g, request
 from wrapper import errors
 from wrapper.gateway import Gateway
 from wrapper.keys import Principal, bearer
-from wrapper.store import PICO, Sums
+from wrapper.store import PICO, StoreError, Sums
 
 bp = Blueprint("ops", __name__)
+log = logging.getLogger("wrapper")
 
 _SPAN = re.compile(r"([1-9][0-9]{0,4})([hdw])")
 _UNIT = {"h": 3600, "d": 86400, "w": 604800}
@@ -58,8 +60,12 @@ def usage() -> Response:
     g.exchange.api_key = principal.name
     until = time.time()
     since = _since(request.args.get("since"), until)
-    totals = gateway.store.totals(since=since, key=principal.name)
-    rows = gateway.store.totals(since=since, by=("provider", "model"), key=principal.name)
+    try:
+        totals = gateway.store.totals(since=since, key=principal.name)
+        rows = gateway.store.totals(since=since, by=("provider", "model"), key=principal.name)
+    except StoreError as error:
+        log.error("the usage table cannot be read: %s", error)
+        raise errors.InternalError("The usage table cannot be read at the moment.") from None
     return _json(
         {
             "object": "usage",
