@@ -77,10 +77,10 @@ class Exchange:
         self.error_code = code
         if self.outcome:
             return
-        if status in (502, 504):
-            self.outcome = UPSTREAM_ERROR
-        elif status in _REJECTIONS:
+        if status in _REJECTIONS:
             self.outcome = REJECTED
+        elif status >= 500:  # a bug of ours too: whoever called is not at fault
+            self.outcome = UPSTREAM_ERROR
         else:
             self.outcome = CLIENT_ERROR
 
