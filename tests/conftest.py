@@ -7,16 +7,24 @@ in flight in a gateway, no traceback was written.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS, impatient
 from harness.gateway import Gateway, GatewayFactory
 from harness.poll import eventually
 from harness.processes import ReservedPort
 from harness.raw import full_listener, no_tls
+
+# A CI run can be repeated exactly, and its machine may be slow; elsewhere every run tries
+# examples of its own.
+settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI") == "true":
+    settings.load_profile("ci")
 
 # The SDKs take a second to import, which the unit tests need not wait for.
 if TYPE_CHECKING:

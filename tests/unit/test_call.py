@@ -112,7 +112,10 @@ def test_whatever_passes_has_one_reading(text: str) -> None:
     assert path + query == "/" + text
     assert not {"", ".", ".."} & set(path.lower().replace("%2e", ".").split("/")[1:-1])
     assert "\\" not in path
-    assert (path + query).isprintable()
+    assert path.isprintable()
+    assert path.isascii()
+    # A query's bytes beyond ASCII pass as they are; controls and blanks never do.
+    assert not any(letter <= " " or letter == "\x7f" for letter in query)
 
 
 # --- JSON -------------------------------------------------------------------------------------
