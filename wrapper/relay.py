@@ -128,8 +128,9 @@ class Relayed:
         if isinstance(error, errors.UpstreamError):
             exchange.outcome = outcomes.UPSTREAM_ERROR
             exchange.upstream_errors.append((exchange.provider, error.reason))
-        exchange.error_code = errors.UpstreamInterrupted.code
-        if not exchange.stream or exchange.outcome == outcomes.CLIENT_ABORT:
+        gone = exchange.outcome == outcomes.CLIENT_ABORT
+        exchange.error_code = error.code if gone else errors.UpstreamInterrupted.code
+        if gone or not exchange.stream:
             raise ConnectionResetError(errno.ECONNRESET, "the answer broke off") from None
         last = errors.UpstreamInterrupted(error.message)
         # A half-sent event must not swallow the last one.
