@@ -155,10 +155,11 @@ def test_unusual_framing_that_http_allows_is_understood(
 
 @both_ways
 def test_what_follows_an_answer_unasked_never_reaches_the_next_caller(
-    impatient_gateway: Gateway, stream: bool
+    impatient_gateway: Gateway, simulator: Simulator, stream: bool
 ) -> None:
     for _ in range(3):
         answer = chat.call(impatient_gateway, orders="framing=long-body", stream=stream)
+        eventually(lambda: simulator.stats()["open"] == 0, what="all of it has been sent")
         assert answer.status == 200
         assert b"more than was declared" not in answer.body
         assert answer.body.endswith(b"data: [DONE]\n\n" if stream else b"}\n")

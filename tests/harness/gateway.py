@@ -116,10 +116,13 @@ class Gateway:
             self._clean_up()
 
     def start(self) -> Gateway:
-        """Start gunicorn and wait until `ready_path` answers 200. Raises GatewayFailed."""
+        """Start gunicorn and wait until `ready_path` answers 200 and every worker is there.
+
+        Raises GatewayFailed.
+        """
         process = self.launch()
         end = time.monotonic() + START_DEADLINE
-        while not self._is_ready():
+        while not self._is_ready() or len(self.workers()) < self.worker_count:
             status = process.poll()
             if status is not None or time.monotonic() > end:
                 processes.stop(process, deadline=5)
