@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from wrapper.telemetry.instruments import (
     PROMPT,
     TOKENS,
 )
+
+MOMENTS = 50  # of a millisecond, for a worker that begins
 
 # Prometheus takes a counter that is lower than before, be it by the last bit of a float, for a
 # reset and counts all of it again. The workers' values are added up in any order, and after a
@@ -76,7 +80,7 @@ class _Families:
         self._names = frozenset(names or ())
 
     def collect(self) -> Iterable[Metric]:
-        for family in _Collector(None).collect():
+        for family in _collected():
             if self._names and family.name not in self._names:
                 family.samples = [s for s in family.samples if s.name in self._names]
                 if not family.samples:
@@ -84,6 +88,18 @@ class _Families:
             if family.name == COST_FAMILY:
                 family.samples = [s._replace(value=usd(s.value)) for s in family.samples]
             yield family
+
+
+def _collected() -> Iterable[Metric]:
+    """All workers' families. A worker that begins makes its files empty and then lays them out:
+    for a moment between they cannot be read, so they are read again.
+    """
+    for _ in range(MOMENTS):
+        try:
+            return list(_Collector(None).collect())
+        except struct.error:
+            time.sleep(0.001)
+    return list(_Collector(None).collect())
 
 
 def _in_child(work: Callable[[], bytes]) -> bytes:
@@ -128,9 +144,8 @@ def usd(pico: float) -> float:
 def seed(totals: Iterable[Sums]) -> None:
     """Take up the counters where the usage table left them, once, before the workers start.
 
-    `totals` are grouped by key, provider, model and outcome.
-
-    So the plain sums by key go on over restarts.
+    So the plain sums by key go on over restarts. `totals` are grouped by key, provider, model and
+    outcome.
     """
     for row in totals:
         *labels, outcome = row.group
