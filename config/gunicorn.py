@@ -122,7 +122,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request; of its bytes nothing is logged."""
-        if isinstance(exc, GreenletExit | SystemExit):
+        if isinstance(exc, gevent.GreenletExit | SystemExit):
             return
         status, body = launch.refusal(exc)
         self.log.warning("refused a malformed request: %s", type(exc).__name__)
@@ -199,7 +199,6 @@ def cut(sock: Any) -> None:
     sock.close()
 
 
-GreenletExit = gevent.GreenletExit
 worker_class = Worker
 
 

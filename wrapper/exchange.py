@@ -25,6 +25,7 @@ UPSTREAM_ERROR: Final = "upstream_error"
 DRAINED: Final = "drained"
 NO_KEY: Final = "none"
 UNMATCHED: Final = "(unmatched)"
+MAX_NAME: Final = 256  # characters of a model's name that are kept; a caller may send megabytes
 
 # What a gateway error means for the outcome; other 4xx are the caller's mistake.
 _REJECTIONS = frozenset({401, 403, 429, 503})
@@ -101,8 +102,13 @@ class Exchange:
         return ", ".join(parts)
 
 
+def is_providers_failure(status: int) -> bool:
+    """Whether a provider's status says that it, and not the caller, has failed."""
+    return status == 429 or status >= 500
+
+
 def outcome_of(status: int) -> str:
-    """What a provider's status means: its 429 and 5xx are its own failures."""
-    if status == 429 or status >= 500:
+    """The outcome of a call that a provider answered with `status`."""
+    if is_providers_failure(status):
         return UPSTREAM_ERROR
     return CLIENT_ERROR if status >= 400 else COMPLETED

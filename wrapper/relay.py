@@ -25,7 +25,7 @@ from typing import Any
 from wrapper import errors
 from wrapper import exchange as outcomes
 from wrapper.call import Call, RawBody, Spooled
-from wrapper.exchange import Exchange
+from wrapper.exchange import MAX_NAME, Exchange, is_providers_failure
 from wrapper.upstream import Answer, Upstream, headers_up
 from wrapper.usage import Tap
 from wrapper.usage.record import TRUNCATED
@@ -164,7 +164,7 @@ def ask(
             if _is_spent(call) or not _leads_on(error):
                 raise
             continue
-        if not (answer.status == 429 or answer.status >= 500) or _is_spent(call):
+        if not is_providers_failure(answer.status) or _is_spent(call):
             return attempt, answer, first
         answer.close()
     attempt = attempts[-1]
@@ -175,7 +175,7 @@ def _attempt(
     exchange: Exchange, call: Call, attempt: Attempt, headers: dict[str, str], watch: Watch
 ) -> tuple[Answer, bytes]:
     provider = attempt.upstream.provider
-    exchange.provider, exchange.model = provider.name, attempt.model[:256]
+    exchange.provider, exchange.model = provider.name, attempt.model[:MAX_NAME]
     exchange.relayed = True
     began = clock() - call.waited  # an upload that flows through waits for its sender
     try:
@@ -187,7 +187,7 @@ def _attempt(
         took = clock() - began - call.waited
         exchange.upstream += took
     exchange.ttft = took
-    if answer.status == 429 or answer.status >= 500:
+    if is_providers_failure(answer.status):
         exchange.upstream_errors.append((provider.name, f"status_{answer.status}"))
     if answer.status == 401 and attempt.credential is None:
         answer.close()

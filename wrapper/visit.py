@@ -24,14 +24,13 @@ from wrapper.call import (
     refuse_other_method,
 )
 from wrapper.config import Server, Target
-from wrapper.exchange import Exchange
+from wrapper.exchange import MAX_NAME, Exchange
 from wrapper.gateway import Gateway, State
 from wrapper.keys import CLIENT, Principal, bearer, is_gateway_key
 from wrapper.relay import Attempt, Relayed, ask, read_use, release
 from wrapper.usage import tap_for
 from wrapper.watch import TIMEOUT, Interrupted, Watch
 
-MAX_NAME = 256  # characters of a model's name that are kept for the log
 _ASKED_STREAMS = ("/chat/completions", "/completions")
 
 

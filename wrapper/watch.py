@@ -1,11 +1,11 @@
 """Interrupts a request from outside: its client has left, its time is up, the worker stops.
 
 Theory of operation. A request is one greenlet, and most of its life it waits for the provider
-inside `with watch.waiting():`. Three things may end that wait early. The client's socket turns
+inside `with watch:`. Three things may end that wait early. The client's socket turns
 readable and a peek finds it closed (RFC 9112 section 9.6 allows taking that as a cancellation);
 the deadline's timer fires; the worker drains. Each throws `Interrupted` into the greenlet from
 the event loop, at which moment the greenlet is parked, so nothing is interrupted half way.
-Outside of `waiting` the cause is only noted and is raised at the next wait: gunicorn's own
+Outside of it the cause is only noted and is raised at the next wait: gunicorn's own
 writing is never torn apart.
 
 The rule protected here: a provider never goes on working for somebody who is not there.
@@ -89,13 +89,13 @@ class Watch:
 
     def uploaded(self) -> None:
         """The request body has been read: from now on a readable socket means something."""
-        self._stop_io()
+        self._end("_io")
         if self._sock is not None:
             self._io = get_hub().loop.io(self._sock.fileno(), 1)
             self._io.start(self._client_readable)
 
     def _look_now_and_then(self) -> None:
-        self._stop_io()
+        self._end("_io")
         if self._sock is not None and hasattr(socket, "TCP_INFO"):
             self._io = get_hub().loop.timer(UPLOAD_LOOK, UPLOAD_LOOK)
             self._io.start(self._look_at_client)
@@ -107,14 +107,7 @@ class Watch:
         """
         if self.reason == TIMEOUT:
             self.reason = None
-        if self._timer is not None:
-            self._timer.stop()
-            self._timer.close()
-            self._timer = None
-        if self._idle is not None:
-            self._idle.stop()
-            self._idle.close()
-            self._idle = None
+        self._end("_timer", "_idle")
         if seconds is not None and self._sock is not None:
             self._timer = get_hub().loop.timer(max(seconds, 0.001))
             self._timer.start(self._interrupt, TIMEOUT)
@@ -136,13 +129,16 @@ class Watch:
         """No interruption after this, whatever happens."""
         _active.discard(self)
         self.deadline(None)
-        self._stop_io()
+        self._end("_io")
 
-    def _stop_io(self) -> None:
-        if self._io is not None:
-            self._io.stop()
-            self._io.close()
-            self._io = None
+    def _end(self, *watchers: str) -> None:
+        """Stop and forget these watchers of the event loop, where they are set."""
+        for name in watchers:
+            watcher = getattr(self, name)
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
+                setattr(self, name, None)
 
     def __enter__(self) -> None:
         if self.reason is not None:

@@ -65,7 +65,7 @@ class Call:
     """
 
     __slots__ = (
-        *("_finder", "body", "environ", "is_json", "method", "model", "path", "query"),
+        *("_finder", "body", "environ", "method", "model", "path", "query"),
         *("raw", "stream", "strip_usage", "target"),
     )
 
@@ -77,7 +77,6 @@ class Call:
         self._finder: FieldFinder | None = None
         self.raw: RawBody | None = None
         self.body: bytes | Iterable[bytes] | None = None
-        self.is_json = False
         self.model: str | None = None
         self.stream = False
         self.strip_usage = False
@@ -102,7 +101,7 @@ class Call:
             raise errors.InvalidBody(
                 "A field is given twice, or in capitals: 'model', 'stream' or 'stream_options'."
             )
-        self.body, self.is_json = body, True
+        self.body = body
         self.model, self.stream = fields.model, bool(fields.stream)
 
     def read_any(
