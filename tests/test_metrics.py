@@ -150,11 +150,8 @@ def test_a_2xx_without_readable_use_is_counted_and_never_silently_zero(
     metered: Gateway, orders: str, stream: bool, reason: str
 ) -> None:
     def act() -> None:
-        try:
-            body = chat("gpt-4o", stream=stream)
-            post(metered, "/v1/chat/completions", body, metered.secrets["web-app"], x_sim=orders)
-        except http.client.IncompleteRead:
-            assert "cut" in orders
+        body = chat("gpt-4o", stream=stream)
+        post(metered, "/v1/chat/completions", body, metered.secrets["web-app"], x_sim=orders)
 
     assert change(metered, act, "unmetered_responses_total", provider="openai", reason=reason) == 1
 
