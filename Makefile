@@ -11,8 +11,10 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# One resolution for every Python from 3.11 and every platform, with the hash of each file.
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
+# One resolution for every Python from 3.11 and every platform, with the hash of each file. Extras
+# stay: for a package that is wanted as `coverage[toml]` and pinned as `coverage` pip looks for the
+# newest, and refuses to install it as soon as there is a newer one than the pinned.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-strip-extras
 ARGS ?=
 
 .PHONY: help run test check format bench prices lock clean

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.metadata
 import re
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from wrapper.config import ApiKey, Price, Provider, Route, Server
 
@@ -124,9 +126,43 @@ def test_every_locked_package_has_hashes_and_no_address(lock: str) -> None:
 def test_the_development_lock_has_the_runtime_versions() -> None:
     def pins(lock: str) -> set[str]:
         text = (ROOT / lock).read_text()
-        return set(re.findall(r"^([a-z0-9-]+==[^ \\]+)", text, re.MULTILINE))
+        return set(re.findall(r"^([a-z0-9-]+(?:\[[a-z0-9,-]+\])?==[^ \\]+)", text, re.MULTILINE))
 
     assert pins("requirements.txt") <= pins("requirements-dev.txt")
+
+
+def test_what_a_package_wants_with_an_extra_is_locked_with_that_extra() -> None:
+    # Else pip looks for the newest `coverage[toml]` beside the pinned `coverage`, and refuses
+    # the whole file on the day on which there is a newer one.
+    text = (ROOT / "requirements-dev.txt").read_text()
+    locked = {
+        requirement.name: requirement.extras
+        for pin in re.findall(r"^([a-z0-9][^ \\]*==[^ \\]+)", text, re.MULTILINE)
+        if (requirement := Requirement(pin))
+    }
+    wanted = {
+        (requirement.name.lower(), extra)
+        for name, extras in locked.items()
+        for line in installed_requirements(name)
+        if (requirement := Requirement(line)).name.lower() in locked
+        for extra in requirement.extras
+        if is_wanted(requirement, extras)
+    }
+    assert ("coverage", "toml") in wanted
+    assert {(name, extra) for name, extra in wanted if extra not in locked[name]} == set()
+
+
+def installed_requirements(name: str) -> list[str]:
+    """What an installed package asks for; nothing where this platform does without it."""
+    try:
+        return importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def is_wanted(requirement: Requirement, extras: set[str]) -> bool:
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
 
 
 def test_the_readme_fits_a_screen_and_a_half() -> None:
