@@ -15,7 +15,7 @@ class Piece(NamedTuple):
     data: bytes
     usage: Usage | None
     events: int
-    paced: bool  # whether the stream's gap follows
+    paced: bool  # whether the stream's gap follows; never behind the last one
 
 
 def packed(pieces: Iterator[Piece], orders: Orders) -> Iterator[Piece]:
@@ -59,4 +59,4 @@ def _dripped(pieces: Iterator[Piece]) -> Iterator[Piece]:
         last = len(piece.data) - 1
         for place in range(last):
             yield Piece(piece.data[place : place + 1], None, 0, True)
-        yield piece._replace(data=piece.data[max(last, 0) :], paced=True)
+        yield piece._replace(data=piece.data[max(last, 0) :])

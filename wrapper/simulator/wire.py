@@ -116,15 +116,23 @@ class Sending:
             self.caller.send(head)
             return
         for place in range(len(head)):
+            if place:
+                self.caller.pause(apart)
             self.caller.send(head[place : place + 1])
-            self.caller.pause(apart)
 
     def _body(self, pieces: Iterator[Piece]) -> None:
+        """Send the pieces at their pace.
+
+        Nothing is waited for behind the last one: who has the whole answer may ask the books.
+        """
         gap = self.orders.drip if self.orders.drip is not None else self.gap
         caller, wrap, record = self.caller, self.framing.wrap, self.record
         due = time.monotonic()
         count = 0
         for piece in pieces:
+            if count == _FAIR:
+                count = 0
+                gevent.sleep(0)
             if piece.data:
                 caller.send(wrap(piece.data))
             record.events += piece.events
@@ -136,10 +144,8 @@ class Sending:
                 if due < now - 1:
                     due = now
                 caller.wait(due)
-                continue
-            count += 1
-            if not count % _FAIR:
-                gevent.sleep(0)
+            else:
+                count += 1
 
     def _break(self) -> None:
         if self.orders.stall is not None and self._breaks:
