@@ -11,13 +11,13 @@ import string
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.defaults import CONFIG
-from harness.gateway import Gateway
+from harness.gateway import Gateway, GatewayFactory
 from harness.poll import eventually
 from harness.programs import require
 from harness.simulator import Simulator
@@ -104,6 +104,35 @@ def test_every_metric_of_the_contract_is_there_with_its_labels(metered: Gateway)
         samples = scrape.find(name)
         assert samples, f"{name} is not there"
         assert all(set(sample.labels) == labels for sample in samples), name
+
+
+def test_all_workers_together_name_two_hundred_models_also_after_a_restart(
+    gateway_factory: GatewayFactory,
+) -> None:
+    """A provider that takes any name must not let a key's holder make series at will."""
+    gateway = gateway_factory(workers=3)
+
+    def call(names: Iterable[str]) -> None:
+        for name in names:
+            status, _, _ = post(
+                gateway, "/groq/openai/v1/embeddings", {"model": name, "input": "x"}, key
+            )
+            assert status == 200
+
+    def named() -> set[str]:
+        eventually(lambda: gateway.metrics().value("requests_in_flight") == 0)
+        return {s.labels["model"] for s in gateway.metrics().find("api_key_requests_total")}
+
+    key = gateway.secrets["web-app"]
+    call(f"odd-{n}" for n in range(230))
+    before = named()
+    assert len(before - {"other", "none"}) == 200
+    assert gateway.metrics().value("api_key_requests_total", model="other") == 30
+    gateway.stop()
+    gateway.start()
+    call(f"odder-{n}" for n in range(20))
+    assert named() == before
+    assert gateway.metrics().value("api_key_requests_total", model="other") == 50
 
 
 def test_a_streams_duration_lasts_until_its_last_byte(metered: Gateway) -> None:

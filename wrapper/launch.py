@@ -122,18 +122,17 @@ def make_app() -> GatewayApp:
     from wrapper.app import create_app
     from wrapper.gateway import load_prices
     from wrapper.store import StoreError, all_time
-    from wrapper.telemetry import seed
 
     environ = dict(os.environ)
     try:
         settings = load(environ, environ.get(DEMO_URL))
         prices = load_prices(settings, environ)
         app = create_app(settings, prices, environ.get("LOG_LEVEL", "info"))
-        store = app.extensions["gateway"].store
-        store.check()
+        gateway = app.extensions["gateway"]
+        gateway.store.check()
         if settings.server.metering:
-            seed(all_time(store))
-        store.close()
+            gateway.telemetry.take_up(all_time(gateway.store))
+        gateway.store.close()
     except (ConfigError, StoreError) as error:
         _refuse(error)
     if RUN_DIR in os.environ:

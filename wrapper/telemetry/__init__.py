@@ -6,7 +6,8 @@ a provider has answered for. A counter that is right in one worker is right in a
 in memory-mapped files (prometheus_client's multi-process mode) that outlive a killed worker.
 No secret, query string or body ever gets here.
 
-`instruments` holds the metrics, `logline` the line's fields, `exposition` the text of `/metrics`.
+`instruments` holds the metrics, `labels` the models among their labels, `logline` the line's
+fields, `exposition` the text of `/metrics`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from wrapper.exchange import NO_KEY, REJECTED, UNMATCHED, Exchange
+from wrapper.store import Sums
 from wrapper.telemetry.exposition import Exporter, seed, usd, worker_begins, worker_gone
 from wrapper.telemetry.instruments import (
     CACHED,
@@ -41,12 +43,13 @@ from wrapper.telemetry.instruments import (
     UNSETTLED,
     UPSTREAM_ERRORS,
 )
+from wrapper.telemetry.labels import ModelLabels
 from wrapper.telemetry.logline import encoded
 
-__all__ = ["Exporter", "Telemetry", "seed", "usd", "worker_begins", "worker_gone"]
+__all__ = ["Exporter", "Telemetry", "usd", "worker_begins", "worker_gone"]
 
 log = logging.getLogger("wrapper")
-MAX_MODELS = 200
+NO_MODEL = "none"
 SECOND_GRAINS = 2**20  # in a second; exact for three hundred years
 
 
@@ -55,7 +58,7 @@ class Telemetry:
 
     def __init__(self, log_level: str = "info") -> None:
         self._known: set[str] = set()  # models that the configuration or the price list names
-        self._models: set[str] = set()  # models that are labels
+        self.models = ModelLabels()
         self._children: dict[tuple[Any, ...], Any] = {}
         self._log_failing = False
         self._quiet = {"debug": 0, "info": 0, "warning": 400, "error": 500}.get(log_level, 0)
@@ -65,6 +68,12 @@ class Telemetry:
         self._known.update(models)
         for provider in providers:
             COOLDOWN.labels(provider).set(0)
+
+    def take_up(self, totals: list[Sums]) -> None:
+        """Go on where the usage table left off, once, before the workers start."""
+        models = (model for _, _, model, _ in (row.group for row in totals))
+        self.models.take_up(model for model in models if model not in (NO_MODEL, OTHER))
+        seed(totals)
 
     def begin(self, exchange: Exchange, *, looks: bool) -> None:
         """A request has come; one that only looks at the gateway (a scrape) is not in flight."""
@@ -87,14 +96,11 @@ class Telemetry:
         """The label for an exchange's model."""
         name = exchange.model
         if not name:
-            return "none"
-        if name in self._models:
+            return NO_MODEL
+        if name in self.models:
             return name
         answered = exchange.relayed and 200 <= exchange.status < 300
-        if (answered or name in self._known) and len(self._models) < MAX_MODELS:
-            self._models.add(name)
-            return name
-        return OTHER
+        return name if (answered or name in self._known) and self.models.add(name) else OTHER
 
     def record(self, exchange: Exchange, *, call: bool, metering: bool) -> None:
         """Count a finished exchange.
