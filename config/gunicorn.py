@@ -10,6 +10,7 @@ from gevent import monkey
 monkey.patch_all()
 
 # The patch above must come before anything that imports ssl, socket or threading.
+import re  # noqa: E402
 import signal  # noqa: E402
 import socket as sockets  # noqa: E402
 import struct  # noqa: E402
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from wrapper import launch  # noqa: E402
 
+ODD_TARGET = re.compile(rb"[A-Z]+ /[^ \r\n]*[\x00-\x1f\x7f-\xff][^ \r\n]* HTTP/1\.[01]\b")
 LINGER_SECONDS = 2
 QUICK_SECONDS = 1  # for what is open to be ended, where a stop is not to wait
 END_SECONDS = 5  # after this the system ends a worker that should have gone at once
@@ -72,6 +74,15 @@ loglevel = _where.log_level
 SocketUnreader.max_body_chunk = 65536
 
 
+class InvalidTarget(InvalidRequestLine):  # type: ignore[misc]  # gunicorn has no types
+    """The path has characters in it that no path has (RFC 3986 section 2)."""
+
+
+def told_apart(error: InvalidRequestLine, head: bytes) -> InvalidRequestLine:
+    """`error`, or what it is more exactly: all but the path is as it should be."""
+    return InvalidTarget("") if ODD_TARGET.match(head) else error
+
+
 class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     """A request whose head is held against the grammar again.
 
@@ -79,8 +90,17 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     the request line; another server on the way here may not (RFC 9112 sections 2.2, 3 and 5.2).
     """
 
+    def parse_request_line(self, line_bytes: bytes) -> None:
+        try:
+            super().parse_request_line(line_bytes)
+        except InvalidRequestLine as error:
+            raise told_apart(error, line_bytes) from None
+
     def _parse_fast(self, unreader: Any, buf: bytearray) -> bytes:
-        rest: bytes = super()._parse_fast(unreader, buf)
+        try:
+            rest: bytes = super()._parse_fast(unreader, buf)
+        except InvalidRequestLine as error:
+            raise told_apart(error, bytes(buf)) from None
         head = bytes(buf[: len(buf) - len(rest)])
         if head.count(b"\n") != head.count(b"\r\n"):
             raise InvalidRequestLine("bare LF as line terminator")
@@ -124,14 +144,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Answer what never became a request; of its bytes nothing is logged."""
         if isinstance(exc, gevent.GreenletExit | SystemExit):
             return
-        status, body = launch.refusal(exc)
-        self.log.warning("refused a malformed request: %s", type(exc).__name__)
-        head = (
-            f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
+        answer = launch.refusal(self.wsgi, exc, addr[0] if addr else "")
         try:
-            util.write_nonblock(client, head.encode("latin-1") + body)
+            util.write_nonblock(client, answer)
             linger(client)
         except OSError:
             self.log.debug("The refusal could not be sent.")

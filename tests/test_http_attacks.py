@@ -151,8 +151,19 @@ def test_a_transfer_coding_that_is_not_known_is_refused(gateway: Gateway, coding
 def test_what_is_no_request_gets_openais_error_and_nothing_else(
     gateway: Gateway, text: bytes
 ) -> None:
+    before = gateway.metrics().value("http_requests_total", path="(unmatched)", status="400")
     answer = refused(gateway, text)
     assert b"gunicorn" not in answer.body
+    line = gateway.log_line(answer.header("x-request-id") or "")
+    assert (line["status"], line["outcome"], line["path"]) == (400, "client_error", "(unmatched)")
+    after = gateway.metrics().value("http_requests_total", path="(unmatched)", status="400")
+    assert after == before + 1
+
+
+@pytest.mark.parametrize("odd", [b"\0", b"\x01", b"\t", b"\x7f", b"\xe9"])
+def test_a_path_with_a_control_character_is_an_invalid_path(gateway: Gateway, odd: bytes) -> None:
+    answer = refused(gateway, b"GET /openai/v1/a%bb HTTP/1.1\r\nHost: a\r\n\r\n" % odd)
+    assert chat.error(answer)["code"] == "invalid_path"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.defaults import CONFIG
+from harness.defaults import CONFIG, PROVIDER_KEYS
 from harness.gateway import Gateway, GatewayFactory
 from harness.poll import eventually
 from harness.programs import require
@@ -225,22 +225,33 @@ def test_server_timing_tells_where_the_time_went(metered: Gateway) -> None:
     assert float(parts["gateway"]) < 200
 
 
-def test_a_strangers_five_hundred_requests_add_at_most_ten_series(metered: Gateway) -> None:
+def test_a_strangers_five_hundred_requests_add_at_most_ten_series(
+    gateway_factory: GatewayFactory,
+) -> None:
+    """Whatever he types, also where a provider is asked to judge the key he brings."""
     dice = random.Random(4)
     word = lambda: "".join(dice.choices(string.ascii_letters + string.digits, k=12))  # noqa: E731
-    before = {(s.name, *sorted(s.labels.items())) for s in metered.metrics().samples}
-    connection = http.client.HTTPConnection("127.0.0.1", metered.port, timeout=30)
-    for _ in range(500):
-        method = dice.choice(["GET", "POST", "PUT", "DELETE", "PATCH", word().upper()])
-        path = dice.choice(["/", "/v1/", "/openai/", "/chat/", f"/{word()}/", "/usage/"]) + word()
-        body = json.dumps(chat(word())) if method != "GET" else None
-        headers = {"Authorization": f"Bearer sk-wr-{word()}", "Content-Type": "application/json"}
-        connection.request(method, path, body, headers)
-        response = connection.getresponse()
-        response.read()
-        assert 400 <= response.status < 500
-    connection.close()
-    added = {(s.name, *sorted(s.labels.items())) for s in metered.metrics().samples} - before
+    with Simulator(api_key=PROVIDER_KEYS["OPENAI_API_KEY"]) as strict:
+        gateway = gateway_factory(CONFIG.replace("{simulator}", strict.url), workers=2)
+        gateway.metrics()  # a scrape makes series too
+        before = {(s.name, *sorted(s.labels.items())) for s in gateway.metrics().samples}
+        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+        with contextlib.closing(connection):
+            for _ in range(500):
+                odd = word().upper()
+                method = dice.choice(["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", odd])
+                path = dice.choice(["/", "/v1/", "/openai/v1/", "/chat/", f"/{word()}/", "/usage/"])
+                path += dice.choice([word(), "chat/completions"])
+                body = json.dumps(chat(dice.choice([word(), "gpt-4o", "gpt-4o-mini"])))
+                key = dice.choice(["sk-wr-", "sk-"]) + word()
+                headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+                sent = None if method in ("GET", "HEAD") else body
+                connection.request(method, path, sent, headers)
+                with connection.getresponse() as response:
+                    response.read()
+                assert 400 <= response.status < 500
+        eventually(lambda: gateway.metrics().value("requests_in_flight") == 0)
+        added = {(s.name, *sorted(s.labels.items())) for s in gateway.metrics().samples} - before
     assert len(added) <= 10, sorted(added)
 
 

@@ -295,7 +295,7 @@ def test_a_form_is_sent_whole_to_each_target_under_its_own_name_of_the_model(
     assert arrived == [form_of(name, model_first=False) for name in [*first, b"b"]]
 
 
-def test_what_has_flowed_by_is_not_sent_to_a_second_target(
+def test_what_has_flowed_by_or_names_no_model_is_not_sent_to_a_second_target(
     gateway_factory: GatewayFactory, simulator: Simulator
 ) -> None:
     gateway = gateway_factory(
@@ -315,10 +315,13 @@ targets = ["groq", "openai"]
 """
     )
     caller = Caller(gateway, simulator, "web-app")
-    sent = caller.send("/v1/somewhere", SOUND, "audio/wav")
+    sent = caller.send("/v1/engines/m/somewhere", SOUND, "audio/wav")
     assert (sent.status, len(sent.requests)) == (503, 1)
-    sent = caller.send("/v1/somewhere", b'{"a": 1}')
+    sent = caller.send("/v1/engines/m/somewhere", b'{"a": 1}')
     assert (sent.status, len(sent.requests)) == (200, 2)
+    # Its object lives with the first provider, and the other one could only say that it has none.
+    sent = caller.send("/v1/files/file-1", method="DELETE")
+    assert (sent.status, len(sent.requests)) == (503, 1)
 
 
 def test_on_a_providers_own_path_an_alias_is_just_a_name(caller: Caller) -> None:

@@ -39,7 +39,7 @@ def chat() -> Response:
     )
 
 
-@bp.route("/v1/<path:rest>", methods=ANY_METHOD, provide_automatic_options=False)
+@bp.route("/v1/<path:rest>", methods=ANY_METHOD)
 def unified(rest: str) -> Response:
     """The OpenAI API, routed by `model` where the body has one, else to the `*` route."""
     visit = Visit()
@@ -56,13 +56,14 @@ def unified(rest: str) -> Response:
     path = below_first_segment(call.target)
     model = checked_model(principal, call, path)
     routes = visit.state.routes
-    targets = routes.for_model(model) if model else routes.catch_all()
+    # A file or a batch lives with one provider: another one could only say that it has none.
+    targets = routes.for_model(model) if model else routes.catch_all()[:1]
     if not targets:
         raise errors.UnknownUrl("No route leads there: the configuration has no '*' route.")
     return visit.relay([visit.unified(target, path, model) for target in targets])
 
 
-@bp.route("/<provider>/<path:rest>", methods=ANY_METHOD, provide_automatic_options=False)
+@bp.route("/<provider>/<path:rest>", methods=ANY_METHOD)
 def passthrough(provider: str, rest: str) -> Response:
     """A provider's own API, byte for byte."""
     upstream = current_app.extensions["gateway"].current.upstreams.get(provider)

@@ -51,6 +51,7 @@ def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> G
     app = GatewayApp("wrapper", static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # what is no preflight is the provider's
     gateway = Gateway(settings, prices, open_store(settings.store), Telemetry(log_level))
     app.extensions["gateway"] = gateway
     app.extensions["exporter"] = Exporter()

@@ -17,6 +17,7 @@ raise their own exception classes (https://platform.openai.com/docs/guides/error
     ├── InsufficientQuota        429
     ├── Overloaded               503
     ├── UpstreamError            502  UpstreamUnreachable, UpstreamProtocolError, UpstreamAuth
+    │   ├── UpstreamFull         503
     │   ├── UpstreamTimeout      504
     │   └── UpstreamInterrupted  502  (only ever seen as the last event of a stream)
     ├── Cancelled                     (nobody reads it, or everybody has to come again)
@@ -207,6 +208,18 @@ class UpstreamAuth(UpstreamError):
 
     code = "upstream_auth"
     reason = "auth"
+
+
+class UpstreamFull(UpstreamError):
+    """As many calls are with the provider as its `max_connections` allow: nothing was sent."""
+
+    status = 503
+    code = "overloaded"
+    reason = "full"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, sent=False)
+        self.headers = (("Retry-After", "1"),)
 
 
 class UpstreamTimeout(UpstreamError):

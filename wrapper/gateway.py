@@ -118,4 +118,4 @@ def load_prices(settings: Settings, environ: Mapping[str, str]) -> Prices:
 
     Raises ConfigError.
     """
-    return Prices.load(prices_path(environ), settings.prices)
+    return Prices.load(prices_path(environ), settings.prices, settings.stand_in)

@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from wrapper import errors
 from wrapper.config import ConfigError, Listen, Settings, environment, listen, load, needs_demo
 from wrapper.config.watch import Reloader, accept, load_or_last_good
 from wrapper.watch import active, drain
@@ -137,9 +136,16 @@ def make_app() -> GatewayApp:
         _refuse(error)
     if RUN_DIR in os.environ:
         accept(settings, environ, _accepted())
+    _tell_who_is_passed_over(settings)
+    return app
+
+
+def _tell_who_is_passed_over(settings: Settings) -> None:
     if not settings.usable:
         log.warning("no provider has a credential: set GROQ_API_KEY or OPENAI_API_KEY")
-    return app
+    for name, provider in settings.providers.items():
+        if not provider.usable and not settings.stand_in:
+            log.info("provider '%s' is passed over: %s", name, provider.api_key_problem)
 
 
 def start_worker(app: GatewayApp) -> None:
@@ -197,13 +203,26 @@ class Follower:
         return load_prices(settings, self._environ)
 
     def _apply(self, settings: Settings) -> None:
+        before = self._gateway.current.settings
         self._gateway.apply(settings, self._prices)
-        log.info("the configuration was reloaded: %d keys", len(settings.keys))
+        providers, keys = len(settings.providers), len(settings.keys)
+        log.info("the configuration was reloaded: %d providers, %d keys", providers, keys)
+        if before.stand_in and not settings.stand_in:
+            log.warning("a provider has a key: the simulated provider answers no more")
+        if before.keys and not settings.keys:
+            log.warning("there are no keys any more: every call is refused")
         with contextlib.suppress(OSError):
             accept(settings, self._environ, _accepted())
 
     def _problem(self, error: ConfigError) -> None:
         log.error("the configuration was not reloaded: %s", error)
+
+
+def refusal(app: GatewayApp, error: BaseException, client: str) -> bytes:
+    """The answer to what gunicorn could not read as a request; see `wrapper.refusal`."""
+    from wrapper.refusal import answer
+
+    return answer(app.extensions["gateway"], error, client)
 
 
 def worker_gone(pid: int) -> None:
@@ -220,27 +239,6 @@ def clean_up() -> None:
     run = os.environ.get(RUN_DIR)
     if run:
         shutil.rmtree(run, ignore_errors=True)
-
-
-def refusal(error: BaseException) -> tuple[str, bytes]:
-    """Status line and body for what gunicorn could not take as a request."""
-    kind = type(error).__name__
-    if kind == "LimitRequestLine":
-        status, code = "414 URI Too Long", "uri_too_long"
-    elif kind == "LimitRequestHeaders":
-        status, code = "431 Request Header Fields Too Large", "headers_too_large"
-    elif kind == "ExpectationFailed":
-        status, code = "417 Expectation Failed", "invalid_request"
-    elif kind == "UnsupportedTransferCoding":
-        status, code = "501 Not Implemented", "unsupported_encoding"
-    elif isinstance(error, Exception) and kind[:5] in ("Inval", "Chunk", "Obsol", "NoMor", "Limit"):
-        status, code = "400 Bad Request", "invalid_request"
-    else:
-        log.error("gunicorn could not handle a request: %s", kind)
-        message = errors.InternalError("An internal error.")
-        return "500 Internal Server Error", message.body()
-    words = "The request is not well-formed HTTP/1.1."
-    return status, errors.render(words, "invalid_request_error", None, code)
 
 
 def _accepted() -> Path:

@@ -28,7 +28,7 @@ from wrapper.call import Call, RawBody, Spooled
 from wrapper.exchange import MAX_NAME, Exchange, is_providers_failure
 from wrapper.upstream import Answer, Upstream, headers_up
 from wrapper.usage import Tap
-from wrapper.usage.record import TRUNCATED
+from wrapper.usage.record import ABORTED, TRUNCATED
 from wrapper.watch import CLIENT_GONE, DRAINED, Interrupted, Watch, take_turns
 
 clock = time.perf_counter
@@ -195,8 +195,7 @@ def _attempt(
         raise errors.UpstreamAuth(
             f"Provider {provider.name!r} refused the gateway's own credential."
         )
-    remaining = provider.total_timeout - (clock() - exchange.started)
-    watch.deadline(remaining)
+    watch.deadline(provider.total_timeout - took)
     if not answer.complete and watch.idle(provider.idle_timeout):
         answer.patience(None)
     return answer, first
@@ -212,9 +211,11 @@ def _send(
             f"{provider.api_key_problem}.",
             sent=False,
         )
-    streamed = isinstance(call.body, RawBody)
     patience = provider.connect_timeout + provider.first_byte_timeout
-    watch.deadline(provider.total_timeout if streamed else min(patience, provider.total_timeout))
+    if isinstance(call.body, RawBody):  # the caller's time to send it is not the provider's
+        watch.deadline(provider.total_timeout + call.body_seconds)
+    else:
+        watch.deadline(min(patience, provider.total_timeout))
     body, headers = call.body_for(
         attempt.model if attempt.rename else None, headers, ask_usage=attempt.ask_usage
     )
@@ -276,7 +277,8 @@ def read_use(relayed: Relayed, expected: bool) -> None:
         exchange.outcome = outcomes.UPSTREAM_ERROR
         exchange.upstream_errors.append((exchange.provider, "error_event"))
     if reading.usage is None and expected and 200 <= exchange.status < 300:
-        exchange.unmetered = reading.reason if relayed.ended else TRUNCATED
+        cut_here = exchange.outcome in (outcomes.CLIENT_ABORT, outcomes.DRAINED)
+        exchange.unmetered = reading.reason if relayed.ended else ABORTED if cut_here else TRUNCATED
 
 
 def release(call: Call) -> None:

@@ -75,8 +75,9 @@ class Visit:
         sock = environ.get("gunicorn.socket")
         if sock is not None:
             sock.settimeout(server.body_timeout)
-        self.call = call = Call(environ)
-        self.watch.deadline(body_seconds(environ, server.body_timeout, server.max_upload_bytes))
+        seconds = body_seconds(environ, server.body_timeout, server.max_upload_bytes)
+        self.call = call = Call(environ, seconds)
+        self.watch.deadline(seconds)
         try:
             with self.watch.reading():
                 reader(call, server)
@@ -155,7 +156,8 @@ class Visit:
         if answer.length is not None and not strip and answer.status != 204:
             headers["Content-Length"] = str(answer.length)
         exchange.upstream_request_id = answer.request_id
-        headers.setdefault("x-request-id", exchange.request_id)
+        if not answer.request_id:
+            headers["x-request-id"] = exchange.request_id
         headers["x-wrapper-provider"] = attempt.upstream.provider.name
         headers.add("Server-Timing", exchange.server_timing())
         return response

@@ -212,5 +212,5 @@ def drain() -> None:
 
 
 def active() -> int:
-    """Requests being watched in this worker."""
-    return len(_active)
+    """Requests in this worker whose body is being read, or that are with a provider."""
+    return len(_reading) + len(_active)

@@ -320,7 +320,8 @@ def test_later_starts_make_no_key(run: Run, here: Path) -> None:
     before = (here / "config/keys.toml").read_bytes()
     code, out, _ = run("demo-key")
     assert code == 0
-    assert out.endswith(" -m wrapper keys create NAME\n")
+    assert " -m wrapper keys create NAME\n" in out
+    assert out.endswith("http://127.0.0.1:8080/docs\n\n")
     assert not LINES.search(out)
     assert (here / "config/keys.toml").read_bytes() == before
 

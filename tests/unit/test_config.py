@@ -725,7 +725,7 @@ def test_redis_is_understood_but_said_to_be_not_built_yet() -> None:
 # --- the simulated provider ---
 
 
-def test_the_demo_is_needed_only_when_asked_for_and_no_provider_is_usable(tmp_path: Path) -> None:
+def test_the_demo_is_needed_only_when_asked_for_and_no_provider_has_a_key(tmp_path: Path) -> None:
     environ = written(tmp_path)
     assert not needs_demo(environ)
     assert needs_demo({**environ, "WRAPPER_DEMO": "1"})
@@ -742,10 +742,30 @@ def test_the_demo_answers_for_every_route_under_the_callers_name(tmp_path: Path)
     assert found.routes == (Route("fast", (Target("demo"),)), Route("*", (Target("demo"),)))
 
 
-def test_the_demo_ends_with_the_first_usable_provider(tmp_path: Path) -> None:
-    ollama = '[providers.ollama]\nbase_url = "http://127.0.0.1:9/v1"\n'
-    environ = written(tmp_path, GATEWAY + ollama)
+OLLAMA = '[providers.ollama]\nbase_url = "http://127.0.0.1:9/v1"\n'
+
+
+def test_a_server_without_a_key_answers_beside_the_demo(tmp_path: Path) -> None:
+    routes = '[[routes]]\nmodel = "gemma*"\ntargets = ["groq", "ollama"]\n'
+    environ = written(tmp_path, OLLAMA + routes + GATEWAY)
     found = load(environ, "http://127.0.0.1:1234")
-    assert found.usable == ("ollama",)
+    assert found.usable == ("ollama", "demo")
+    assert found.stand_in == "demo"
+    assert found.routes == (
+        Route("gemma*", (Target("ollama"),)),
+        Route("*", (Target("demo"),)),
+    )
+
+
+def test_the_demo_ends_with_the_first_key_of_a_provider(tmp_path: Path) -> None:
+    environ = {**written(tmp_path, GATEWAY + OLLAMA), "GROQ_API_KEY": "gsk_x"}
+    found = load(environ, "http://127.0.0.1:1234")
+    assert found.usable == ("groq", "ollama")
     assert found.stand_in is None
     assert found.routes == (Route("*", (Target("groq"),)),)
+
+
+def test_where_no_provider_wants_a_key_there_is_no_demo(tmp_path: Path) -> None:
+    routes = '[[routes]]\nmodel = "*"\ntargets = ["ollama"]\n'
+    found = load(written(tmp_path, OLLAMA + routes), "http://127.0.0.1:1234")
+    assert (found.usable, found.stand_in) == (("ollama",), None)

@@ -35,6 +35,7 @@ RANKS = {
     "telemetry": 4,
     "gateway": 5,
     "relay": 5,
+    "refusal": 6,
     "visit": 6,
     "api": 7,
     "models": 7,

@@ -60,17 +60,18 @@ class Call:
 
     `model` is None where none could be read. `target` is the raw path, `path` the one by which
     things are decided: decoded, in lower case and without a slash at the end, as the most lenient
-    provider may read it. `strip_usage` says that the stream's use was asked for in the caller's
-    place, so that he must not see it.
+    provider may read it. `body_seconds` is how long the body may take to come. `strip_usage` says
+    that the stream's use was asked for in the caller's place, so that he must not see it.
     """
 
     __slots__ = (
-        *("_finder", "body", "environ", "method", "model", "path", "query"),
+        *("_finder", "body", "body_seconds", "environ", "method", "model", "path", "query"),
         *("raw", "stream", "strip_usage", "target"),
     )
 
-    def __init__(self, environ: Mapping[str, Any]) -> None:
+    def __init__(self, environ: Mapping[str, Any], body_seconds: float = 0.0) -> None:
         self.environ = environ
+        self.body_seconds = body_seconds
         self.method: str = environ["REQUEST_METHOD"]
         self.target, self.query = split_target(environ)
         self.path = unquote(self.target).rstrip("/").lower()
@@ -213,7 +214,8 @@ def is_json_type(content_type: str) -> bool:
 def refuse_compressed(environ: Mapping[str, Any]) -> None:
     """A compressed request body cannot be read beside the bytes (RFC 9110 section 15.5.16)."""
     encoding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
-    if encoding not in ("", "identity"):
+    transfer = environ.get("HTTP_TRANSFER_ENCODING", "").strip().lower()
+    if encoding not in ("", "identity") or transfer not in ("", "chunked"):
         raise errors.UnsupportedEncoding(
             "Compressed request bodies are not accepted: send the body without Content-Encoding."
         )

@@ -29,6 +29,9 @@ NAME = "demo"
 _MODELS = {"groq": "llama-3.1-8b-instant", "openai": "gpt-4o-mini"}
 """A cheap model of each provider that the shipped configuration has."""
 
+_SIMULATOR = "http://127.0.0.1"
+"""Where it listens is not known yet; that `make run` starts one where no provider has a key is."""
+
 
 def add_parser(subparsers: Subparsers) -> None:
     """Adds `demo-key`."""
@@ -48,24 +51,30 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Makes the key, or says where the keys are. Raises `ConfigError` and `CommandError`."""
-    settings, where = load(environ), listen(environ)
+    settings, where = load(environ, _SIMULATOR), listen(environ)
     if args.check_port and _taken(where):
         raise CommandError(
             f"another program listens on {where.bind}: set PORT to a free port, such as PORT=8090"
         )
     path = keys_path(environ)
     if os.path.lexists(path):
+        _tell_of_simulator(settings)
         print(f"The keys are in {path}, without their secrets. To make another one:")
         print(f"{_python()} -m wrapper keys create NAME")
+        print(f"To try one in the browser: http://{_address(where)}/docs\n")
         return 0
     secret = create_key(environ, ApiKey(NAME, ""))
-    if not settings.usable:
-        print("No provider has a key: the simulated provider answers (labelled as such).")
-        print("Put GROQ_API_KEY or OPENAI_API_KEY into .env for real answers.")
+    _tell_of_simulator(settings)
     print(f"The key '{NAME}', shown only now: {secret}")
     print(f"Try it in another terminal:\n\n{curl(where, secret, model(settings))}\n")
     print(f"or in the browser, with the key: http://{_address(where)}/docs\n")
     return 0
+
+
+def _tell_of_simulator(settings: Settings) -> None:
+    if settings.stand_in:
+        print("No provider has a key: the simulated provider answers (labelled as such).")
+        print("Put GROQ_API_KEY or OPENAI_API_KEY into .env for real answers.")
 
 
 def _taken(where: Listen) -> bool:
@@ -89,10 +98,8 @@ def _python() -> str:
 
 def model(settings: Settings) -> str:
     """A model that some usable provider answers for, the shipped providers' first."""
-    if not settings.usable:
-        return _MODELS["groq"]
-    routes = Routes(settings)
-    known = [name for provider, name in _MODELS.items() if provider in settings.usable]
+    routes, usable = Routes(settings), settings.usable
+    known = [name for provider, name in _MODELS.items() if settings.stand_in or provider in usable]
     names = [*known, *routes.exact_names]
     return next((name for name in names if _answered(name, routes, settings)), "MODEL")
 

@@ -50,7 +50,8 @@ def load(
 ) -> Settings:
     """The settings of `environ`. Raises `ConfigError` with all problems.
 
-    With `demo_url` the simulator there answers for as long as no provider is usable.
+    With `demo_url` the simulator there answers in place of the providers that lack their
+    credential, for as long as no provider has one.
     `instead` names files to read in place of others (a snapshot of what was last in force).
     """
     sources = Sources(instead)
@@ -77,7 +78,7 @@ def load(
         stamps=sources.stamps,
         store=store,
     )
-    return settings if demo_url is None or settings.usable else _demo(settings, demo_url)
+    return settings if demo_url is None or not _wants_demo(settings) else _demo(settings, demo_url)
 
 
 def _gateway(environ: Mapping[str, str], sources: Sources, problems: list[Problem]) -> Gateway:
@@ -127,22 +128,33 @@ def _check_demo(environ: Mapping[str, str], problems: list[Problem]) -> None:
 
 
 def needs_demo(environ: Mapping[str, str]) -> bool:
-    """Whether WRAPPER_DEMO=1 asks for the simulator where no provider is usable.
+    """Whether WRAPPER_DEMO=1 asks for the simulator where no provider has a key.
 
     False when the configuration is wrong: `load` then says what is wrong.
     """
     if environ.get("WRAPPER_DEMO") != "1":
         return False
     try:
-        return not load(environ).usable
+        return _wants_demo(load(environ))
     except ConfigError:
         return False
 
 
+def _wants_demo(settings: Settings) -> bool:
+    """Whether no provider has a key, though one wants it: a server that needs none is no reason
+    to leave the models of the others unanswered.
+    """
+    providers = settings.providers.values()
+    return all(p.api_key is None for p in providers) and not all(p.usable for p in providers)
+
+
 def _demo(settings: Settings, url: str) -> Settings:
-    """The same models, aliases and addresses, all of them answered by the simulator."""
+    """The same models, aliases and addresses; where no target is usable the simulator answers."""
     demo = (Target(DEMO),)
-    routes = [Route(route.model, demo) for route in settings.routes]
+    routes = [
+        Route(route.model, tuple(t for t in route.targets if t.provider in settings.usable) or demo)
+        for route in settings.routes
+    ]
     if not any(route.model == "*" for route in routes):
         routes.append(Route("*", demo))
     provider = Provider(name=DEMO, base_url=url.rstrip("/") + "/v1")

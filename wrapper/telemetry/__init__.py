@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from wrapper.exchange import NO_KEY, REJECTED, UNMATCHED, Exchange
+from wrapper.keys import CLIENT
 from wrapper.store import Sums
 from wrapper.telemetry.exposition import Exporter, seed, usd, worker_begins, worker_gone
 from wrapper.telemetry.instruments import (
@@ -97,9 +98,11 @@ class Telemetry:
         name = exchange.model
         if not name:
             return NO_MODEL
+        answered = exchange.relayed and 200 <= exchange.status < 300
+        if exchange.api_key == CLIENT.name and not answered:
+            return OTHER  # anybody may say so
         if name in self.models:
             return name
-        answered = exchange.relayed and 200 <= exchange.status < 300
         return name if (answered or name in self._known) and self.models.add(name) else OTHER
 
     def record(self, exchange: Exchange, *, call: bool, metering: bool) -> None:
@@ -114,15 +117,15 @@ class Telemetry:
             self._record_call(exchange)
 
     def _record_request(self, exchange: Exchange) -> None:
-        """Every request. A refused stranger makes no series at will: no histogram, and no method
-        where his path is whatever he typed.
+        """Every request. A stranger makes no series at will: no method where the path is whatever
+        he typed, and a histogram only where he reads what is open to everyone.
         """
         method = exchange.method if exchange.method in METHODS else OTHER
-        stranger = exchange.api_key == NO_KEY and exchange.status >= 400
+        stranger = _is_strangers(exchange)
         if stranger and (exchange.path == UNMATCHED or "<" in exchange.path):
             method = OTHER
         self._child(REQUESTS, method, exchange.path, str(exchange.status)).inc()
-        if not stranger:
+        if not stranger or (method == "GET" and exchange.status < 400):
             self._child(DURATION, method, exchange.path).observe(_seconds(exchange.duration))
             self._child(OVERHEAD, exchange.path).observe(_seconds(exchange.overhead))
 
@@ -130,7 +133,7 @@ class Telemetry:
         model, provider = self.model(exchange), exchange.provider or "none"
         labels = (exchange.api_key, provider, model)
         self._child(CALLS, *labels, exchange.outcome).inc()
-        if exchange.outcome == REJECTED and not exchange.relayed:
+        if exchange.outcome == REJECTED:
             self._child(REJECTIONS, exchange.api_key, exchange.error_code or OTHER).inc()
         if exchange.unmetered:
             self._child(UNMETERED, provider, exchange.unmetered).inc()
@@ -184,6 +187,13 @@ class Telemetry:
             self._log_failing = True
         else:
             self._log_failing = False
+
+
+def _is_strangers(exchange: Exchange) -> bool:
+    """Whether nobody has vouched for the caller: no key, or a provider's that it did not take."""
+    return exchange.api_key == NO_KEY or (
+        exchange.api_key == CLIENT.name and exchange.status >= 400
+    )
 
 
 def _seconds(value: float) -> float:

@@ -105,9 +105,8 @@ class Transport(BaseAdapter):
 
     def _checkout(self, request: requests.PreparedRequest, timeout: float) -> http1.Connection:
         if self._open >= self._max:
-            raise errors.Overloaded(
-                "All connections to the provider are in use; try again shortly.",
-                headers=(("Retry-After", "1"),),
+            raise errors.UpstreamFull(
+                "All connections to the provider are in use; try again shortly."
             )
         self._open += 1
         try:

@@ -44,12 +44,21 @@ class Prices:
         self._found: dict[tuple[str, str, str], Rates | None] = {}
 
     @classmethod
-    def load(cls, path: Path, overrides: Mapping[str, Price]) -> Prices:
+    def load(
+        cls, path: Path, overrides: Mapping[str, Price], stand_in: str | None = None
+    ) -> Prices:
         """The prices of the file at `path`; without a file only the overrides are known.
 
-        Raises ConfigError with all problems of the file.
+        The provider `stand_in` answers in place of all others: its models cost what they cost
+        there. Raises ConfigError with all problems of the file.
         """
-        return cls(read(path), overrides)
+        tables = read(path)
+        if stand_in is not None:
+            models = {
+                name: rates for table in tables.values() for name, rates in table.models.items()
+            }
+            tables = {**tables, stand_in: Table((), models)}
+        return cls(tables, overrides)
 
     def cost(self, provider: str, host: str, model: str, usage: Usage) -> int | None:
         """Pico-USD that `usage` costs, None where the price is not known.

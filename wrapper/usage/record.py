@@ -14,6 +14,7 @@ UNREADABLE = "unreadable"  # not JSON, broken compression, numbers that cannot b
 ENCODING = "encoding"  # a content encoding that is not read here
 TOO_LARGE = "too_large"  # beyond what is kept in memory
 TRUNCATED = "truncated"  # the answer broke off before it was reported
+ABORTED = "aborted"  # the caller left, or the gateway stopped, before it was reported
 NOT_METERED_TYPE = "not_metered_type"  # audio, files, text: a type that reports nothing
 
 
