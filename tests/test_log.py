@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness import chat, raw
-from harness.defaults import PROVIDER_KEYS
+from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
+from harness.gateway import Gateway
 from harness.poll import eventually
 
 if TYPE_CHECKING:
-    from harness.gateway import Gateway, LogLine
+    from harness.gateway import LogLine
+    from harness.simulator import Simulator
 
 FIELDS = {
     *("time", "level", "request_id", "upstream_request_id", "client", "method", "path"),
@@ -192,3 +195,21 @@ def test_health_checks_and_the_models_list_are_logged_too(gateway: Gateway, key:
     line = gateway.log_line(request_id)
     assert (line["path"], line["api_key"], line["status"]) == ("/v1/models", "web-app", 200)
     assert re.fullmatch(r"req_[0-9a-f]{24}", request_id)
+
+
+def test_a_reader_of_the_log_that_is_asleep_holds_nobody_up(simulator: Simulator) -> None:
+    config = CONFIG.replace("{simulator}", simulator.url)
+    with Gateway.prepared(config, workers=2, keys=KEYS, env=PROVIDER_KEYS) as gateway:
+        os.mkfifo(gateway.stdout_file)
+        asleep = os.open(gateway.stdout_file, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            gateway.start()
+            for _ in range(300):
+                assert gateway.get("/healthz")[0] == 200
+            eventually(lambda: "lines cannot be written to stdout" in gateway.stderr())
+            assert len(os.read(asleep, 65536)) > 50_000
+            assert gateway.get("/healthz")[0] == 200
+            eventually(lambda: b'"path":"/healthz"' in os.read(asleep, 65536), retry_on=(OSError,))
+        finally:
+            gateway.stop()
+            os.close(asleep)

@@ -7,13 +7,12 @@ in memory-mapped files (prometheus_client's multi-process mode) that outlive a k
 No secret, query string or body ever gets here.
 
 `instruments` holds the metrics, `labels` the models among their labels, `logline` the line's
-fields, `exposition` the text of `/metrics`.
+fields, `output` takes the line, `exposition` makes the text of `/metrics`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,6 +45,7 @@ from wrapper.telemetry.instruments import (
 )
 from wrapper.telemetry.labels import ModelLabels
 from wrapper.telemetry.logline import encoded
+from wrapper.telemetry.output import Output
 
 __all__ = ["Exporter", "Telemetry", "usd", "worker_begins", "worker_gone"]
 
@@ -61,6 +61,7 @@ class Telemetry:
         self._known: set[str] = set()  # models that the configuration or the price list names
         self.models = ModelLabels()
         self._children: dict[tuple[Any, ...], Any] = {}
+        self._output = Output()
         self._log_failing = False
         self._quiet = {"debug": 0, "info": 0, "warning": 400, "error": 500}.get(log_level, 0)
 
@@ -175,12 +176,12 @@ class Telemetry:
 
     def log(self, exchange: Exchange) -> None:
         """Write the request's line. What is at the other end of stdout is nobody's fault who calls:
-        a full disk or a reader that has gone costs the line, and is told once.
+        a full disk or a reader that is gone or asleep costs the line, and is told once.
         """
         if exchange.status < self._quiet:
             return
         try:
-            os.write(1, encoded(exchange))
+            self._output.write(encoded(exchange))
         except OSError as error:
             if not self._log_failing:
                 log.error("request lines cannot be written to stdout: %s", error.strerror)

@@ -1,0 +1,72 @@
+"""Standard output that is slow, asleep or gone costs lines, and never the callers."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wrapper.telemetry import output
+from wrapper.telemetry.output import Output
+
+LINE = b"x" * 999 + b"\n"
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    yield reading, writing
+    os.close(writing)
+    os.close(reading)
+
+
+def test_a_pipe_that_nobody_reads_is_waited_for_once(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "PATIENCE", 0.2)
+    reading, writing = pipe
+    out = Output(writing)
+    for _ in range(64):  # a pipe's 64 KiB
+        out.write(LINE)
+    began = time.monotonic()
+    for _ in range(100):
+        with pytest.raises(BlockingIOError):
+            out.write(4 * LINE)
+    assert time.monotonic() - began < 10  # a hundred times the patience were twenty
+    os.read(reading, 65536)
+    out.write(b"again\n")
+
+
+def test_a_slow_reader_gets_every_line(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    got: list[bytes] = []
+
+    def read() -> None:
+        while sum(map(len, got)) < 300 * len(LINE):
+            time.sleep(0.001)
+            got.append(os.read(reading, 4096))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    out = Output(writing)
+    for _ in range(300):
+        out.write(LINE)
+    reader.join()
+    assert b"".join(got) == 300 * LINE
+
+
+def test_the_descriptor_that_others_have_too_goes_on_waiting(pipe: tuple[int, int]) -> None:
+    Output(pipe[1]).write(LINE)
+    assert os.get_blocking(pipe[1])
+
+
+def test_a_file_is_appended_to(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        file.write(b"before\n")
+        file.flush()
+        Output(file.fileno()).write(LINE)
+    assert (tmp_path / "log").read_bytes() == b"before\n" + LINE
