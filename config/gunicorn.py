@@ -52,6 +52,7 @@ max_requests = 0
 backlog = 2048
 control_socket_disable = True
 proc_name = "wrapper"
+worker_tmp_dir = launch.memory_directory()  # the workers' signs of life wait for no disk
 
 # Parsing: the C parser where it is installed; nothing of a peer's claims about itself is
 # believed, and a header that could be read in two ways is refused.
@@ -127,9 +128,12 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             super().handle_quit(sig, frame)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
+        sock.settimeout(launch.patience(self.wsgi))
         try:
             return super().handle_request(listener_name, req, sock, addr)
         except TimeoutError:  # the client takes nothing any more
+            if req.version < (1, 1):
+                cut(sock)
             raise StopIteration() from None
         except ConnectionResetError:  # the answer broke off, or the client did
             if req.version < (1, 1):

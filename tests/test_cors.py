@@ -159,3 +159,9 @@ def test_any_other_origin_is_not(strict: Gateway, origin: str) -> None:
     assert allowed(chat.call(strict, headers=(("Origin", origin),))) is None
     headers = (("Origin", origin), *PREFLIGHT[1:])
     assert allowed(preflight(strict, chat.PATH, *headers)) is None
+
+
+@pytest.mark.parametrize("target", ["/v1/chat/completions", "/chat/completions", "/v1/models"])
+def test_what_is_no_preflight_is_a_call_like_any_other(gateway: Gateway, target: str) -> None:
+    answer = raw.exchange(gateway.port, raw.request(gateway.port, "OPTIONS", target))
+    assert answer.status == (405 if target == "/chat/completions" else 401)

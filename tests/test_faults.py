@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,6 +169,26 @@ def test_what_follows_an_answer_unasked_never_reaches_the_next_caller(
 def test_a_body_shorter_than_it_said_never_looks_whole(gateway: Gateway) -> None:
     answer = chat.call(gateway, orders="framing=short-body")
     assert not answer.clean_end
+
+
+def test_a_stream_shorter_than_it_said_is_not_filled_up_by_our_last_event(gateway: Gateway) -> None:
+    answer = chat.call(gateway, orders="framing=short-body; events=3", stream=True)
+    assert not answer.clean_end
+    last = json.loads(chat.events(answer.body)[-1])
+    assert last["error"]["code"] == "upstream_interrupted"
+
+
+def test_a_compressed_stream_that_breaks_is_just_cut(gateway: Gateway) -> None:
+    answer = chat.call(gateway, orders="encoding=gzip; cut=3", stream=True)
+    assert not answer.clean_end
+    assert zlib.decompressobj(wbits=31).decompress(answer.body).count(b"data: ") == 3
+    assert b"upstream_interrupted" not in answer.body
+
+
+def test_a_target_has_its_own_time_whatever_the_one_before_took(impatient_gateway: Gateway) -> None:
+    answer = chat.call(impatient_gateway, model="slow-then-quick", stream=True)
+    assert answer.clean_end
+    assert answer.header("x-wrapper-provider") == "quick"
 
 
 # --- before the first byte --------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import chat
+from harness import chat, raw
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway
 from harness.poll import eventually
@@ -24,6 +24,10 @@ def gateway(simulator: Simulator) -> Iterator[Gateway]:
     """One worker with a few places, and a provider with fewer."""
     config = f"[server]\nmax_in_flight = {PLACES}\n\n" + CONFIG.replace(
         "client_credentials = true", "max_connections = 2"
+    )
+    config += '\n[[routes]]\nmodel = "openai-first"\ntargets = ["openai", "groq"]\n'
+    config = config.replace('[[routes]]\nmodel = "*"\ntargets = ["groq"]\n', "") + (
+        '\n[[routes]]\nmodel = "*"\ntargets = ["groq"]\n'
     )
     with Gateway(config.replace("{simulator}", simulator.url), keys=KEYS, env=PROVIDER_KEYS) as g:
         yield g
@@ -50,6 +54,26 @@ def test_a_full_gateway_refuses_calls_and_not_health_checks(
         assert gateway.get("/readyz")[0] == 200
         assert gateway.metrics().value("requests_in_flight") >= PLACES
     eventually(lambda: chat.call(gateway).status == 200, what="places are free again")
+
+
+def test_calls_whose_bodies_are_still_coming_fill_a_gateway_too(gateway: Gateway) -> None:
+    asked = chat.request(gateway)
+    with ExitStack() as held:
+        for _ in range(PLACES):
+            held.enter_context(raw.Connection(gateway.port)).send(asked[:-5])
+        eventually(lambda: chat.call(gateway).status == 503, what="the gateway is full")
+        assert gateway.get("/healthz")[0] == 200
+    eventually(lambda: chat.call(gateway).status == 200, what="places are free again")
+
+
+def test_the_next_target_answers_where_the_first_has_no_free_connection(
+    gateway: Gateway, simulator: Simulator
+) -> None:
+    with ExitStack() as held:
+        hold(gateway, held, simulator, 2, "gpt-x")
+        answer = chat.call(gateway, model="openai-first")
+        assert (answer.status, answer.header("x-wrapper-provider")) == (200, "groq")
+        assert gateway.metrics().value("upstream_errors_total", reason="full") >= 1
 
 
 def test_a_provider_without_a_free_connection_is_told_and_others_go_on(

@@ -269,6 +269,28 @@ def test_a_chunked_body_that_ends_early_is_incomplete(gateway: Gateway) -> None:
     assert (answer.status, chat.error(answer)["code"]) == (400, "incomplete_body")
 
 
+def test_who_takes_no_answers_is_not_waited_for_for_ever(gateway: Gateway) -> None:
+    """Also where no key is asked for: what waits to be taken is memory."""
+    asked = raw.request(gateway.port, "GET", "/docs/swagger-ui-bundle.js")
+    with raw.Connection(gateway.port).send(asked * 20):
+        eventually(lambda: gateway.metrics().value("requests_in_flight") > 0, what="it waits")
+        eventually(lambda: gateway.metrics().value("requests_in_flight") == 0, deadline=20)
+
+
+def test_an_old_client_that_reads_too_slowly_sees_that_the_answer_broke_off(
+    gateway: Gateway,
+) -> None:
+    asked = chat.request(gateway, orders="events=200; size=65536", stream=True)
+    asked = asked.replace(b" HTTP/1.1", b" HTTP/1.0", 1)
+    with raw.Connection(gateway.port) as connection:
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        connection.send(asked)
+        eventually(lambda: gateway.metrics().value("requests_in_flight") > 0, what="it waits")
+        eventually(lambda: gateway.metrics().value("requests_in_flight") == 0, deadline=20)
+        with pytest.raises(ConnectionResetError):
+            list(iter(lambda: connection.socket.recv(65536), b""))
+
+
 @pytest.mark.parametrize("by", ["length", "chunks"])
 @pytest.mark.parametrize("size", [LIMIT + 1, 20_000_000], ids=["just", "far"])
 def test_a_body_over_the_limit_is_a_413_that_a_client_which_sends_all_first_can_read(

@@ -265,6 +265,15 @@ def test_promtool_has_no_complaint(metered: Gateway) -> None:
     assert not done.stderr.strip(), done.stderr.decode()
 
 
+@pytest.mark.parametrize("version", ["foo", "x.y", "", "1..0", "1.0.0.0.0.0", "9" * 50])
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+def test_an_odd_version_is_as_good_as_none(metered: Gateway, kind: str, version: str) -> None:
+    accept = {"Accept": f"{kind}; version={version}, */*"}
+    status, body = metered.get("/metrics", headers=accept)
+    assert status == 200
+    assert b"http_requests_total{" in body
+
+
 def test_openmetrics_is_served_when_asked_for(metered: Gateway) -> None:
     status, body = metered.get("/metrics", headers={"Accept": "application/openmetrics-text"})
     assert status == 200

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from harness import raw
+from harness.defaults import CONFIG
 from harness.processes import ReservedPort
 from harness.programs import require
 from wrapper import models
@@ -262,3 +263,17 @@ def test_a_provider_that_went_away_keeps_the_list_that_it_gave_last() -> None:
     assert "sim-model" in [model["id"] for model in before]
     assert until > time.monotonic() + models.RETRY
     upstream.close()
+
+
+def test_a_provider_that_drips_its_head_is_waited_for_once_and_the_others_are_listed(
+    gateway_factory: GatewayFactory,
+) -> None:
+    config = CONFIG.replace("client_credentials = true", 'headers = { "x-sim" = "header-drip=1" }')
+    gateway = gateway_factory(config)
+    key = gateway.secrets["web-app"]
+    for _ in range(3):
+        answer = raw.exchange(gateway.port, raw.request(gateway.port, "GET", "/v1/models", key=key))
+        assert answer.status == 200
+        assert b'"owned_by":"simulator"' in answer.body
+    overhead = gateway.metrics().value("gateway_overhead_seconds_sum", path="/v1/models")
+    assert overhead < 3  # the seconds it was waited for are the provider's

@@ -82,6 +82,8 @@ def checked_model(principal: Principal, call: Call, path: str) -> str:
         if model:
             allow(principal, model)
     if call.method == "POST" and is_restricted(principal):
+        for model in call.further_models:
+            allow(principal, model)
         _refuse_hidden_model(call, named)
     return call.model or named
 

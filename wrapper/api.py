@@ -9,7 +9,6 @@ from flask import Blueprint, Response, current_app, request
 
 from wrapper import errors
 from wrapper.access import (
-    allow,
     below_first_segment,
     checked_model,
     is_metered,
@@ -20,6 +19,7 @@ from wrapper.visit import Visit
 
 bp = Blueprint("api", __name__)
 
+_CHAT = "/chat/completions"
 ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
@@ -32,11 +32,9 @@ def chat() -> Response:
     call = visit.read(lambda call, limit: call.read_json(limit.max_body_bytes))
     if not call.model:
         raise errors.InvalidBody("'model' is missing: name the model to call.", param="model")
-    allow(principal, call.model)
-    targets = visit.state.routes.for_model(call.model)
-    return visit.relay(
-        [visit.unified(target, "/chat/completions", call.model) for target in targets]
-    )
+    model = checked_model(principal, call, _CHAT)
+    targets = visit.state.routes.for_model(model)
+    return visit.relay([visit.unified(target, _CHAT, model) for target in targets])
 
 
 @bp.route("/v1/<path:rest>", methods=ANY_METHOD)

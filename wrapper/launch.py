@@ -38,6 +38,8 @@ __all__ = [
     "drain",
     "end_worker",
     "make_app",
+    "memory_directory",
+    "patience",
     "prepare",
     "refusal",
     "start_worker",
@@ -47,6 +49,7 @@ __all__ = [
 RUN_DIR = "WRAPPER_RUN_DIR"
 DEMO_URL = "WRAPPER_DEMO_URL"
 POLL_SECONDS = 1.0
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  # what is made there has a name of its own
 OPEN_FILES = 65536  # what a process may open, where its environment allows it
 ENOUGH_FILES = 2500  # for as many callers and calls as a worker takes
 
@@ -84,12 +87,20 @@ def prepare() -> Listen:
 
 def _lay_out() -> None:
     """A directory for the metrics' files and the accepted configuration, new in each run."""
-    run = Path(tempfile.mkdtemp(prefix="wrapper-"))
+    run = Path(tempfile.mkdtemp(prefix="wrapper-", dir=memory_directory()))
     metrics = run / "metrics"
     metrics.mkdir()
     os.environ[RUN_DIR] = str(run)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
     os.environ["WRAPPER_MASTER"] = str(os.getpid())
+
+
+def memory_directory() -> str | None:
+    """Where files lie in memory, apart from the uploads in TMPDIR; None where there is no such.
+
+    Workers write into mapped files. A full disk below one of those would end the worker (SIGBUS).
+    """
+    return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else None
 
 
 def _allow_files() -> None:
@@ -157,6 +168,12 @@ def start_worker(app: GatewayApp) -> None:
     threading.Thread(target=follower.run, name="reload", daemon=True).start()
 
 
+def patience(app: GatewayApp) -> float:
+    """Seconds that a caller may take to send the next piece of a body, or to take one."""
+    seconds: float = app.extensions["gateway"].current.settings.server.body_timeout
+    return seconds
+
+
 def end_worker(app: GatewayApp) -> None:
     """The worker ends in order: what the usage table could not take yet gets its last chance."""
     app.extensions["gateway"].store.close()
@@ -183,7 +200,10 @@ class Follower:
     def run(self) -> None:
         while True:
             time.sleep(POLL_SECONDS)
-            self._reloader.poll()
+            try:
+                self._reloader.poll()
+            except Exception:  # a bug must not keep a revoked key alive for ever
+                log.exception("a bug: the configuration could not be reloaded")
 
     def _demo(self) -> str | None:
         return self._environ.get(DEMO_URL)

@@ -1,9 +1,9 @@
 """`GET /v1/models`: what a key may call, over all providers and aliases.
 
-Each provider is asked for its list at most once a minute in a worker; a provider that cannot
-answer keeps the list it gave last and is left alone for some seconds. The rule protected here: a
-model is listed exactly when a call with its name would be routed to the provider that has it
-and the key may make that call.
+Each provider is asked for its list at most once a minute in a worker, beside the callers but for
+the first; one that cannot answer keeps the list it gave last and is left alone for some seconds.
+The rule protected here: a model is listed exactly when a call with its name would be routed to
+the provider that has it and the key may make that call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from wrapper import errors
 from wrapper.gateway import State
 from wrapper.keys import Principal
 from wrapper.upstream import Upstream
+from wrapper.usage.shapes import DECODING_ERRORS
 from wrapper.visit import Visit
+from wrapper.watch import Interrupted, within
 
 bp = Blueprint("models", __name__)
 
@@ -63,7 +65,10 @@ def _callable() -> dict[str, Model]:
     principal = visit.principal()
     state = visit.state
     models = _aliases(state, principal)
-    for name, listed in _ask_all(state).items():
+    began = time.perf_counter()
+    lists = _ask_all(state)
+    visit.exchange.upstream += time.perf_counter() - began
+    for name, listed in lists.items():
         for model in listed:
             id_ = model["id"]
             if id_ not in models and principal.may_call(id_) and _leads_to(state, id_, name):
@@ -94,12 +99,18 @@ def _usable(state: State, provider: str) -> bool:
 
 
 def _ask_all(state: State) -> dict[str, list[Model]]:
-    """Every usable provider's list; the ones that are not fresh are asked at the same time."""
+    """Every usable provider's list; the ones that are not fresh are asked at the same time.
+
+    Who has no list yet is waited for; where there is one from before, the next to ask sees the
+    new one.
+    """
     now = time.monotonic()
     usable = {name: up for name, up in state.upstreams.items() if up.provider.usable}
     stale = [up for up in usable.values() if up not in _known or _known[up][0] < now]
-    for answered in [_asking.get(up) or _start(up) for up in stale]:
-        answered.wait()
+    asked = {up: _asking.get(up) or _start(up) for up in stale}
+    for upstream, answered in asked.items():
+        if upstream not in _known:
+            answered.wait(PATIENCE + 1)
     for upstream in set(_known) - set(state.upstreams.values()):
         del _known[upstream]
     return {name: _known[up][1] for name, up in usable.items() if up in _known}
@@ -133,18 +144,18 @@ def _ask(upstream: Upstream) -> list[Model] | None:
     """The provider's list; None where it gave none in time."""
     path = upstream.provider.base_path + "/models"
     headers = {"Accept": "application/json", "User-Agent": "wrapper"}
-    end = time.monotonic() + PATIENCE
     try:
-        answer = upstream.send("GET", path, headers, None, first_byte_timeout=PATIENCE)
-        try:
-            answer.patience(PATIENCE)
-            body = b""
-            while len(body) < MAX_LIST and time.monotonic() < end and (piece := answer.read1()):
-                body += piece
-        finally:
-            answer.close()
+        with within(PATIENCE):
+            answer = upstream.send("GET", path, headers, None, first_byte_timeout=PATIENCE)
+            try:
+                answer.patience(PATIENCE)
+                body = b""
+                while len(body) < MAX_LIST and (piece := answer.read1()):
+                    body += piece
+            finally:
+                answer.close()
         return _decode(body).data if answer.status == 200 else None
-    except (errors.GatewayError, msgspec.DecodeError):
+    except (errors.GatewayError, Interrupted, *DECODING_ERRORS):
         return None
 
 

@@ -35,7 +35,8 @@ _PARAMETER = re.compile(
 _PARAMETER_LITERAL = re.compile(rf'({_TOKEN})=(?:"([^"]*)"|([!#-+\--:<-~]+))[ \t]*')
 _SEPARATORS = re.compile(r"(?:;[ \t]*)+")
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
-_HEADER_LINE = re.compile(rf"({_TOKEN}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+# White space is stripped afterwards: matched here, a long run of it could be divided in every way.
+_HEADER_LINE = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _PLAIN_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 _PLAIN_CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
@@ -198,7 +199,7 @@ class FieldFinder:
             key = match[1].lower()
             if key in headers:
                 raise _Problem("a multipart part has the same header twice")
-            headers[key] = match[2].rstrip(" \t")
+            headers[key] = match[2].strip(" \t")
         if "content-disposition" not in headers:
             raise _Problem("a multipart part has no Content-Disposition header")
         if not _announces(headers["content-disposition"], self.name):

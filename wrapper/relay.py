@@ -64,6 +64,8 @@ class Relayed:
         self.exchange = exchange
         self.tap = tap
         self.ended = answer.complete and not first
+        if self.ended:
+            tap.flush()
         self._answer = answer
         self._first = first
         self._watch = watch
@@ -130,7 +132,8 @@ class Relayed:
             exchange.upstream_errors.append((exchange.provider, error.reason))
         gone = exchange.outcome == outcomes.CLIENT_ABORT
         exchange.error_code = error.code if gone else errors.UpstreamInterrupted.code
-        if gone or not exchange.stream:
+        readable = self._answer.get("content-encoding").lower() in ("", "identity")
+        if gone or not exchange.stream or not readable:
             raise ConnectionResetError(errno.ECONNRESET, "the answer broke off") from None
         last = errors.UpstreamInterrupted(error.message)
         # A half-sent event must not swallow the last one.

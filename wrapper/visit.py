@@ -140,7 +140,7 @@ class Visit:
             exchange.bytes_in = self.raw.received if self.raw is not None else 0
         if self.raw is not None and not self.raw.ended:
             close_after(self.environ)  # the provider answered before it had the whole body
-        content_type = answer.get("content-type")
+        content_type = answer.get("content-type").lower()
         encoding = answer.get("content-encoding")
         exchange.status = answer.status
         exchange.stream = content_type.startswith("text/event-stream")
@@ -153,7 +153,9 @@ class Visit:
         headers.clear()
         for name, value in answer.headers:
             headers.add(name, value)
-        if answer.length is not None and not strip and answer.status != 204:
+        # A stream may end with an event of ours, which would fill up a length that was promised.
+        measured = answer.length is not None and answer.status != 204
+        if measured and (not exchange.stream or call.method == "HEAD"):
             headers["Content-Length"] = str(answer.length)
         exchange.upstream_request_id = answer.request_id
         if not answer.request_id:

@@ -189,6 +189,16 @@ class Watch:
             self._greenlet.throw(Interrupted(reason))
 
 
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """The block may take `seconds`, however many waits it is made of; then it is Interrupted."""
+    timer = gevent.Timeout.start_new(seconds, Interrupted(TIMEOUT))
+    try:
+        yield
+    finally:
+        timer.close()
+
+
 def take_turns(moved: int) -> int:
     """Let the other requests of a worker run after each 256 KiB; `moved` is what came since then.
 

@@ -77,6 +77,11 @@ connect_timeout = 20
 base_url = "https://127.0.0.1:{no_tls}/v1"
 api_key = { env = "OPENAI_API_KEY" }
 
+[providers.slow]
+base_url = "{simulator}/v1"
+api_key = { env = "OPENAI_API_KEY" }
+first_byte_timeout = 3.5
+
 [providers.keyless]
 base_url = "{simulator}/v1"
 api_key = { env = "NOT_SET_ANYWHERE" }
@@ -105,6 +110,7 @@ TARGETS = {
     "or-received": "quick:a?close-on-receipt|openai:b",
     "or-both": "quick:a?status=503|openai:b?status=429&retry-after=7",
     "or-gone": "quick:a?status=429|refusing:b",
+    "slow-then-quick": "slow:a?stall-before|quick:b?events=10&gap=0.1",
     "third": "refusing:a|quick:b?status=500|openai:c",
     "*": "openai",
 }

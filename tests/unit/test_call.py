@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrapper import errors
-from wrapper.call import Call, RawBody, body_seconds, has_body, is_json_type, split_target
+from wrapper.call import Call, RawBody, _keep, body_seconds, has_body, is_json_type, split_target
 from wrapper.relay import release
 
 BOUNDARY = "----7MA4YWxk"
@@ -216,6 +216,15 @@ def test_the_end_is_told_once_and_nothing_is_read_after_it() -> None:
     assert b"".join(raw) == b"abc"
     assert raw.read(10) == b""
     assert ends == [1]
+
+
+def test_a_full_disk_is_no_bug_of_the_callers() -> None:
+    with (
+        open("/dev/full", "wb", buffering=0) as full,  # noqa: PTH123
+        pytest.raises(errors.Overloaded) as caught,
+    ):
+        _keep(b"x", full)
+    assert caught.value.headers == (("Retry-After", "10"),)
 
 
 def test_a_bodys_time_grows_with_its_size() -> None:

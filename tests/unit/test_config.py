@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,7 @@ def problems(call: Callable[..., object], *args: Any, **kwargs: Any) -> dict[str
     return {problem.key_path: problem for problem in caught.value.problems}
 
 
+BROKEN_PEM = "-----BEGIN CERTIFICATE-----\n#bm90IGEgY2VydA==\n#-----END CERTIFICATE-----"
 OTHERWISE_FINE = '\n[providers.fine]\nbase_url = "https://fine.example"\n'
 
 
@@ -122,7 +124,7 @@ def test_a_provider_has_the_documented_defaults(loaded: Load) -> None:
 
 
 def test_every_setting_of_a_provider_is_read(loaded: Load, tmp_path: Path) -> None:
-    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n...\n")
+    (tmp_path / "ca.pem").write_text(Path(requests.certs.where()).read_text("ascii"))
     lines = """
         connect_timeout = 1
         first_byte_timeout = 2.5
@@ -338,6 +340,7 @@ def test_a_problem_is_one_line_with_file_key_path_fault_and_remedy() -> None:
         (provider("api_key = {file='.'}"), "providers.x.api_key", "is not a regular file"),
         (provider("ca_file = 'missing.pem'"), "providers.x.ca_file", "no such file"),
         (provider("ca_file = 'gateway.toml'"), "providers.x.ca_file", "no certificate"),
+        (provider(f"ca_file = 'gateway.toml'\n#{BROKEN_PEM}"), "providers.x.ca_file", "no certif"),
         (provider("headers = {a = 1}"), "providers.x.headers.a", "is an integer"),
         (provider("headers = {'a b' = 'x'}"), 'providers.x.headers."a b"', "not a header's name"),
         (provider('headers = {a = "x\\r\\ny"}'), "providers.x.headers.a", "no header's value"),

@@ -309,6 +309,13 @@ def test_whatever_comes_never_raises_and_cuts_never_matter(noise: bytes, cuts: l
         assert (once.value, once.problem, once.spans) == (cut.value, cut.problem, cut.spans)
 
 
+def test_a_header_with_a_long_run_of_spaces_is_read_at_once() -> None:
+    """Divided in every possible way, each of these would take seconds."""
+    for _ in range(100):
+        header = "Content-Disposition:" + " " * 16_000 + "\x01"
+        assert find(form((header, b"m"))).problem
+
+
 def test_a_large_upload_is_read_fast_and_in_little_memory() -> None:
     piece = bytes(range(256)) * 256  # 64 KiB
     head = form((AUDIO, b"")).removesuffix(f"\r\n--{BOUNDARY}--\r\n".encode())

@@ -11,6 +11,8 @@ sent, in words that say what was wrong.
 
 from __future__ import annotations
 
+import logging
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from typing import IO, Any, Final
@@ -39,33 +41,50 @@ __all__ = [
 ]
 
 
+log = logging.getLogger("wrapper")
+
 _METHOD_OVERRIDES: Final = (
     "HTTP_X_HTTP_METHOD_OVERRIDE",
     "HTTP_X_HTTP_METHOD",
     "HTTP_X_METHOD_OVERRIDE",
 )
-_READ_FIELDS: Final = frozenset({"model", "stream", "stream_options"})
+_PARAMETERS: Final = re.compile("[;?#][^/]*")  # RFC 3986 section 3.3: readers may leave them out
+_CHARSET: Final = re.compile(r";[ \t]*charset[ \t]*=[ \t]*\"?([^\";, \t]*)")
+_READ_FIELDS: Final = frozenset({"model", "models", "stream", "stream_options"})
 
 
 class _Fields(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
+    models: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 _decode = msgspec.json.Decoder(_Fields).decode
+_decode_names = msgspec.json.Decoder(list[str] | None).decode
 
 
 class Call:
     """One request as the relay needs it.
 
     `model` is None where none could be read. `target` is the raw path, `path` the one by which
-    things are decided: decoded, in lower case and without a slash at the end, as the most lenient
-    provider may read it. `body_seconds` is how long the body may take to come. `strip_usage` says
-    that the stream's use was asked for in the caller's place, so that he must not see it.
+    things are decided: decoded, in lower case, without parameters and without a slash at the end,
+    as the most lenient provider may read it. `body_seconds` is how long the body may take to come.
+    `strip_usage` says that the stream's use was asked for in the caller's place, so that he must
+    not see it.
     """
 
     __slots__ = (
-        *("_finder", "body", "body_seconds", "environ", "method", "model", "path", "query"),
+        *(
+            "_finder",
+            "_models",
+            "body",
+            "body_seconds",
+            "environ",
+            "method",
+            "model",
+            "path",
+            "query",
+        ),
         *("raw", "stream", "strip_usage", "target"),
     )
 
@@ -74,11 +93,12 @@ class Call:
         self.body_seconds = body_seconds
         self.method: str = environ["REQUEST_METHOD"]
         self.target, self.query = split_target(environ)
-        self.path = unquote(self.target).rstrip("/").lower()
+        self.path = _PARAMETERS.sub("", unquote(self.target)).rstrip("/").lower()
         self._finder: FieldFinder | None = None
         self.raw: RawBody | None = None
         self.body: bytes | Iterable[bytes] | None = None
         self.model: str | None = None
+        self._models = msgspec.Raw(b"[]")
         self.stream = False
         self.strip_usage = False
 
@@ -86,6 +106,7 @@ class Call:
         """Take the body as a JSON object and read `model` and `stream` from it."""
         self.raw = RawBody(self.environ, limit)
         body = self.raw.read_all()
+        _check_charset(self.environ.get("CONTENT_TYPE", "").lower())
         if not body and may_be_empty:
             self.body = body
             return
@@ -100,10 +121,12 @@ class Call:
             raise errors.InvalidJson("The body is nested too deep.") from None
         if _is_ambiguous_object(body):
             raise errors.InvalidBody(
-                "A field is given twice, or in capitals: 'model', 'stream' or 'stream_options'."
+                "A field is given twice, or in capitals: 'model', 'models', 'stream' or "
+                "'stream_options'."
             )
         self.body = body
         self.model, self.stream = fields.model, bool(fields.stream)
+        self._models = fields.models
 
     def read_any(
         self,
@@ -140,6 +163,16 @@ class Call:
         """The `model` that is known once the body has flowed by; empty where there is none."""
         return self.model or (self._finder.value if self._finder else None) or ""
 
+    @property
+    def further_models(self) -> list[str]:
+        """Those that the body names in `models`, as OpenRouter takes them: to be tried in place of
+        `model`. Raises InvalidBody where they cannot be read.
+        """
+        try:
+            return _decode_names(self._models) or []
+        except msgspec.DecodeError:
+            raise errors.InvalidBody("'models' is not a list of names.", param="models") from None
+
     def _read_form(self, limit: int) -> None:
         """Find the form's `model`, wherever it stands, with the file parts on disk."""
         raw = self.raw = RawBody(self.environ, limit)
@@ -150,7 +183,7 @@ class Call:
             for piece in raw:
                 begins = begins or piece.lstrip()[:1]
                 finder.feed(piece)
-                file.write(piece)
+                _keep(piece, file)
                 if finder.problem:
                     break
             finder.end()
@@ -205,6 +238,17 @@ class Call:
         return body, headers
 
 
+def _keep(piece: bytes, file: IO[bytes]) -> None:
+    try:
+        file.write(piece)
+    except OSError as error:
+        log.error("an upload cannot be kept: %s", error.strerror)
+        raise errors.Overloaded(
+            "There is no room to keep the upload at the moment; try again later.",
+            headers=(("Retry-After", "10"),),
+        ) from None
+
+
 def is_json_type(content_type: str) -> bool:
     """`application/json` and its `+json` relatives."""
     kind = content_type.split(";", 1)[0].strip()
@@ -227,6 +271,13 @@ def refuse_other_method(environ: Mapping[str, Any]) -> None:
     for name in _METHOD_OVERRIDES:
         if environ.get(name, method).strip().upper() != method:
             raise errors.BadRequest("The request names two methods: send the one you mean.")
+
+
+def _check_charset(content_type: str) -> None:
+    """RFC 8259 section 8.1. Another one named is one that another reader may go by."""
+    named = _CHARSET.search(content_type)
+    if named and named[1] not in ("utf-8", "utf8", "us-ascii", "ascii"):
+        raise errors.InvalidJson("JSON is UTF-8: leave the charset out of Content-Type.")
 
 
 def _check_utf8(body: bytes) -> None:

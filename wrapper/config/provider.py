@@ -7,6 +7,7 @@ fragment, dot segment or percent-encoding in it, so that what is put behind it c
 from __future__ import annotations
 
 import re
+import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -180,7 +181,9 @@ def _ca_file(table: Table, base: Path) -> Path | None:
     except Unreadable as error:
         table.problem("ca_file", error.reason, "write the path of a PEM file")
         return None
-    if "-----BEGIN CERTIFICATE-----" not in text:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError):
         table.problem("ca_file", "holds no certificate", "write the path of a PEM file")
         return None
     return path

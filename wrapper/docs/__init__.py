@@ -6,6 +6,8 @@ Content-Security-Policy lets the browser load, run and contact nothing but this 
 
 from __future__ import annotations
 
+import hashlib
+from functools import cache
 from mimetypes import guess_type
 from pathlib import Path
 
@@ -77,17 +79,24 @@ def asset(asset: str) -> Response:
     return _file(_ASSETS[asset])
 
 
+@cache
+def _content(path: Path) -> tuple[bytes, str]:
+    """The bytes, once for all who ask, and what they are known by."""
+    data = path.read_bytes()
+    return data, hashlib.sha256(data).hexdigest()[:32]
+
+
 def _file(path: Path) -> Response:
     """A file that the browser keeps, and asks about each time, in pieces of 64 KiB.
 
     Not by `send_file`: its direct way to the server leaves out what is to happen at the
     response's end, and the request would never be recorded.
     """
-    data, known = path.read_bytes(), path.stat()
+    data, stamp = _content(path)
     pieces = (data[start : start + _PIECE] for start in range(0, len(data), _PIECE))
     response = Response(pieces, mimetype=guess_type(path.name)[0])
     response.content_length = len(data)
-    response.set_etag(f"{known.st_mtime_ns:x}-{len(data):x}")
+    response.set_etag(stamp)
     response.cache_control.no_cache = True
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.make_conditional(request)

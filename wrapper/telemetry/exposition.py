@@ -7,6 +7,7 @@ reset and count all of it again.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import threading
@@ -35,6 +36,8 @@ from wrapper.telemetry.instruments import (
     TOKENS,
 )
 
+# prometheus_client fails over a version that is none.
+_ODD_VERSION = re.compile(r"version[ \t]*=[ \t]*(?!\d{1,9}(?:\.\d{1,9}){0,3}[ \t]*(?:[;,]|$))")
 MOMENTS = 50  # of a millisecond, for a worker that begins
 
 # Prometheus takes a counter that is lower than before, be it by the last bit of a float, for a
@@ -62,7 +65,8 @@ class Exporter(GunicornInternalPrometheusMetrics):  # type: ignore[misc]  # has 
 
         `names` (the query's `name[]`) keeps the samples and families of these names only.
         """
-        encoder, content_type = choose_encoder(accept_header or "")
+        accept = accept_header or ""
+        encoder, content_type = choose_encoder("" if _ODD_VERSION.search(accept) else accept)
         with self._lock:  # one scrape at a time in a worker
             text = _in_child(lambda: encoder(_Families(names)))
         return text.decode("utf-8"), content_type
