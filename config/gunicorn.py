@@ -10,6 +10,7 @@ from gevent import monkey
 monkey.patch_all()
 
 # The patch above must come before anything that imports ssl, socket or threading.
+import os  # noqa: E402
 import re  # noqa: E402
 import signal  # noqa: E402
 import socket as sockets  # noqa: E402
@@ -32,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from wrapper import launch  # noqa: E402
 
 ODD_TARGET = re.compile(rb"[A-Z]+ /[^ \r\n]*[\x00-\x1f\x7f-\xff][^ \r\n]* HTTP/1\.[01]\b")
+IN_A_ROW = 8  # requests that came together are served before the other connections' turn
 LINGER_SECONDS = 2
 QUICK_SECONDS = 1  # for what is open to be ended, where a stop is not to wait
 END_SECONDS = 5  # after this the system ends a worker that should have gone at once
@@ -141,6 +143,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             raise
         finally:
             sock.settimeout(None)  # what a request's body may take is not for the next one's head
+            if not req.req_number % IN_A_ROW:
+                gevent.sleep(1e-6)
             if req.should_close():
                 linger(sock)
 
@@ -241,8 +245,14 @@ def worker_int(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """The worker's own end, after its last request."""
-    if worker.wsgi is not None:
+    """The worker's own end, after its last request.
+
+    The master calls it too, for a worker that was gone already when it was to be told to go: nobody
+    calls `child_exit` for that one then.
+    """
+    if os.getpid() != worker.pid:
+        launch.worker_gone(worker.pid)
+    elif getattr(worker, "wsgi", None) is not None:
         launch.end_worker(worker.wsgi)
 
 

@@ -248,7 +248,7 @@ def test_chunks_of_one_byte_hold_up_nobody(gateway_factory: GatewayFactory) -> N
     with longest_wait(gateway) as waits:
         answer = raw.exchange(gateway.port, head.encode() + body, deadline=60)
     assert answer.status == 400
-    assert waits[0] < 0.8  # 2 s at once, were it not taken in turns
+    assert waits[0] < 1.5  # 2 s at once, were it not taken in turns
 
 
 def test_a_million_fields_hold_up_nobody(gateway_factory: GatewayFactory) -> None:

@@ -48,7 +48,7 @@ def one_worker(simulator: Simulator) -> Iterator[Gateway]:
                 head = request(running, target, (("Content-Length", str(len(small))),))
                 raw.exchange(running.port, head + small)
             raw.exchange(running.port, raw.request(running.port, "GET", "/v1/models", key=key))
-            Stream(running, events=3).read()
+            Stream(running.port, running.secrets["web-app"], events=3).read()
         yield running
         running.assert_clean()
 
@@ -72,7 +72,8 @@ def request(gateway: Gateway, target: str, headers: tuple[tuple[str, str], ...])
 class Stream:
     """A stream of chat whose events are 20 ms apart, and how late each one came."""
 
-    gateway: Gateway
+    port: int
+    key: str
     events: int = 10_000
     delays: list[float] = field(default_factory=list)
     leaving: threading.Event = field(default_factory=threading.Event)
@@ -81,10 +82,9 @@ class Stream:
         model = f"gpt-4o-mini?stamp&gap=0.02&events={self.events}"
         message = {"role": "user", "content": "go"}
         body = json.dumps({"model": model, "messages": [message], "stream": True}).encode()
-        key = self.gateway.secrets["web-app"]
-        with raw.Connection(self.gateway.port, deadline=30) as connection:
+        with raw.Connection(self.port, deadline=30) as connection:
             connection.send(
-                raw.request(self.gateway.port, "POST", "/v1/chat/completions", body, key=key)
+                raw.request(self.port, "POST", "/v1/chat/completions", body, key=self.key)
             )
             rest = b""
             for piece in connection.body(connection.read_head()):
@@ -99,35 +99,46 @@ class Stream:
 
 @dataclass
 class Measured:
-    """What the worker and the stream beside it felt."""
+    """What the worker and the stream beside it felt, and a stream apart from the worker."""
 
-    memory: int = 0
-    delays: list[float] = field(default_factory=list)
+    memory: int
+    delays: list[float]
+    delays_elsewhere: list[float]
 
     def check(self) -> None:
         assert self.memory < MOST_MEMORY, f"{self.memory / MIB:.1f} MiB above idle"
-        late = sorted(self.delays)[len(self.delays) * 90 // 100]
-        assert late < MOST_DELAY, f"{late * 1e3:.0f} ms late at the 90th of 100 events"
+        late, elsewhere = map(ninetieth, (self.delays, self.delays_elsewhere))
+        told = (
+            f"{late * 1e3:.0f} ms late at the 90th of 100 events, elsewhere {elsewhere * 1e3:.0f}"
+        )
+        assert late < MOST_DELAY + elsewhere, told
 
 
-def beside_a_stream(gateway: Gateway, command: list[str]) -> Measured:
+def ninetieth(delays: list[float]) -> float:
+    return sorted(delays)[len(delays) * 90 // 100]
+
+
+def beside_a_stream(gateway: Gateway, simulator: Simulator, command: list[str]) -> Measured:
     """Run the command again and again beside a stream, and measure."""
     (worker,) = gateway.workers()
-    stream = Stream(gateway)
-    reading = threading.Thread(target=stream.read)
-    reading.start()
+    stream = Stream(gateway.port, gateway.secrets["web-app"])
+    elsewhere = Stream(simulator.port, "")
+    reading = [threading.Thread(target=s.read) for s in (stream, elsewhere)]
+    for thread in reading:
+        thread.start()
     try:
-        eventually(lambda: len(stream.delays) > 5)
+        eventually(lambda: len(stream.delays) > 5 and len(elsewhere.delays) > 5)
         processes.reset_peak(worker)
         idle, seen = processes.memory(worker).rss, len(stream.delays)
         while len(stream.delays) < seen + EVENTS:
             done = subprocess.run(command, capture_output=True, check=True, timeout=60)
             assert done.stdout == b"200 "
-        measured = Measured(processes.memory(worker).peak - idle, stream.delays[seen:])
+        memory = processes.memory(worker).peak - idle
     finally:
-        stream.leaving.set()
-        reading.join()
-    return measured
+        for each, thread in zip((stream, elsewhere), reading, strict=True):
+            each.leaving.set()
+            thread.join()
+    return Measured(memory, stream.delays[seen:], elsewhere.delays)
 
 
 def curl(gateway: Gateway, target: str, *options: str) -> list[str]:
@@ -158,7 +169,7 @@ def test_a_large_upload_takes_little_memory_and_delays_nobody(
     one_worker: Gateway, simulator: Simulator, zeros: Path, how: str
 ) -> None:
     book = f"big-{uuid4()}"
-    measured = beside_a_stream(one_worker, uploads(one_worker, zeros, book)[how])
+    measured = beside_a_stream(one_worker, simulator, uploads(one_worker, zeros, book)[how])
     for seen in simulator.requests(book=book):
         assert seen["body_length"] >= SIZE
         if how in ("plain", "chunked"):
@@ -167,9 +178,11 @@ def test_a_large_upload_takes_little_memory_and_delays_nobody(
     measured.check()
 
 
-def test_a_large_download_takes_little_memory_and_delays_nobody(one_worker: Gateway) -> None:
+def test_a_large_download_takes_little_memory_and_delays_nobody(
+    one_worker: Gateway, simulator: Simulator
+) -> None:
     download = curl(one_worker, f"/openai/v1/_bytes/{SIZE}")
-    beside_a_stream(one_worker, download).check()
+    beside_a_stream(one_worker, simulator, download).check()
 
 
 def test_a_slow_reader_of_a_large_download_holds_no_memory(one_worker: Gateway) -> None:
@@ -182,7 +195,7 @@ def test_a_slow_reader_of_a_large_download_holds_no_memory(one_worker: Gateway) 
         target = f"/openai/v1/_bytes/{SIZE}"
         connection.send(raw.request(one_worker.port, "GET", target, key=key))
         assert connection.read_head().status == 200
-        eventually(lambda: one_worker.metrics().value("requests_in_flight") >= 1)
+        eventually(lambda: one_worker.in_flight() >= 1)
         for _ in range(20):
             one_worker.get("/healthz")
         assert processes.memory(worker).peak - idle < MOST_MEMORY
@@ -242,8 +255,9 @@ def test_a_chunked_upload_over_its_limit_is_broken_off_and_never_looks_whole(
     body = b"%x\r\n%b\r\n" % (150_000, b"x" * 150_000) * 2 + b"0\r\n\r\n"
     answer = raw.exchange(one_worker.port, head + body)
     assert answer.status == 413
-    simulator.wait_for(lambda found: found[-1]["outcome"])
-    assert [seen["outcome"] for seen in simulator.requests() if book in str(seen)] == ["aborted"]
+    simulator.wait_for(
+        lambda found: [seen["outcome"] for seen in found if book in str(seen)] == ["aborted"]
+    )
     one_worker.reconfigure(before)
 
 
@@ -295,14 +309,18 @@ def test_a_client_that_breaks_off_an_upload_which_the_provider_does_not_take_is_
     one_worker: Gateway,
 ) -> None:
     """A reset, while bytes of his are still unread. (A polite end would stand behind them.)"""
-    headers = (("Content-Length", str(SIZE)), ("x-sim", "read-stall=65536; delay=2.5"))
+    headers = (("Content-Length", str(SIZE)), ("x-sim", "read-stall=65536; delay=4"))
     head = request(one_worker, "/openai/v1/_echo", headers)
-    before = len(list(one_worker.log()))
+    began = time.monotonic()
+    before = sum(line["outcome"] == "client_abort" for line in one_worker.log())
     with raw.Connection(one_worker.port) as connection:
         connection.send(head)
         connection.socket.settimeout(0.3)
         with pytest.raises(TimeoutError):
             connection.socket.sendall(bytes(SIZE))
         connection.reset()
-    line = eventually(lambda: list(one_worker.log())[before:], deadline=1.5, what="its end")[0]
-    assert (line["outcome"], line["provider"]) == ("client_abort", "openai")
+    *_, line = one_worker.log_lines(
+        lambda line: line["outcome"] == "client_abort", count=before + 1
+    )
+    assert line["provider"] == "openai"
+    assert time.monotonic() - began < 3.5  # the provider gives up after four

@@ -61,8 +61,8 @@ def test_leaving_before_the_first_byte_ends_the_providers_work(
     arrived(simulator, book)
     leave(connection, rudely)
     cancelled(simulator, book)
-    line = gateway.log_lines(lambda line: line["outcome"] == "client_abort")[-1]
-    assert line["status"] == 499
+    (line,) = gateway.log_lines(lambda line: line["model"] == model)
+    assert (line["outcome"], line["status"]) == ("client_abort", 499)
 
 
 @leaving
@@ -98,21 +98,17 @@ def test_leaving_in_the_middle_of_a_whole_answer_ends_the_providers_work(
 def test_leaving_while_the_gateway_is_still_connecting_ends_the_attempt(
     impatient_gateway: Gateway, stream: bool
 ) -> None:
-    before = len(list(impatient_gateway.log()))
+    before = sum(line["provider"] == "slowdeaf" for line in impatient_gateway.log())
     connection = chat.begin(impatient_gateway, model="slowdeaf", stream=stream)
-    in_flight(impatient_gateway, 1)
+    eventually(lambda: impatient_gateway.in_flight() == 1, what="in flight")
     left = time.monotonic()
     connection.close()
-    eventually(lambda: len(list(impatient_gateway.log())) > before, what="a log line")
-    in_flight(impatient_gateway, 0)
-    assert time.monotonic() - left < 3, "the connect_timeout is 20 s"
-    assert logged(impatient_gateway, provider="slowdeaf")["outcome"] == "client_abort"
-
-
-def in_flight(gateway: Gateway, count: int) -> None:
-    eventually(
-        lambda: gateway.metrics().value("requests_in_flight") == count, what=f"{count} in flight"
+    impatient_gateway.idle()
+    assert time.monotonic() - left < 5, "the connect_timeout is 20 s"
+    *_, line = impatient_gateway.log_lines(
+        lambda line: line["provider"] == "slowdeaf", count=before + 1
     )
+    assert line["outcome"] == "client_abort"
 
 
 def test_fifty_clients_that_leave_at_once_are_all_noticed(
@@ -142,16 +138,15 @@ def test_leaving_with_half_a_body_sent_reaches_no_provider(
 ) -> None:
     book = chat.mark()
     asked = chat.request(gateway, model=f"half-{book}", book=book)
-    lines = len(list(gateway.log()))
     connection = raw.Connection(gateway.port).send(asked[:-30])
     in_flight_at_least_one(gateway)
     leave(connection, rudely)
-    eventually(lambda: len(list(gateway.log())) > lines, what="the log line")
+    gateway.idle()
     assert simulator.requests(book=book) == []
 
 
 def in_flight_at_least_one(gateway: Gateway) -> None:
-    eventually(lambda: gateway.metrics().value("requests_in_flight") >= 1, what="in flight")
+    eventually(lambda: gateway.in_flight() >= 1, what="in flight")
 
 
 def test_leaving_in_the_middle_of_an_upload_that_flows_through_ends_the_providers_work(
@@ -212,7 +207,7 @@ def test_a_client_that_reads_nothing_is_cut(
     with connection:
         eventually(
             lambda: simulator.requests(book=book)[0]["outcome"] == "aborted",
-            deadline=8,
+            deadline=30,
             what="the end of the stream that nobody reads",
             retry_on=(AssertionError, IndexError),
         )

@@ -174,8 +174,7 @@ def test_a_body_shorter_than_it_said_never_looks_whole(gateway: Gateway) -> None
 def test_a_stream_shorter_than_it_said_is_not_filled_up_by_our_last_event(gateway: Gateway) -> None:
     answer = chat.call(gateway, orders="framing=short-body; events=3", stream=True)
     assert not answer.clean_end
-    last = json.loads(chat.events(answer.body)[-1])
-    assert last["error"]["code"] == "upstream_interrupted"
+    assert b"upstream_interrupted" not in answer.body
 
 
 def test_a_compressed_stream_that_breaks_is_just_cut(gateway: Gateway) -> None:
@@ -443,7 +442,7 @@ def test_failures_leave_no_connection_open(impatient_gateway: Gateway, stream: b
             chat.call(impatient_gateway, model=model, stream=stream)
         for orders in ("stall-before", "stall=2"):
             connection = chat.begin(impatient_gateway, orders=orders, stream=stream)
-            eventually(lambda: impatient_gateway.metrics().value("requests_in_flight") > 0)
+            eventually(lambda: impatient_gateway.in_flight() > 0)
             connection.close()
 
     fail()

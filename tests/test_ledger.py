@@ -149,7 +149,7 @@ def test_the_provider_the_metrics_the_table_and_the_log_agree_to_the_token(
         tally = Tally()
         _run(gateway, tally)
         eventually(lambda: simulator.stats()["open"] == 0, 20, what="no open upstream request")
-        eventually(lambda: gateway.metrics().value("requests_in_flight") == 0, 20)
+        gateway.idle(20)
         assert tally.answered["unary"] > CALLS / 8, tally
         assert tally.answered["leaver"] > CALLS / 30, tally
         Books(gateway, simulator, tally).must_balance()

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -44,7 +45,7 @@ class Calls:
     def under_way(self) -> None:
         count = len(self._threads)
         eventually(
-            lambda: self._gateway.metrics().value("requests_in_flight") >= count,
+            lambda: self._gateway.in_flight() >= count,
             what=f"{count} calls in flight",
         )
 
@@ -61,8 +62,8 @@ def test_sigterm_lets_calls_in_flight_finish(gateway_factory: GatewayFactory) ->
     gateway = gateway_factory(workers=2)
     calls = Calls(gateway)
     for n in range(6):
-        calls.start(orders="events=30; gap=0.05", stream=True)
-        calls.start(orders=f"delay=1.{n}")
+        calls.start(orders="events=80; gap=0.05", stream=True)
+        calls.start(orders=f"delay=4.{n}")
     calls.under_way()
     assert gateway.stop() == 0
     answers = calls.finished()
@@ -144,7 +145,7 @@ def test_an_upload_that_never_ends_does_not_hold_up_the_end(
     gateway = gateway_factory(env={"GRACEFUL_TIMEOUT": str(GRACE)})
     asked = chat.request(gateway)
     with raw.Connection(gateway.port).send(asked[:-30]) as connection:
-        eventually(lambda: gateway.metrics().value("requests_in_flight") == 1, what="in flight")
+        eventually(lambda: gateway.in_flight() == 1, what="in flight")
         assert gateway.stop() == 0
         answer = connection.read()
     assert answer.status == 503
@@ -158,7 +159,7 @@ def test_who_is_told_to_come_again_is_not_kept_on_a_connection_that_ends(
     first, second = chat.request(gateway, orders="stall-before"), chat.request(gateway)
     stopping = threading.Thread(target=gateway.stop)
     with raw.Connection(gateway.port).send(first + second) as connection:
-        eventually(lambda: gateway.metrics().value("requests_in_flight") == 1, what="in flight")
+        eventually(lambda: gateway.in_flight() == 1, what="in flight")
         stopping.start()
         answer = connection.read()
         assert answer.status == 503
@@ -273,6 +274,17 @@ def test_nothing_is_left_in_the_temporary_directory_after_a_clean_end(
 ) -> None:
     gateway = gateway_factory()
     assert chat.call(gateway).status == 200
-    assert list((gateway.directory / "tmp").iterdir())
+    (worker,) = gateway.workers()
+    places = (Path("/dev/shm"), gateway.directory / "tmp")
+
+    def left() -> list[Path]:
+        files = [
+            path for place in places for path in place.glob(f"wrapper-*/metrics/*_{worker}.db")
+        ]
+        return [file.parent.parent for file in files]
+
+    (run, *_) = left()
     assert gateway.stop() == 0
+    assert left() == []
+    assert not run.exists()
     assert list((gateway.directory / "tmp").iterdir()) == []

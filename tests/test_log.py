@@ -163,7 +163,7 @@ def test_no_secret_query_or_body_is_written_whatever_happens(gateway: Gateway, k
 def settled(gateway: Gateway) -> None:
     """Every call's line has been written."""
     line_of(gateway)
-    eventually(lambda: gateway.metrics().value("requests_in_flight") == 0, what="none in flight")
+    gateway.idle()
 
 
 def test_odd_names_stay_on_their_line_and_are_json(gateway: Gateway) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from harness.gateway import Gateway
     from harness.simulator import Simulator
 
+pytestmark = pytest.mark.timeout(300)  # npm may be slow
+
 NODE = Path(__file__).parent / "node"
 CHECKS = [
     *("chat", "usage_in_a_stream", "tools", "completions", "embeddings"),

@@ -14,6 +14,7 @@ import string
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,8 @@ class Provider:
         self._listener.close()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rb") as file:
+        # A caller that resets has its own reasons.
+        with suppress(OSError), connection, connection.makefile("rb") as file:
             while (request := _request(file)) is not None:
                 self.requests.append(request)
                 for piece in self.sends:

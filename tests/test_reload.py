@@ -120,14 +120,14 @@ def test_a_mistake_in_the_configuration_changes_nothing_and_is_told(
 def test_a_mistake_in_the_keys_changes_nothing_and_is_told(gateway: Gateway) -> None:
     good = gateway.keys_file.read_text()
     before, length = problems(gateway), len(gateway.stderr())
-    gateway.keys_file.write_text(good + '\n[keys.bad]\nsha256 = "too short"\n')
+    gateway.write_keys(good + '\n[keys.bad]\nsha256 = "too short"\n')
     eventually(lambda: problems(gateway) >= before + 2, what="both workers saying so")
     said = gateway.stderr()[length:]
     assert "keys.toml" in said
     assert "keys.bad.sha256" in said
     assert "too short" not in said
     assert statuses(gateway) == {200}
-    gateway.keys_file.write_text(good)
+    gateway.write_keys(good)
 
 
 def test_a_mistake_elsewhere_does_not_keep_a_revoked_key_alive(gateway: Gateway) -> None:
@@ -163,7 +163,7 @@ def test_a_worker_that_starts_while_the_files_are_broken_serves_what_was_in_forc
     before = problems(gateway)
     gateway.write_config("[broken")
     good = gateway.keys_file.read_text()
-    gateway.keys_file.write_text("broken too")
+    gateway.write_keys("broken too")
     eventually(lambda: problems(gateway) >= before + 2, what="both workers saying so")
     for worker in gateway.workers():
         os.kill(worker, signal.SIGKILL)
@@ -176,7 +176,7 @@ def test_a_worker_that_starts_while_the_files_are_broken_serves_what_was_in_forc
     eventually(lambda: gateway.get("/healthz")[0] == 200, deadline=10, retry_on=(OSError,))
     assert statuses(gateway, key=secret) == {200}
     assert providers(gateway, "gpt-4o") == {"openai"}
-    gateway.keys_file.write_text(good)
+    gateway.write_keys(good)
 
 
 def test_after_sighup_new_workers_serve_and_streams_in_flight_are_whole(gateway: Gateway) -> None:
@@ -189,7 +189,7 @@ def test_after_sighup_new_workers_serve_and_streams_in_flight_are_whole(gateway:
     streams = [threading.Thread(target=stream) for _ in range(8)]
     for thread in streams:
         thread.start()
-    eventually(lambda: gateway.metrics().value("requests_in_flight") >= 8, what="eight streams")
+    eventually(lambda: gateway.in_flight() >= 8, what="eight streams")
     gateway.process.send_signal(signal.SIGHUP)
     eventually(lambda: len(set(gateway.workers()) - old) == 2, deadline=10, what="new workers")
     assert chat.call(gateway).status == 200

@@ -43,12 +43,12 @@ def test_each_event_comes_as_soon_as_it_is_sent(gateway: Gateway, framing: str, 
     assert answer.header("content-length") is None
 
 
-def test_the_head_comes_before_the_first_event_is_a_second_old(gateway: Gateway) -> None:
+def test_the_first_event_does_not_wait_for_the_second(gateway: Gateway) -> None:
     began = time.monotonic()
-    with chat.begin(gateway, orders="events=3; gap=1", stream=True) as connection:
+    with chat.begin(gateway, orders="events=3; gap=10", stream=True) as connection:
         answer = connection.read_head()
         assert next(connection.body(answer))
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(

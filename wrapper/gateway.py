@@ -71,7 +71,7 @@ class Gateway:
         """The end of every request: price it, book it, count it, log it, in that order.
 
         A store that fails is told in the log and never to the caller, who has his answer.
-        Whatever fails, the request is no longer in flight.
+        Whatever fails, the request is no longer in flight; one that is not is in all books.
         """
         exchange.finish()
         metering = state.settings.server.metering
@@ -80,9 +80,9 @@ class Gateway:
                 self._price(exchange, state)
                 self._book(exchange)
             self.telemetry.record(exchange, call=call, metering=metering)
+            self.telemetry.log(exchange)
         finally:
             self.telemetry.end(exchange, call=call)
-        self.telemetry.log(exchange)
 
     def _price(self, exchange: Exchange, state: State) -> None:
         if exchange.usage is None:

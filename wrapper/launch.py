@@ -225,14 +225,14 @@ class Follower:
     def _apply(self, settings: Settings) -> None:
         before = self._gateway.current.settings
         self._gateway.apply(settings, self._prices)
+        with contextlib.suppress(OSError):
+            accept(settings, self._environ, _accepted())
         providers, keys = len(settings.providers), len(settings.keys)
         log.info("the configuration was reloaded: %d providers, %d keys", providers, keys)
         if before.stand_in and not settings.stand_in:
             log.warning("a provider has a key: the simulated provider answers no more")
         if before.keys and not settings.keys:
             log.warning("there are no keys any more: every call is refused")
-        with contextlib.suppress(OSError):
-            accept(settings, self._environ, _accepted())
 
     def _problem(self, error: ConfigError) -> None:
         log.error("the configuration was not reloaded: %s", error)

@@ -50,7 +50,11 @@ class Attempt:
 
 
 class Relayed:
-    """A provider's answer on its way down: an iterable of bytes that settles in `close()`."""
+    """A provider's answer on its way down: an iterable of bytes that settles in `close()`.
+
+    `in_words`: where it breaks off an event says so. (Not so among compressed bytes, nor where it
+    would fill up a length that was promised.)
+    """
 
     def __init__(
         self,
@@ -60,6 +64,8 @@ class Relayed:
         tap: Tap,
         watch: Watch,
         settle: Callable[[Relayed], None],
+        *,
+        in_words: bool,
     ) -> None:
         self.exchange = exchange
         self.tap = tap
@@ -70,6 +76,7 @@ class Relayed:
         self._first = first
         self._watch = watch
         self._settle: Callable[[Relayed], None] | None = settle
+        self._in_words = in_words
         self._broken = False
         self._tail = b""  # how what was sent last ends
         self._moved = 0  # bytes since the others had their turn
@@ -132,8 +139,7 @@ class Relayed:
             exchange.upstream_errors.append((exchange.provider, error.reason))
         gone = exchange.outcome == outcomes.CLIENT_ABORT
         exchange.error_code = error.code if gone else errors.UpstreamInterrupted.code
-        readable = self._answer.get("content-encoding").lower() in ("", "identity")
-        if gone or not exchange.stream or not readable:
+        if gone or not self._in_words:
             raise ConnectionResetError(errno.ECONNRESET, "the answer broke off") from None
         last = errors.UpstreamInterrupted(error.message)
         # A half-sent event must not swallow the last one.

@@ -141,21 +141,21 @@ class Visit:
         if self.raw is not None and not self.raw.ended:
             close_after(self.environ)  # the provider answered before it had the whole body
         content_type = answer.get("content-type").lower()
-        encoding = answer.get("content-encoding")
+        encoding = answer.get("content-encoding").lower()
         exchange.status = answer.status
         exchange.stream = content_type.startswith("text/event-stream")
         strip = call.strip_usage and exchange.stream and not encoding
         tap = tap_for(content_type, encoding, strip_usage=strip)
-        relayed = Relayed(exchange, answer, first, tap, watch, self.settle)
+        promised = answer.length is not None and not strip and answer.status != 204
+        in_words = exchange.stream and encoding in ("", "identity") and not promised
+        relayed = Relayed(exchange, answer, first, tap, watch, self.settle, in_words=in_words)
         response = Verbatim(relayed, direct_passthrough=True)
         response.status = f"{answer.status} {answer.reason}".rstrip()
         headers = response.headers
         headers.clear()
         for name, value in answer.headers:
             headers.add(name, value)
-        # A stream may end with an event of ours, which would fill up a length that was promised.
-        measured = answer.length is not None and answer.status != 204
-        if measured and (not exchange.stream or call.method == "HEAD"):
+        if promised:
             headers["Content-Length"] = str(answer.length)
         exchange.upstream_request_id = answer.request_id
         if not answer.request_id:

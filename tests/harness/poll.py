@@ -17,13 +17,13 @@ def eventually(
     deadline: float = 5.0,
     *,
     what: str | None = None,
-    retry_on: tuple[type[BaseException], ...] = (AssertionError,),
+    retry_on: tuple[type[BaseException], ...] = (AssertionError, IndexError),
 ) -> T:
     """Ask `fn` until its answer is true, and give that answer.
 
-    `fn` may also `assert`: a failed assertion is asked again. After `deadline` seconds the last
-    answer or the last failed assertion is reported. An exception that is not in `retry_on`
-    goes straight through.
+    `fn` may also `assert`, or look at the first of what is not there yet: it is asked again. After
+    `deadline` seconds the last answer or the last failed assertion is reported. An exception that
+    is not in `retry_on` goes straight through.
     """
     end = time.monotonic() + deadline
     pause = _FIRST_PAUSE

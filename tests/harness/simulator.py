@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +103,8 @@ class Simulator:
 
         A request that is still under way has the outcome None.
         """
-        found: list[dict[str, Any]] = self._ask("GET", "requests")
+        query = urllib.parse.urlencode({"book": wanted["book"]}) if "book" in wanted else ""
+        found: list[dict[str, Any]] = self._ask("GET", f"requests?{query}")
         return [r for r in found if all(r[name] == value for name, value in wanted.items())]
 
     def books(self, **wanted: Any) -> list[dict[str, Any]]:

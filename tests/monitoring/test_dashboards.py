@@ -15,6 +15,8 @@ from monitoring.stack import DASHBOARDS, ROOT, dashboards, panels
 
 from harness.programs import missing, require
 
+pytestmark = pytest.mark.timeout(300)  # npm may be slow
+
 SCHEMA = Path(__file__).parent / "schema"
 ALL = dashboards()
 BY_UID = {dashboard["uid"]: dashboard for dashboard in ALL}
@@ -38,7 +40,7 @@ def node_modules() -> Path:
     lock = SCHEMA / "package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
         command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        done = subprocess.run(command, cwd=SCHEMA, capture_output=True, text=True, timeout=110)
+        done = subprocess.run(command, cwd=SCHEMA, capture_output=True, text=True, timeout=280)
         if done.returncode:
             missing(f"npm ci failed: {done.stderr[-500:]}")
     return SCHEMA / "node_modules"

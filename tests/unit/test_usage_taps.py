@@ -315,7 +315,10 @@ def test_an_event_of_no_interest_costs_some_microseconds() -> None:
     for strip in (False, True):
         tap = tap_for("text/event-stream", None, strip_usage=strip)
         tap.feed(CHUNK)
-        start = time.process_time()
-        for _ in range(20_000):
-            tap.feed(CHUNK)
-        assert (time.process_time() - start) / 20_000 < 5e-6
+        rounds = []
+        for _ in range(5):
+            start = time.process_time()
+            for _ in range(4_000):
+                tap.feed(CHUNK)
+            rounds.append(time.process_time() - start)
+        assert min(rounds) / 4_000 < 5e-6

@@ -11,7 +11,9 @@ def control(books: Books, request: Request) -> tuple[int, bytes]:
     """The status and the JSON body for a control request."""
     match request.method, request.path:
         case "GET", "/_sim/requests":
-            return 200, encode([record.as_json() for record in books.records])
+            book = request.query.get("book")
+            picked = (record for record in books.records if book in (None, record.book))
+            return 200, encode([record.as_json() for record in picked])
         case "GET", "/_sim/books":
             return 200, encode(books.as_json())
         case "GET", "/_sim/stats":
