@@ -1,5 +1,7 @@
 """`make bench`: all measurements, as tables on the screen and in `benchmarks/results.md`.
 
+A quick run (`--quick`) is a first impression: its tables are on the screen alone.
+
 Rounds alternate between the variants (A B C, A B C, …), each in a process started anew, so that
 a machine that gets slower or busier does so for all of them.
 """
@@ -37,7 +39,8 @@ def main() -> None:
             report.delays(_delays(simulator, options)),
         ]
         print("\n" + "\n\n".join(late))
-    options.output.write_text("\n\n".join(sections + late) + "\n")
+    if options.output:
+        options.output.write_text("\n\n".join([*sections, *late, report.LEGEND]) + "\n")
 
 
 def _samples(simulator: Simulator, options: argparse.Namespace) -> dict[str, list[measures.Sample]]:
@@ -74,9 +77,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=300, help="streams at once, for the delay")
     parser.add_argument("--events", type=int, default=500, help="events in such a stream")
     parser.add_argument("--quick", action="store_true", help="a first impression in a minute")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, help="default: results.md, of a quick run none")
     options = parser.parse_args()
-    if options.quick:
+    if not options.quick:
+        options.output = options.output or RESULTS
+    else:
         options.rounds, options.requests = 2, 500
         options.streams, options.events = 50, 100
     return options

@@ -22,6 +22,17 @@ ROWS = (
     ("loaded_pss", "worker's PSS, after load", "MiB", 1),
 )
 OPPONENT = "naive"
+LEGEND = """\
+## What is what
+
+- **naive**: the thirty lines of Flask, gevent and `requests` that one would write first
+  (`benchmarks/naive.py`); it relays and does nothing else. **gateway**: this project as shipped.
+  **(direct)**: no relay at all, what provider and load generator take by themselves.
+- The gateway does more and yet costs less per call: it sends through an adapter of its own
+  (`wrapper/upstream`) in place of a `requests.Session`, and does once what can be done once.
+- CPU is that of the relay's worker process, from the system's own accounting. RSS is its memory,
+  PSS its memory with what several processes share divided among them.\
+"""
 
 
 def costs(samples: Mapping[str, Sequence[Sample]]) -> str:

@@ -39,6 +39,9 @@ QUICK_SECONDS = 1  # for what is open to be ended, where a stop is not to wait
 END_SECONDS = 5  # after this the system ends a worker that should have gone at once
 DRAIN_AHEAD = 5  # seconds before the graceful timeout: streams still open are ended in words
 
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # until gunicorn has its own
+
 _where = launch.prepare()
 
 bind = _where.bind

@@ -24,6 +24,7 @@ CLIENT_ABORT: Final = "client_abort"
 UPSTREAM_ERROR: Final = "upstream_error"
 DRAINED: Final = "drained"
 NO_KEY: Final = "none"
+NO_MODEL: Final = "none"
 UNMATCHED: Final = "(unmatched)"
 MAX_NAME: Final = 256  # characters of a model's name that are kept; a caller may send megabytes
 

@@ -95,7 +95,7 @@ class Keyring:
     def authenticate(self, authorization: str | None, *, now: float | None = None) -> Principal:
         """The caller behind the header's key. `now` is in seconds since 1970, UTC.
 
-        Raises `InvalidApiKey`, or `ApiKeyExpired` for a key whose last day is over.
+        Raises `InvalidApiKey`, or `ApiKeyExpired` for a key whose date has come.
         """
         found = self._by_digest.get(digest(bearer(authorization)))
         if found is None:
@@ -115,6 +115,6 @@ def _end(key: ApiKey) -> float | None:
 
 
 def expired(key: ApiKey, *, now: float | None = None) -> bool:
-    """Whether the key's last day is over. `now` as in `Keyring.authenticate`."""
+    """Whether the key's date has come. `now` as in `Keyring.authenticate`."""
     end = _end(key)
     return end is not None and (time.time() if now is None else now) >= end

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
 import hmac
 import logging
-import re
 import time
 
 import msgspec
 from flask import Blueprint, Response, current_app, g, request
 
 from wrapper import errors
+from wrapper.config import ApiKey
 from wrapper.gateway import Gateway
 from wrapper.keys import Principal, bearer
-from wrapper.store import PICO, StoreError, Sums
+from wrapper.store import PICO, StoreError, Sums, UsageStore
+from wrapper.store.spans import days_start, iso, months_start, since
 
 bp = Blueprint("ops", __name__)
 log = logging.getLogger("wrapper")
-
-_SPAN = re.compile(r"([1-9][0-9]{0,4})([hdw])")
-_UNIT = {"h": 3600, "d": 86400, "w": 604800}
 
 
 @bp.get("/healthz")
@@ -54,15 +51,19 @@ def metrics() -> Response:
 
 @bp.get("/usage")
 def usage() -> Response:
-    """The calling key's own use and its limits; `since` is such as 24h, 7d or 2026-11-01."""
+    """The calling key's own use, its limits and what is left of its budget.
+
+    `since` is such as 24h, 7d or 2026-11-01.
+    """
     gateway = _gateway()
     principal = gateway.current.keyring.authenticate(request.headers.get("Authorization"))
     g.exchange.api_key = principal.name
-    until = time.time()
-    since = _since(request.args.get("since"), until)
+    now = time.time()
+    begin = _since(request.args.get("since"), now)
     try:
-        totals = gateway.store.totals(since=since, key=principal.name)
-        rows = gateway.store.totals(since=since, by=("provider", "model"), key=principal.name)
+        totals = gateway.store.totals(since=begin, key=principal.name)
+        rows = gateway.store.totals(since=begin, by=("provider", "model"), key=principal.name)
+        limits = _limits(principal, gateway.store, now)
     except StoreError as error:
         log.error("the usage table cannot be read: %s", error)
         raise errors.InternalError("The usage table cannot be read at the moment.") from None
@@ -70,13 +71,13 @@ def usage() -> Response:
         {
             "object": "usage",
             "api_key": principal.name,
-            "since": _iso(since),
-            "until": _iso(until),
+            "since": iso(begin),
+            "until": iso(now),
             "totals": _sums(totals[0] if totals else None),
             "by_model": [
                 {"provider": row.group[0], "model": row.group[1], **_sums(row)} for row in rows
             ],
-            "limits": _limits(principal),
+            "limits": limits,
         }
     )
 
@@ -96,40 +97,39 @@ def _sums(row: Sums | None) -> dict[str, object]:
     }
 
 
-def _limits(principal: Principal) -> dict[str, object]:
+def _limits(principal: Principal, store: UsageStore, now: float) -> dict[str, object]:
     key = principal.key
     if key is None:
         return {}
+    budget = None if key.budget_usd is None else float(key.budget_usd)
     return {
         "models": list(key.models),
         "requests_per_minute": key.requests_per_minute,
         "tokens_per_minute": key.tokens_per_minute,
         "max_concurrent": key.max_concurrent,
-        "budget_usd": float(key.budget_usd) if key.budget_usd is not None else None,
-        "budget_period": key.budget_period if key.budget_usd is not None else None,
+        "budget_usd": budget,
+        "budget_period": None if budget is None else key.budget_period,
+        "budget_left_usd": None if budget is None else max(0.0, budget - _spent(key, store, now)),
         "expires": key.expires.isoformat() if key.expires else None,
     }
+
+
+def _spent(key: ApiKey, store: UsageStore, now: float) -> float:
+    """USD in the current period of the key's budget."""
+    begin = days_start(now) if key.budget_period == "day" else months_start(now)
+    return sum(row.cost for row in store.totals(since=begin, key=key.name)) / PICO
 
 
 def _since(text: str | None, now: float) -> float:
     """Unix seconds. Without a text the start of the current month, UTC."""
     if not text:
-        today = datetime.datetime.fromtimestamp(now, datetime.UTC)
-        return today.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
-    if span := _SPAN.fullmatch(text):
-        return max(0.0, now - int(span[1]) * _UNIT[span[2]])
+        return months_start(now)
     try:
-        day = datetime.date.fromisoformat(text)
+        return since(text, now)
     except ValueError:
         raise errors.InvalidBody(
             "'since' is such as 24h, 7d, 4w or 2026-11-01.", param="since"
         ) from None
-    return datetime.datetime.combine(day, datetime.time(), datetime.UTC).timestamp()
-
-
-def _iso(at: float) -> str:
-    moment = datetime.datetime.fromtimestamp(at, datetime.UTC)
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _gateway() -> Gateway:

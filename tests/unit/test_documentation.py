@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from wrapper.config import ApiKey, Price, Provider, Route, Server
+from wrapper.usage import record
+from wrapper.usage.exports import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -163,6 +165,16 @@ def installed_requirements(name: str) -> list[str]:
 def is_wanted(requirement: Requirement, extras: set[str]) -> bool:
     marker = requirement.marker
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
+
+
+def test_the_columns_of_an_export_and_the_reasons_are_documented() -> None:
+    usage = (ROOT / "docs" / "usage.md").read_text()
+    for what, columns in COLUMNS.items():
+        listed = re.search(rf"^\| {what} \| (.*?)(?: \(.*)? \|$", usage, re.MULTILINE)
+        assert listed
+        assert re.findall(r"`(\w+)`", listed[1]) == list(columns)
+    reasons = {value for name, value in vars(record).items() if name.isupper()}
+    assert reasons <= table_cells(usage)
 
 
 def test_the_readme_fits_a_screen_and_a_half() -> None:

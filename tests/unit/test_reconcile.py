@@ -218,7 +218,7 @@ def test_a_drift_is_shown_in_numbers_and_percent(run: Run) -> None:
     assert (rows["cost"]["theirs"], rows["cost"]["ours"]) == (0.05, 0.05)
 
 
-@pytest.mark.parametrize(("tolerance", "code"), [("19.9", 2), ("20", 0), ("20%", 0), ("0", 2)])
+@pytest.mark.parametrize(("tolerance", "code"), [("19.9", 3), ("20", 0), ("20%", 0), ("0", 3)])
 def test_a_drift_over_the_tolerance_is_told_by_the_exit_code(
     run: Run, tolerance: str, code: int
 ) -> None:
@@ -237,7 +237,7 @@ def test_a_model_without_its_date_is_the_same_model(run: Run) -> None:
 def test_what_only_one_side_has_is_a_drift(run: Run) -> None:
     text = b"date,model,requests\n2026-11-20,gpt-4o-mini,1\n2026-11-21,o3,2\n"
     code, out, _ = run(text, "--tolerance", "50", "--format", "csv")
-    assert code == 2
+    assert code == 3
     assert out.splitlines()[1:] == [
         "2026-11-20,gpt-4o-mini,requests,1,1,0,0.000",
         "2026-11-21,gpt-4o-mini,requests,0,5,5,",
@@ -272,3 +272,18 @@ def test_the_table_says_what_may_explain_a_drift(run: Run, tmp_path: Path) -> No
     _, out, _ = run(export(OPENAI))
     assert "unmetered here: 1 answers" in out
     assert "unpriced here: 1 requests" in out
+
+
+def test_calls_without_a_model_are_in_no_export(run: Run, tmp_path: Path) -> None:
+    with contextlib.closing(open_store(f"sqlite:///{tmp_path}/usage.db")) as store:
+        store.settle(Entry(NOON, "web", "openai", "none", "completed"))
+    _, out, _ = run(export(OPENAI), "--format", "csv")
+    assert ",none," not in out
+
+
+def test_one_page_of_several_is_no_export(run: Run) -> None:
+    code, _, err = run(b'{"data": [], "has_more": true}')
+    assert code == 1
+    assert "has_more" in err
+    pages = b'[{"data": [], "has_more": true}, {"date": "2026-11-21", "model": "m", "requests": 1}]'
+    assert run(pages)[0] == 0

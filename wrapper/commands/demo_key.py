@@ -52,10 +52,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Makes the key, or says where the keys are. Raises `ConfigError` and `CommandError`."""
     settings, where = load(environ, _SIMULATOR), listen(environ)
-    if args.check_port and _taken(where):
-        raise CommandError(
-            f"another program listens on {where.bind}: set PORT to a free port, such as PORT=8090"
-        )
+    if args.check_port:
+        _check_address(where)
     path = keys_path(environ)
     if os.path.lexists(path):
         _tell_of_simulator(settings)
@@ -77,8 +75,8 @@ def _tell_of_simulator(settings: Settings) -> None:
         print("Put GROQ_API_KEY or OPENAI_API_KEY into .env for real answers.")
 
 
-def _taken(where: Listen) -> bool:
-    """Whether another program listens there. What else may be wrong, gunicorn tells."""
+def _check_address(where: Listen) -> None:
+    """Raises CommandError where nobody can listen there."""
     try:
         found = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
@@ -86,8 +84,12 @@ def _taken(where: Listen) -> bool:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        return error.errno == errno.EADDRINUSE
-    return False
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(
+                f"another program listens on {where.bind}: set PORT to a free port, such as"
+                " PORT=8090"
+            ) from None
+        raise CommandError(f"cannot listen on {where.bind}: {error.strerror}") from None
 
 
 def _python() -> str:

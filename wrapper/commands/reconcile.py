@@ -12,12 +12,14 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from wrapper.commands import CommandError, columns
+from wrapper.exchange import NO_MODEL
 from wrapper.store import PICO, StoreError, Sums, UsageStore, open_store
 from wrapper.usage.exports import COLUMNS, NUMBERS, Export, ExportError, Total, read_export
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from wrapper.commands import Subparsers
 
 MAX_BYTES = 64 << 20
+OVER = 3  # the exit code for a drift over the tolerance; 2 is argparse's own
 
 # A provider counts what it worked on; a request that it refused is in no export.
 _WORKED_ON = ("completed", "client_abort", "drained")
@@ -72,7 +75,7 @@ def add_parser(subparsers: Subparsers) -> None:
         f" Columns that are read: {known}. Others are passed over. Requests that the provider"
         " refused are not counted here, for they are in no export; tokens and cost all are.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("file", type=Path, metavar="FILE", help="- is standard input")
     parser.add_argument(
         "--provider",
         metavar="NAME",
@@ -82,7 +85,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--tolerance",
         type=_percent,
         metavar="PCT",
-        help="exit with 2 where a drift is more than this many percent",
+        help="exit with 3 where a drift is more than this many percent",
     )
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
     parser.set_defaults(run=run)
@@ -95,7 +98,7 @@ def _percent(text: str) -> Decimal:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Prints the comparison; 0, or 2 where a drift is over the tolerance."""
+    """Prints the comparison; 0, or 3 where a drift is over the tolerance."""
     from wrapper.config import store_url
 
     theirs = _read(args.file)
@@ -110,12 +113,13 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     {"table": _print_table, "json": _print_json, "csv": _print_csv}[args.format](lines)
     if args.format == "table":
         _print_notes(ours, over, args.tolerance)
-    return 2 if over else 0
+    return OVER if over else 0
 
 
 def _read(path: Path) -> Export:
+    """`-` is standard input."""
     try:
-        with path.open("rb") as file:
+        with nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror}") from error
@@ -135,11 +139,14 @@ def _ours(store: UsageStore, theirs: Export, provider: str | None) -> Ours:
     models = {undated(model) for _, model in theirs}
     served = {row.group[1] for row in rows if undated(row.group[2]) in models}
     wanted = {provider} if provider else served
+    if provider and provider not in {row.group[1] for row in rows}:
+        told = f"note: no call to a provider {provider!r} is in the usage table for these days"
+        print(told, file=sys.stderr)
     totals: Export = {}
     unmetered = unpriced = 0
     for row in rows:
         day, name, model, outcome = row.group
-        if name in wanted:
+        if name in wanted and model != NO_MODEL:  # lists, files: in no provider's export
             _add(totals.setdefault((day, model), _zero()), row, outcome)
             unmetered += row.unmetered
             unpriced += row.unpriced

@@ -9,20 +9,17 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from wrapper.commands import CommandError, columns
-from wrapper.store import DIMENSIONS, PICO, StoreError, Sums, open_store
+from wrapper.store import DIMENSIONS, PICO, StoreError, Sums, open_store, spans
 
 if TYPE_CHECKING:
     from wrapper.commands import Subparsers
 
-_UNITS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 _NUMBERS = (
     "requests",
     "prompt_tokens",
@@ -67,16 +64,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def since(text: str) -> float:
     """The Unix time that `text` means: a span back from now, or a date in UTC."""
-    span = re.fullmatch(r"(\d{1,6})([hdw])", text)
-    if span:
-        return time.time() - int(span[1]) * _UNITS[span[2]]
     try:
-        at = datetime.fromisoformat(text)
+        return spans.since(text, time.time())
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no time: write 24h, 7d, 4w or 2026-11-01"
         ) from None
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def dimensions(text: str) -> tuple[str, ...]:
@@ -131,7 +124,7 @@ def _print_json(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) -> 
         return {name: float(text) if name in exact else int(text) for name, text in values}
 
     document = {
-        "since": _iso(args.since),
+        "since": spans.iso(args.since),
         "by": list(args.by),
         "rows": [{**dict(zip(args.by, row.group, strict=True)), **fields(row)} for row in rows],
         "total": fields(total),
@@ -141,7 +134,7 @@ def _print_json(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) -> 
 
 def _print_table(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) -> None:
     if not total.requests:
-        print(f"nothing was used since {_iso(args.since)}")
+        print(f"nothing was used since {spans.iso(args.since)}")
         return
     header = [*args.by, "requests", "prompt", "cached", "completion", "reasoning", "total"]
     header += ["seconds"] if total.seconds else []
@@ -152,18 +145,22 @@ def _print_table(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) ->
     else:
         lines = [_cells(total, total)]
     print(columns(header, _right(header, lines, len(args.by))))
-    print(f"since {_iso(args.since)}")
+    print(f"since {spans.iso(args.since)}")
     if total.unmetered:
         print(f"unmetered: {total.unmetered} answers whose tokens are not known")
     if total.unpriced:
-        print(f"unpriced: {total.unpriced} requests whose cost is not known (see [prices])")
+        print(
+            f"unpriced: {total.unpriced} requests whose cost is not known: give their models a"
+            ' price in [prices."MODEL"] of gateway.toml'
+        )
 
 
 def _cells(sums: Sums, total: Sums) -> list[str]:
     tokens = (sums.requests, sums.prompt, sums.cached, sums.completion, sums.reasoning, sums.total)
     seconds = [f"{sums.seconds:,.1f}"] if total.seconds else []
     counts = (sums.unmetered, sums.unpriced)
-    return [*(f"{n:,}" for n in tokens), *seconds, short_usd(sums.cost), *map(str, counts)]
+    cost = "-" if sums.unpriced and not sums.cost else short_usd(sums.cost)
+    return [*(f"{n:,}" for n in tokens), *seconds, cost, *map(str, counts)]
 
 
 def _right(header: Sequence[str], lines: list[list[str]], names: int) -> list[list[str]]:
@@ -189,7 +186,3 @@ def decimal_usd(pico: int) -> str:
     """USD with every digit: 1234567 pico-USD are 0.000001234567."""
     whole, rest = divmod(pico, PICO)
     return f"{whole}.{rest:012d}".rstrip("0").rstrip(".")
-
-
-def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%MZ")

@@ -18,7 +18,7 @@ from wrapper.config.fields import Table
 from wrapper.config.problems import shown, similar
 from wrapper.config.provider import read_provider
 from wrapper.config.secrets import SecretReader
-from wrapper.config.settings import Price, Provider, Route, Server, Target
+from wrapper.config.settings import Price, Provider, Route, Server, Target, is_broken_glob
 
 RESERVED = frozenset(
     [
@@ -141,6 +141,9 @@ def _routes(top: Table, providers: Collection[str]) -> tuple[Route, ...]:
 def _check_model(model: str, before: list[Route], table: Table) -> None:
     if not model.isprintable() or len(model) > _MODEL_LENGTH or model != model.strip():
         table.problem("model", f"{shown(model)} can be no model's name", "write a printable name")
+        return
+    if is_broken_glob(model):
+        table.problem("model", f"{shown(model)} has a bracket that is not closed", "mend the glob")
         return
     exact = Route(model, ()).exact
     for index, route in enumerate(before):

@@ -10,7 +10,8 @@ import datetime
 import re
 
 from wrapper.config.fields import Table, kind
-from wrapper.config.settings import ApiKey
+from wrapper.config.problems import shown
+from wrapper.config.settings import ApiKey, is_broken_glob
 
 RESERVED_NAMES = frozenset(("none", "client", "other"))
 """Labels with a meaning of their own in the metrics."""
@@ -66,6 +67,8 @@ def _key(name: str, table: Table) -> ApiKey:
         budget_period=period,
         expires=_date(table),
     )
+    for model in filter(is_broken_glob, key.models):
+        table.problem("models", f"{shown(model)} has a bracket that is not closed", "mend the glob")
     if "budget_period" in table.data and "budget_usd" not in table.data:
         table.problem("budget_period", "has no budget", "add budget_usd, or remove it")
     table.close()

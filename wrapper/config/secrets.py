@@ -43,6 +43,8 @@ class SecretReader:
             table.problem(key, "is a literal secret", WANTED)
         elif not isinstance(value, dict):
             table.problem(key, f"is {kind(value)}", WANTED)
+        elif value.keys() == {"env", "file"}:
+            table.problem(key, "names both a variable and a file", "give one of the two")
         elif len(value) != 1 or not value.keys() <= {"env", "file"}:
             table.problem(key, "is not a reference to a secret", WANTED)
         else:

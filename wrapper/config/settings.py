@@ -97,6 +97,11 @@ class Provider:
         return self.api_key_problem is None
 
 
+def is_broken_glob(model: str) -> bool:
+    """Whether a bracket of it is not closed: it would be taken for the character."""
+    return model.count("[") != model.count("]")
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a route leads. `model` None: the caller's name of the model is kept."""

@@ -14,7 +14,7 @@ SAMPLES: dict[str, tuple[str, GatewayError]] = {
         errors.InvalidApiKey("The API key is unknown or revoked."),
     ),
     "api_key_expired": (
-        "The key's last day is over",
+        "The key's date has come",
         errors.ApiKeyExpired("The API key has expired: ask for a new one."),
     ),
     "model_not_allowed": (
@@ -171,7 +171,10 @@ _RESPONSES: tuple[_Row, ...] = (
     (
         "TooManyRequests",
         "429",
-        "A limit of the key is reached, or its budget is used up; or the provider's own limit.",
+        (
+            "The provider's own limit. (Limits and budgets of keys will answer so; this version "
+            "records them and does not enforce them.)"
+        ),
         ("rate_limit_exceeded", "insufficient_quota"),
         _LIMITS,
     ),

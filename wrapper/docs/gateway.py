@@ -31,6 +31,8 @@ _SUMS = {
     "completion_tokens": 9216,
     "total_tokens": 29696,
     "cached_tokens": 4096,
+    "reasoning_tokens": 0,
+    "audio_seconds": 0.0,
     "cost_usd": 0.0021,
     "unmetered": 0,
     "unpriced": 0,
@@ -49,6 +51,7 @@ _USAGE = {
         "max_concurrent": 8,
         "budget_usd": 20.0,
         "budget_period": "month",
+        "budget_left_usd": 19.9979,
         "expires": "2027-01-01",
     },
 }
@@ -99,6 +102,8 @@ def _usage_schema() -> Json:
         "completion_tokens": integer("Tokens of the answers."),
         "total_tokens": integer("Both."),
         "cached_tokens": integer("Of the questions' tokens, those the provider had cached."),
+        "reasoning_tokens": integer("Of the answers' tokens, those that were thought."),
+        "audio_seconds": number("Audio that is billed by its length."),
         "cost_usd": number("What it cost, in US dollars."),
         "unmetered": integer("Answers whose use could not be read."),
         "unpriced": integer("Answers of models whose price is not known; not in `cost_usd`."),
@@ -110,12 +115,13 @@ def _usage_schema() -> Json:
 
     limits: Json = {
         "models": {"type": "array", "items": {"type": "string"}, "description": "May be called."},
-        "requests_per_minute": limit("integer", "Calls a minute"),
-        "tokens_per_minute": limit("integer", "Tokens a minute"),
-        "max_concurrent": limit("integer", "Calls at once"),
-        "budget_usd": limit("number", "US dollars a period"),
+        "requests_per_minute": limit("integer", "Calls a minute (not enforced yet)"),
+        "tokens_per_minute": limit("integer", "Tokens a minute (not enforced yet)"),
+        "max_concurrent": limit("integer", "Calls at once (not enforced yet)"),
+        "budget_usd": limit("number", "US dollars a period (not enforced yet)"),
         "budget_period": limit("string", "`day` or `month`, in UTC"),
-        "expires": limit("string", "The last day of the key"),
+        "budget_left_usd": limit("number", "US dollars left of the budget in this period"),
+        "expires": limit("string", "The day from whose begin (UTC) the key is refused"),
     }
     fields = {
         "object": text("Always `usage`."),

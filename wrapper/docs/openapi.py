@@ -35,6 +35,8 @@ from openai import OpenAI
 client = OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="sk-wr-...")
 ```
 
+(with this page's own address in place of `http://127.0.0.1:8080`)
+
 **When something goes wrong** the answer is always
 `{"error": {"message", "type", "param", "code"}}`: `message` is for you, `code` for your program.
 A provider's own errors come through as they are. Every answer carries an `x-request-id`; give it
@@ -44,7 +46,7 @@ to whoever runs this gateway and they find the request in the log.
 _TAGS = (
     ("Chat", "Begin here."),
     ("Models", "What you may write in `model`."),
-    ("Your key", "What you used, and what is left."),
+    ("Your key", "What you used, and what is left of your budget."),
     ("Text", "Responses, embeddings, moderation, and the older completions."),
     ("Audio", "Speech to text and back."),
     ("Images", "Draw, change, vary."),

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from wrapper.exchange import NO_KEY, REJECTED, UNMATCHED, Exchange
+from wrapper.exchange import NO_KEY, NO_MODEL, REJECTED, UNMATCHED, Exchange
 from wrapper.keys import CLIENT
 from wrapper.store import Sums
 from wrapper.telemetry.exposition import Exporter, seed, usd, worker_begins, worker_gone
@@ -50,7 +50,6 @@ from wrapper.telemetry.output import Output
 __all__ = ["Exporter", "Telemetry", "usd", "worker_begins", "worker_gone"]
 
 log = logging.getLogger("wrapper")
-NO_MODEL = "none"
 SECOND_GRAINS = 2**20  # in a second; exact for three hundred years
 
 

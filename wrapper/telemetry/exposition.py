@@ -154,11 +154,13 @@ def seed(totals: Iterable[Sums]) -> None:
     for row in totals:
         *labels, outcome = row.group
         CALLS.labels(*labels, outcome).inc(row.requests)
-        PROMPT.labels(*labels).inc(row.prompt)
-        COMPLETION.labels(*labels).inc(row.completion)
-        TOKENS.labels(*labels).inc(row.total)
-        CACHED.labels(*labels).inc(row.cached)
-        COST.labels(*labels).inc(row.cost)
+        if row.total:  # what was never metered, or has no price, has no series and no zero
+            PROMPT.labels(*labels).inc(row.prompt)
+            COMPLETION.labels(*labels).inc(row.completion)
+            TOKENS.labels(*labels).inc(row.total)
+            CACHED.labels(*labels).inc(row.cached)
+        if row.cost:
+            COST.labels(*labels).inc(row.cost)
 
 
 def worker_begins() -> None:

@@ -164,6 +164,9 @@ def _json_rows(text: str) -> Iterable[Row]:
         document: object = json.loads(text, parse_float=Decimal)
     except (ValueError, RecursionError, InvalidOperation) as error:
         raise ExportError(f"is not JSON: {error}") from error
+    last = document[-1] if isinstance(document, list) and document else document
+    if isinstance(last, dict) and last.get("has_more") is True:
+        raise ExportError("has_more: further pages follow; put all of them into one list")
     yield from _rows_of(document, "data")
 
 

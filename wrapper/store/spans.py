@@ -1,0 +1,42 @@
+"""Times as people write them: how far back, or since which day; and how they are told."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+_SPAN = re.compile(r"([1-9][0-9]{0,5})([hdw])")
+_UNITS = {"h": 3600, "d": 86_400, "w": 604_800}
+
+
+def since(text: str, now: float) -> float:
+    """The Unix time that `text` means: a span back from `now`, such as 24h, 7d or 4w, or a day or
+    a moment in ISO 8601, UTC where it names no zone.
+
+    ValueError for anything else, and for what no clock shows.
+    """
+    if span := _SPAN.fullmatch(text):
+        return max(0.0, now - int(span[1]) * _UNITS[span[2]])
+    at = datetime.fromisoformat(text)
+    try:
+        found = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+        datetime.fromtimestamp(found, UTC)
+    except OverflowError as error:
+        raise ValueError("out of range") from error
+    return max(0.0, found)
+
+
+def months_start(now: float) -> float:
+    """When the month began, UTC."""
+    today = datetime.fromtimestamp(now, UTC)
+    return today.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+
+
+def days_start(now: float) -> float:
+    """When the day began, UTC."""
+    return now - now % 86_400
+
+
+def iso(at: float) -> str:
+    """RFC 3339 in UTC, to the second."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
