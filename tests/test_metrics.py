@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import random
+import signal
 import statistics
 import string
 import subprocess
@@ -317,6 +319,39 @@ def test_the_sums_by_key_go_on_after_a_restart_and_a_kill(
         scrape = gateway.metrics()
         assert scrape.value(calls, api_key="web-app") == 6
         assert scrape.value("token_usage_total", api_key="web-app") == 180
+
+
+def test_dead_workers_leave_their_sums_and_no_files(gateway_factory: GatewayFactory) -> None:
+    gateway = gateway_factory(workers=2)
+    key = gateway.secrets["web-app"]
+    name = "http_request_duration_seconds_count"
+
+    def files() -> int:
+        (run,) = {
+            path.parent
+            for place in (Path("/dev/shm"), gateway.directory / "tmp")
+            for pid in gateway.workers()
+            for path in place.glob(f"wrapper-*/metrics/*_{pid}.db")
+        }
+        return len(list(run.glob("*.db")))
+
+    def counts() -> tuple[float, float]:
+        scrape = gateway.metrics()
+        calls = scrape.value("api_key_requests_total", api_key="web-app")
+        return calls, scrape.value(name, path="/v1/chat/completions", method="POST")
+
+    most = 0
+    for turn in range(1, 5):
+        post(gateway, "/v1/chat/completions", chat(), key)
+        gateway.idle()
+        assert counts() == (turn, turn)
+        victims = gateway.workers()
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        eventually(lambda victims=victims: len(set(gateway.workers()) - set(victims)) == 2)
+        assert counts() == (turn, turn)
+        most = most or files()
+    assert files() <= most
 
 
 @pytest.mark.slow

@@ -6,13 +6,15 @@ reset and count all of it again.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,7 @@ class Exporter(GunicornInternalPrometheusMetrics):  # type: ignore[misc]  # has 
 
 _mark_dead: Any = mark_process_dead
 _values: Any = MmapedDict.read_all_values_from_file  # untyped
+_Sums: Any = MmapedDict
 _Collector: Any = MultiProcessCollector
 
 
@@ -98,12 +101,25 @@ def _collected() -> Iterable[Metric]:
     """All workers' families. A worker that begins makes its files empty and then lays them out:
     for a moment between they cannot be read, so they are read again.
     """
-    for _ in range(MOMENTS):
-        try:
-            return list(_Collector(None).collect())
-        except struct.error:
-            time.sleep(0.001)
-    return list(_Collector(None).collect())
+    with _locked(fcntl.LOCK_SH):
+        for _ in range(MOMENTS):
+            try:
+                return list(_Collector(None).collect())
+            except struct.error:
+                time.sleep(0.001)
+        return list(_Collector(None).collect())
+
+
+def _directory() -> Path:
+    return Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+
+
+@contextmanager
+def _locked(how: int) -> Iterator[None]:
+    """Between a scrape and the master, who moves a dead worker's sums (flock(2))."""
+    with (_directory() / "lock").open("a") as file:
+        fcntl.flock(file, how)
+        yield
 
 
 def _in_child(work: Callable[[], bytes]) -> bytes:
@@ -169,9 +185,9 @@ def worker_begins() -> None:
 
 
 def worker_gone(pid: int) -> None:
-    """A worker has exited: its gauges end, its counters stay, what it owed is counted."""
+    """A worker has exited: its gauges end, its sums stay, what it owed is counted."""
     owed = 0.0
-    path = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"gauge_livesum_{pid}.db")
+    path = _directory() / f"gauge_livesum_{pid}.db"
     if path.exists():
         for key, value, *_ in _values(str(path)):
             if "api_requests_unsettled" in key:
@@ -179,3 +195,21 @@ def worker_gone(pid: int) -> None:
     if owed > 0:
         LOST.inc(owed)
     _mark_dead(pid)
+    with _locked(fcntl.LOCK_EX):
+        for kind in ("counter", "histogram"):
+            _bury(_directory() / f"{kind}_{pid}.db", _directory() / f"{kind}_dead.db")
+
+
+def _bury(worker: Path, dead: Path) -> None:
+    """Add a worker's sums to those of all dead ones: each further file would cost every scrape
+    time, and workers come and go with every SIGHUP.
+    """
+    try:
+        values = list(_values(str(worker)))
+    except (OSError, struct.error):  # none, or one that was never laid out
+        return
+    sums = _Sums(str(dead))
+    for key, value, *_ in values:
+        sums.write_value(key, sums.read_value(key)[0] + value, 0.0)
+    sums.close()
+    worker.unlink()
