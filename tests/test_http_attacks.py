@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -275,6 +276,22 @@ def test_who_takes_no_answers_is_not_waited_for_for_ever(gateway: Gateway) -> No
     with raw.Connection(gateway.port).send(asked * 20):
         eventually(lambda: gateway.metrics().value("requests_in_flight") > 0, what="it waits")
         gateway.idle(20)
+
+
+def test_who_asks_many_things_at_once_lets_the_others_have_their_turn(gateway: Gateway) -> None:
+    many = 3000
+    before = len(list(gateway.log()))
+    asked = raw.request(gateway.port, "GET", "/healthz")
+    with raw.Connection(gateway.port, deadline=60) as connection:
+        sending = threading.Thread(target=connection.socket.sendall, args=(asked * many,))
+        sending.start()
+        eventually(lambda: len(list(gateway.log())) > before + 10)
+        assert gateway.get("/healthz", timeout=30)[0] == 200
+        assert len(list(gateway.log())) < before + many, "the other one was answered last of all"
+        received = bytearray()
+        while received.count(b"x-request-id") < many:
+            received += connection.socket.recv(1 << 20)
+        sending.join()
 
 
 def test_an_old_client_that_reads_too_slowly_sees_that_the_answer_broke_off(
