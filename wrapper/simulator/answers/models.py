@@ -9,6 +9,8 @@ from wrapper.simulator.faults import split_model
 from wrapper.simulator.replies import Refusal, Reply, json_reply
 
 NAMES = (
+    "llama-3.1-8b-instant",  # what the first start's curl line asks for
+    "gpt-4o-mini",
     "sim-model",
     "sim-large",
     "sim-embedding",
