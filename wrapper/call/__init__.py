@@ -110,6 +110,8 @@ class Call:
         if not body and may_be_empty:
             self.body = body
             return
+        if not body:
+            raise errors.InvalidJson("The body is empty: send a JSON object.")
         _check_utf8(body)
         try:
             fields = _decode(body)
