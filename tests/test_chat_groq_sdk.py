@@ -129,7 +129,7 @@ def test_a_clients_timeout_ends_the_providers_work_too(
             messages=HELLO,
             extra_headers={"x-sim": "stall-before", "x-sim-book": book},
         )
-    eventually(lambda: simulator.requests(book=book)[0]["outcome"] == "aborted", deadline=1.0)
+    eventually(lambda: simulator.requests(book=book)[0]["outcome"] == "aborted")
 
 
 def test_a_broken_stream_is_an_error_and_never_an_end(groq_client: groq.Groq) -> None:

@@ -160,14 +160,15 @@ def test_the_first_tokens_time_is_apart_from_the_time_of_each_further_one(metere
             "/v1/chat/completions",
             chat(stream=True),
             metered.secrets["web-app"],
-            x_sim="delay=0.3; events=5; gap=0.05; completion=5",
+            x_sim="delay=0.6; events=5; gap=0.05; completion=5",
         )
 
     first = "gen_ai_server_time_to_first_token_seconds_sum"
     each = "gen_ai_server_time_per_output_token_seconds_sum"
     before = metered.metrics().value(each)
-    assert 0.3 <= change(metered, stream, first) < 0.5
-    assert 0.03 < metered.metrics().value(each) - before < 0.3
+    assert change(metered, stream, first) >= 0.6
+    # Four gaps, shared among the four tokens after the first.
+    assert 0.04 < metered.metrics().value(each) - before < 0.5
 
 
 @pytest.mark.parametrize(
@@ -380,8 +381,8 @@ def test_a_scrape_of_fifty_keys_and_twenty_models_takes_less_than_a_second_and_h
         took += [_seconds_of_a_scrape(gateway) for _ in range(3)]
     # The best one: how long the others waited for a processor says nothing of the scrape.
     assert min(took) < 1.0, took
-    without = statistics.quantiles(delays[:100], n=20)[-1]
-    meanwhile = statistics.quantiles(delays[100:], n=20)[-1]
+    without = statistics.quantiles(delays[:100], n=10)[-1]
+    meanwhile = statistics.quantiles(delays[100:], n=10)[-1]
     assert meanwhile < without + 0.05, (without, meanwhile)
 
 

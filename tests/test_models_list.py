@@ -247,7 +247,7 @@ targets = ["{name}"]
     assert sorted(first) == ["fast", "org/fast", "sim-speech"]
     began = time.monotonic()
     assert listed(gateway, gateway.secrets["all"]) == first
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4  # from the cache; asked anew it were the eight again
     gone.release()
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.raw import Answer
     from harness.simulator import Simulator
 
-SOON = 0.1  # seconds; test_stream_delay.py has the measured bound
+SOON = 0.2  # seconds; test_stream_delay.py has the measured bound
 VARIES = re.compile(rb'"sim_t":[0-9.]+|"id":\s*"[^"]+"|"created":\s*[0-9]+|\d+\.\d{5,}')
 
 
@@ -31,7 +31,7 @@ def own(simulator: Simulator, target: str, orders: str, content: bytes) -> Answe
 @pytest.mark.parametrize("framing", ["", "; framing=no-length", "; framing=http10", "; close"])
 def test_each_event_comes_as_soon_as_it_is_sent(gateway: Gateway, framing: str, model: str) -> None:
     """Were one held back until the next or to the end, it would be as old as the gap at least."""
-    orders = f"events=5; stamp; gap=0.15{framing}"
+    orders = f"events=5; stamp; gap=0.3{framing}"
     with chat.begin(gateway, orders=orders, model=model, stream=True) as connection:
         answer = connection.read_head()
         waits = []
@@ -111,7 +111,7 @@ def test_the_use_that_nobody_asked_for_is_taken_out_again(
 def test_a_compressed_stream_flows_and_stays_compressed(gateway: Gateway, model: str) -> None:
     """Its events are flushed one by one; the use was asked for, so nothing is put in."""
     content = chat.body(model, stream=True, stream_options={"include_usage": True})
-    orders = "encoding=gzip; events=6; gap=0.2"
+    orders = "encoding=gzip; events=6; gap=0.4"
     headers = (("Accept-Encoding", "gzip"),)
     with chat.begin(gateway, content, orders=orders, headers=headers) as connection:
         answer = connection.read_head()
@@ -122,7 +122,7 @@ def test_a_compressed_stream_flows_and_stays_compressed(gateway: Gateway, model:
         for piece in connection.body(answer):
             text += unpack.decompress(piece)
             first = first or (time.monotonic() - began if text.count(b"data:") >= 2 else 0.0)
-    assert first < 0.7, "the second event waited for the end"
+    assert first < 1.4, "the second event waited for the end"
     assert chat.events(text)[-1] == b"[DONE]"
 
 

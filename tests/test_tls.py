@@ -107,7 +107,6 @@ def test_leaving_ends_the_providers_work_here_too(tls: Behind) -> None:
     connection.close()
     eventually(
         lambda: tls.simulator.requests(book=book)[0]["outcome"] == "aborted",
-        deadline=2,
         what="the end of the provider's work",
     )
 

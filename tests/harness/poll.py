@@ -14,7 +14,7 @@ _LONGEST_PAUSE = 0.05
 
 def eventually(
     fn: Callable[[], T],
-    deadline: float = 5.0,
+    deadline: float = 20.0,
     *,
     what: str | None = None,
     retry_on: tuple[type[BaseException], ...] = (AssertionError, IndexError),

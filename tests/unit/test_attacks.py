@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from harness import effort
 from wrapper import errors, http1
 from wrapper.call import Call
 from wrapper.config import ConfigError, Server, load
@@ -65,7 +66,7 @@ def test_a_long_run_of_spaces_in_an_answers_head_is_read_at_once(line: bytes) ->
     began = time.process_time()
     with contextlib.suppress(http1.ProtocolError):
         http1.parse_head(b"HTTP/1.1 200 OK\r\n" + line % (b" \t" * 30_000), "GET")
-    assert time.process_time() - began < 0.1
+    assert time.process_time() - began < 5  # a millisecond; were it quadratic, a minute
 
 
 def test_white_space_around_a_headers_value_is_not_a_part_of_it() -> None:
@@ -76,12 +77,14 @@ def test_white_space_around_a_headers_value_is_not_a_part_of_it() -> None:
 def test_what_looks_into_a_body_takes_a_time_that_its_size_does_not_multiply() -> None:
     many = b",".join(b'"%x":1' % number for number in range(500_000))
     wide = b"[" + b",".join([b"[]"] * 2_000_000) + b"]"
-    began = time.process_time()
-    with pytest.raises(ValueError, match="more than"):
-        has_duplicate(b'{"x":"\\u0041",' + many + b"}", READ)
-    assert not has_duplicate(b'{"x":"\\u0041","a":1,"a":2,"b":' + wide + b"}", READ)
-    assert set_include_usage(b'{"stream_options":null,"b":' + wide + b"}").endswith(wide + b"}")
-    assert time.process_time() - began < 1.0
+
+    def look() -> None:
+        with pytest.raises(ValueError, match="more than"):
+            has_duplicate(b'{"x":"\\u0041",' + many + b"}", READ)
+        assert not has_duplicate(b'{"x":"\\u0041","a":1,"a":2,"b":' + wide + b"}", READ)
+        assert set_include_usage(b'{"stream_options":null,"b":' + wide + b"}").endswith(wide + b"}")
+
+    assert effort.calls(look) < 40 * MAX_MEMBERS
 
 
 def test_a_thousand_members_are_read() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness import effort
 from wrapper.jsonbytes import (
     _skip_brackets,
     has_duplicate,
@@ -202,13 +202,14 @@ def test_after_asking_every_reader_finds_the_flag(body: bytes) -> None:
     assert asked == before
 
 
-def test_a_megabyte_is_edited_in_milliseconds() -> None:
+def test_a_megabyte_is_edited_without_a_step_for_each_of_its_parts() -> None:
     message = {"role": "user", "content": 'some "quoted" text {with braces} é ' * 8}
     body = json.dumps({"messages": [message] * 3000, "model": "m"}).encode()
     assert len(body) > 900_000
-    start = time.process_time()
-    for _ in range(10):
+
+    def edit() -> None:
         replace_value(body, "model", b'"n"')
         set_include_usage(body)
         has_duplicate(body, frozenset({"model", "stream"}))
-    assert (time.process_time() - start) / 10 < 0.05
+
+    assert effort.calls(edit) < 200

