@@ -1,61 +1,143 @@
 #!/usr/bin/env bash
 #
-# Gives a running Grafana the gateway's data source and dashboards, or repairs them. Safe to run
-# twice. (With docker compose there is nothing to do: they are provisioned from the same files.)
-#
-#   GRAFANA_URL        http://localhost:3000
-#   GRAFANA_USER       admin
-#   GRAFANA_PASSWORD   admin
-#   GRAFANA_TOKEN      of a service account with the role Admin, instead of user and password
-#   PROMETHEUS_URL     http://prometheus:9090, as Grafana reaches it
-#   GRAFANA_WAIT       60, seconds to wait for Grafana
-#
-# Needs bash (3.2 will do), curl, and python3 or jq. Exit status: 0 all is in place, 1 something
-# failed, 2 something is missing here.
+# Gives a running Grafana the gateway's data source and dashboards, or repairs them: see `usage`.
+# Works with bash 3.2 (macOS) and later.
+
+# These lines any shell can read; the rest needs bash.
+if [ -z "${BASH_VERSION:-}" ]; then
+  if [ -f "$0" ] && command -v bash >/dev/null 2>&1; then exec bash "$0" "$@"; fi
+  printf 'setup-grafana: bash is needed: bash setup-grafana.sh\n' >&2
+  exit 2
+fi
 
 set -euo pipefail
 
+usage() {
+  cat <<'USAGE'
+usage: setup-grafana.sh [-h | --help]
+
+Gives a running Grafana the gateway's data source (uid prometheus) and dashboards, or repairs
+them, through its HTTP API. Safe to run twice: of a data source that is there only what is wrong
+is changed, dashboards stay in their folders, and what is provisioned from files is left alone.
+(With docker compose there is nothing to do: all is provisioned from the same files.)
+
+It takes no arguments. From the environment:
+
+  GRAFANA_URL        http://localhost:3000
+  GRAFANA_USER       admin
+  GRAFANA_PASSWORD   admin
+  GRAFANA_TOKEN      of a service account with the role Admin, instead of user and password
+  PROMETHEUS_URL     http://prometheus:9090, as Grafana reaches it
+  GRAFANA_WAIT       60, whole seconds to wait for a Grafana that is starting
+
+It needs bash, curl, and python3 or jq.
+Exit status: 0 all is in place, 1 something failed, 2 called wrongly or something is missing here.
+USAGE
+}
+
+say() { printf '%s\n' "$*"; }
+warn() { printf 'setup-grafana: %s\n' "$*" >&2; }
+fail() {
+  warn "$*"
+  exit 1
+}
+wrong() {
+  warn "$*"
+  exit 2
+}
+
+# --- how it was called -------------------------------------------------------------------------
+
+case $#,${1:-} in
+  0,) ;;
+  1,-h | 1,--help)
+    usage
+    exit 0
+    ;;
+  *)
+    warn "it takes no arguments: $*"
+    usage >&2
+    exit 2
+    ;;
+esac
+
 GRAFANA_URL=${GRAFANA_URL:-http://localhost:3000}
-GRAFANA_URL=${GRAFANA_URL%/}
 GRAFANA_USER=${GRAFANA_USER:-admin}
 GRAFANA_PASSWORD=${GRAFANA_PASSWORD:-admin}
 GRAFANA_TOKEN=${GRAFANA_TOKEN:-}
-PROMETHEUS_URL=${PROMETHEUS_URL:-http://prometheus:9090}
+export PROMETHEUS_URL=${PROMETHEUS_URL:-http://prometheus:9090}
 GRAFANA_WAIT=${GRAFANA_WAIT:-60}
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-uid=prometheus # what the dashboards call the data source
-
-say() { printf '%s\n' "$*"; }
-fail() {
-  printf 'setup-grafana: %s\n' "$*" >&2
-  exit 1
+# shown URL: without the user and the password that may be in it.
+shown() {
+  local rest=${1#*://} host
+  host=${rest%%/*}
+  case $1 in
+    *://*) printf '%s://%s%s' "${1%%://*}" "${host##*@}" "${rest#"$host"}" ;;
+    *) printf '%s' "${1##*@}" ;;
+  esac
 }
+
+# check_url NAME VALUE
+check_url() {
+  case $2 in
+    http://?* | https://?*) ;;
+    *) wrong "$1 must begin with http:// or https://: $(shown "$2")" ;;
+  esac
+}
+
+case $GRAFANA_WAIT in
+  *[!0-9]* | ???????*) wrong "GRAFANA_WAIT must be whole seconds, such as 60: $GRAFANA_WAIT" ;;
+esac
+GRAFANA_WAIT=$((10#$GRAFANA_WAIT))
+check_url GRAFANA_URL "$GRAFANA_URL"
+check_url PROMETHEUS_URL "$PROMETHEUS_URL"
+GRAFANA_URL=${GRAFANA_URL%/}
+[ "$(shown "$GRAFANA_URL")" = "$GRAFANA_URL" ] ||
+  wrong "GRAFANA_URL holds a user or a password: they go into GRAFANA_USER and GRAFANA_PASSWORD"
 
 # --- what is here ------------------------------------------------------------------------------
 
-if ! command -v curl >/dev/null 2>&1; then
-  printf 'setup-grafana: curl is needed\n' >&2
-  exit 2
-fi
+command -v curl >/dev/null 2>&1 || wrong "curl is needed"
 if command -v python3 >/dev/null 2>&1 && python3 -c '' >/dev/null 2>&1; then
   json_tool=python3
 elif command -v jq >/dev/null 2>&1; then
   json_tool=jq
 else
-  printf 'setup-grafana: python3 or jq is needed\n' >&2
-  exit 2
+  wrong "python3 or jq is needed"
 fi
+
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]:-$0}")" && pwd)
+uid=prometheus # what the dashboards call the data source
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/setup-grafana.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
 # --- JSON --------------------------------------------------------------------------------------
 
+# Isolated, so that a json.py in the present directory is not taken for Python's own; -S is faster.
+python() { python3 -I -S -X utf8 - "$@"; }
+
+# is_object FILE: whether it holds a JSON object.
+is_object() {
+  if [ "$json_tool" = python3 ]; then
+    python "$@" <<'PY'
+import json, sys
+try:
+    with open(sys.argv[1], encoding="utf-8") as file:
+        sys.exit(not isinstance(json.load(file), dict))
+except ValueError:
+    sys.exit(1)
+PY
+  else
+    jq -e 'type == "object"' "$1" >/dev/null 2>&1
+  fi
+}
+
 # json_get FILE NAME...: the value at that path; empty where there is none, or no JSON.
 json_get() {
   if [ "$json_tool" = python3 ]; then
-    python3 - "$@" <<'PY'
+    python "$@" <<'PY'
 import json, sys
 try:
     with open(sys.argv[1], encoding="utf-8") as file:
@@ -75,37 +157,89 @@ PY
   fi
 }
 
-# dashboard_payload FILE: what POST /api/dashboards/db takes; Grafana gives ids of its own.
+# dashboard_payload FILE FOLDER: what POST /api/dashboards/db takes; Grafana gives ids of its own.
+# The folder's uid is empty for the top (General).
 dashboard_payload() {
   if [ "$json_tool" = python3 ]; then
-    python3 - "$1" <<'PY'
+    python "$@" <<'PY'
 import json, sys
 with open(sys.argv[1], encoding="utf-8") as file:
     dashboard = json.load(file)
 dashboard["id"] = None
 dashboard.pop("version", None)
-print(json.dumps({"dashboard": dashboard, "overwrite": True, "message": "setup-grafana.sh"}))
+payload = {"dashboard": dashboard, "overwrite": True, "message": "setup-grafana.sh"}
+if sys.argv[2]:
+    payload["folderUid"] = sys.argv[2]
+print(json.dumps(payload))
 PY
   else
-    jq '{dashboard: (.id = null | del(.version)), overwrite: true, message: "setup-grafana.sh"}' "$1"
+    jq --arg folder "$2" '
+      {dashboard: (.id = null | del(.version)), overwrite: true, message: "setup-grafana.sh"}
+      + if $folder == "" then {} else {folderUid: $folder} end' "$1"
   fi
 }
 
-# data_source_payload NAME
+# data_source_payload FILE: the data source in FILE, with what is wrong in it put right. All else
+# stays; so do its secrets, which Grafana keeps where none are sent. The address may hold a
+# password, and comes through the environment therefore.
 data_source_payload() {
   if [ "$json_tool" = python3 ]; then
-    python3 - "$1" "$uid" "$PROMETHEUS_URL" <<'PY'
-import json, sys
-name, uid, url = sys.argv[1:]
-print(json.dumps({
-    "name": name, "uid": uid, "type": "prometheus", "access": "proxy", "url": url,
-    "jsonData": {"timeInterval": "5s", "httpMethod": "POST", "manageAlerts": True},
-}))
+    python "$@" <<'PY'
+import json, os, sys
+with open(sys.argv[1], encoding="utf-8") as file:
+    source = json.load(file)
+source.update(type="prometheus", access="proxy")
+url = os.environ["PROMETHEUS_URL"]
+if (source.get("url") or "").rstrip("/") != url.rstrip("/"):
+    source["url"] = url
+source["jsonData"] = {
+    "httpMethod": "POST", "manageAlerts": True, **(source.get("jsonData") or {}),
+    "timeInterval": "5s",
+}
+print(json.dumps(source))
 PY
   else
-    jq -n --arg name "$1" --arg uid "$uid" --arg url "$PROMETHEUS_URL" '{
-      name: $name, uid: $uid, type: "prometheus", access: "proxy", url: $url,
-      jsonData: {timeInterval: "5s", httpMethod: "POST", manageAlerts: true}}'
+    jq '
+      def bare: (. // "") | rtrimstr("/");
+      .type = "prometheus" | .access = "proxy"
+      | if (.url | bare) == (env.PROMETHEUS_URL | bare) then . else .url = env.PROMETHEUS_URL end
+      | .jsonData =
+        {httpMethod: "POST", manageAlerts: true} + (.jsonData // {}) + {timeInterval: "5s"}' "$1"
+  fi
+}
+
+# changes BEFORE AFTER: in words, how these data sources differ; empty where they do not.
+changes() {
+  local name before after words=
+  members "$1" >"$work/before"
+  members "$2" >"$work/after"
+  for name in type access url timeInterval httpMethod manageAlerts; do
+    IFS= read -r before <&3
+    IFS= read -r after <&4
+    [ "$before" != "$after" ] || continue
+    words="$words${words:+, }$name is $(shown "$after")"
+    [ -z "$before" ] || words="$words instead of $(shown "$before")"
+  done 3<"$work/before" 4<"$work/after"
+  printf '%s' "$words"
+}
+
+# members FILE: what data_source_payload may change of a data source, a line each.
+members() {
+  if [ "$json_tool" = python3 ]; then
+    python "$@" <<'PY'
+import json, sys
+with open(sys.argv[1], encoding="utf-8") as file:
+    source = json.load(file)
+source = {**(source.get("jsonData") or {}), **source}
+for name in "type", "access", "url", "timeInterval", "httpMethod", "manageAlerts":
+    value = source.get(name)
+    print("" if value is None else value if isinstance(value, str) else json.dumps(value))
+PY
+  else
+    jq -r '
+      (.jsonData // {}) + .
+      | .type, .access, .url, .timeInterval, .httpMethod, .manageAlerts
+      | if . == null then "" else tostring end' "$1"
   fi
 }
 
@@ -128,23 +262,42 @@ quoted() {
   local text=$1
   text=${text//\\/\\\\}
   text=${text//\"/\\\"}
+  text=${text//$'\n'/\\n}
   printf '%s' "$text"
 }
 
-# call METHOD PATH [FILE]: sends FILE as JSON; the answer is in $work/answer, its status in $status.
-call() {
-  local url="$GRAFANA_URL$2" method=$1
-  if [ $# -gt 2 ]; then
-    set -- --header 'Content-Type: application/json' --data-binary "@$3"
+# request SECONDS METHOD PATH [FILE]: sends FILE as JSON, with what is on standard input as curl's
+# configuration. Returns what curl returned. The answer is in $work/answer, its status in $status,
+# where it redirects to in $redirect; what curl had to say in $problem.
+request() {
+  local seconds=$1 method=$2 url="$GRAFANA_URL$3" code=0
+  if [ $# -gt 3 ]; then
+    set -- --header 'Content-Type: application/json' --data-binary "@$4"
   else
     set --
   fi
   : >"$work/answer"
-  status=$(
-    credential | curl --config - --silent --show-error --max-time 30 --request "$method" \
-      --header 'Accept: application/json' --output "$work/answer" --write-out '%{http_code}' \
-      ${1+"$@"} "$url" 2>"$work/problem"
-  ) || fail "$method $url: $(cat "$work/problem")"
+  curl --config - --silent --show-error --globoff --proto =http,https --max-time "$seconds" \
+    --request "$method" --header 'Accept: application/json' --output "$work/answer" \
+    --write-out '%{http_code} %{redirect_url}\n' ${1+"$@"} "$url" \
+    >"$work/written" 2>"$work/problem" || code=$?
+  read -r status redirect <"$work/written" || true
+  IFS= read -r problem <"$work/problem" || true
+  return "$code"
+}
+
+# call METHOD PATH [FILE]: ends if there is no answer, or a refusal that is not Grafana's; what
+# comes with 200 is for `expect` to judge.
+call() {
+  request 30 "$@" <<<"$(credential)" || fail "$1 $GRAFANA_URL$2: $problem"
+  [ "$status" = 200 ] || is_object "$work/answer" || fail "$1 $GRAFANA_URL$2: $(not_grafana)"
+}
+
+# not_grafana: says so of the last answer. (What follows the address of a sign-in page is long.)
+not_grafana() {
+  local to=${redirect%%\?*}
+  printf '%s' "the answer, $status${to:+ to $to}, is not Grafana's." \
+    " Is that another server, a proxy or a sign-in page? (GRAFANA_URL)"
 }
 
 # refused WHAT: ends with what Grafana said.
@@ -154,14 +307,35 @@ refused() {
   fail "$1: Grafana answered $status${message:+: $message}"
 }
 
+# expect WHAT NAME...: ends unless the answer is 200, and has a value at that path.
+expect() {
+  local what=$1
+  shift
+  [ "$status" = 200 ] || refused "$what"
+  [ -n "$(json_get "$work/answer" "$@")" ] || fail "$what: $(not_grafana)"
+}
+
 # --- the steps ---------------------------------------------------------------------------------
 
 wait_for_grafana() {
-  local end=$((SECONDS + GRAFANA_WAIT)) told=
-  until curl --silent --fail --max-time 5 --output /dev/null "$GRAFANA_URL/api/health" 2>/dev/null; do
+  local end=$((SECONDS + GRAFANA_WAIT)) told='' code why
+  while :; do
+    code=0
+    request 5 GET /api/health </dev/null || code=$?
+    case $code,$status in
+      0,5?? | 0,429) why="it answers $status" ;;
+      0,*)
+        # Grafana says how its database is, to everybody.
+        [ "$status" != 200 ] || [ -z "$(json_get "$work/answer" database)" ] || return 0
+        fail "GET $GRAFANA_URL/api/health: $(not_grafana)"
+        ;;
+      # No such name, refused, broken off, too slow, no TLS: that may change while it starts.
+      [5-7],* | 16,* | 18,* | 28,* | 35,* | 52,* | 5[56],* | 92,*) why=$problem ;;
+      *) fail "GET $GRAFANA_URL/api/health: $problem (GRAFANA_URL)" ;;
+    esac
     [ "$SECONDS" -lt "$end" ] ||
-      fail "no Grafana at $GRAFANA_URL within $GRAFANA_WAIT s (GRAFANA_URL, GRAFANA_WAIT)"
-    [ -n "$told" ] || say "waiting for Grafana at $GRAFANA_URL"
+      fail "no Grafana at $GRAFANA_URL within $GRAFANA_WAIT s: $why (GRAFANA_URL, GRAFANA_WAIT)"
+    [ -n "$told" ] || say "waiting for Grafana at $GRAFANA_URL: $why"
     told=yes
     sleep 1
   done
@@ -169,67 +343,94 @@ wait_for_grafana() {
 
 log_in() {
   call GET /api/org
-  case $status in
-    200) ;;
-    401) fail "Grafana refuses the login (GRAFANA_USER and GRAFANA_PASSWORD, or GRAFANA_TOKEN)" ;;
-    *) refused "logging in" ;;
-  esac
+  [ "$status" != 401 ] ||
+    fail "Grafana refuses the login (GRAFANA_USER and GRAFANA_PASSWORD, or GRAFANA_TOKEN)"
+  expect "logging in" id
 }
 
 put_data_source() {
-  local name=Prometheus
   call GET "/api/datasources/uid/$uid"
   case $status in
-    200)
-      if [ "$(json_get "$work/answer" readOnly)" = true ]; then
-        say "data source $uid: provisioned from a file, left as it is"
-        return
-      fi
-      name=$(json_get "$work/answer" name)
-      data_source_payload "${name:-Prometheus}" >"$work/body"
-      call PUT "/api/datasources/uid/$uid" "$work/body"
-      [ "$status" = 200 ] || refused "repairing the data source"
-      say "data source $uid: repaired ($PROMETHEUS_URL)"
-      ;;
-    404)
-      # One of the same name with another uid is somebody's own; it stays.
-      call GET "/api/datasources/name/$name"
-      [ "$status" != 200 ] || name="Prometheus (gateway)"
-      data_source_payload "$name" >"$work/body"
-      call POST /api/datasources "$work/body"
-      [ "$status" = 200 ] || refused "creating the data source"
-      say "data source $uid: created as '$name' ($PROMETHEUS_URL)"
-      ;;
     403) fail "this login may not manage data sources: it needs the role Admin" ;;
-    *) refused "looking for the data source" ;;
+    404) create_data_source ;;
+    *)
+      expect "looking for the data source" uid
+      repair_data_source
+      ;;
   esac
 }
 
+create_data_source() {
+  local name=Prometheus
+  # One of the same name with another uid is somebody's own; it stays.
+  call GET "/api/datasources/name/$name"
+  if [ "$status" != 404 ]; then
+    expect "looking for a data source named $name" uid
+    name="Prometheus (gateway)"
+  fi
+  printf '{"name": "%s", "uid": "%s"}' "$name" "$uid" >"$work/new"
+  data_source_payload "$work/new" >"$work/body"
+  call POST /api/datasources "$work/body"
+  expect "creating the data source '$name'" datasource
+  say "data source $uid: created as '$name' ($(shown "$PROMETHEUS_URL"))"
+}
+
+repair_data_source() {
+  local type what
+  type=$(json_get "$work/answer" type)
+  case $type in
+    prometheus | '') ;;
+    *)
+      fail "the data source '$(json_get "$work/answer" name)' has the uid $uid, which the" \
+        "dashboards need, but it is of type $type. Nothing was changed: give it another uid," \
+        "or delete it, and run this again"
+      ;;
+  esac
+  if [ "$(json_get "$work/answer" readOnly)" = true ]; then
+    say "data source $uid: provisioned from a file, left as it is"
+    return
+  fi
+  data_source_payload "$work/answer" >"$work/body"
+  what=$(changes "$work/answer" "$work/body")
+  if [ -z "$what" ]; then
+    say "data source $uid: is right ($(shown "$PROMETHEUS_URL"))"
+    return
+  fi
+  call PUT "/api/datasources/uid/$uid" "$work/body"
+  expect "repairing the data source" datasource
+  say "data source $uid: repaired: $what"
+}
+
 put_dashboard() {
-  local file=$1 wanted title
+  local file=$1 wanted title folder=
   wanted=$(json_get "$file" uid)
   title=$(json_get "$file" title)
   [ -n "$wanted" ] || fail "$file is no dashboard"
   call GET "/api/dashboards/uid/$wanted"
-  if [ "$status" = 200 ] && [ "$(json_get "$work/answer" meta provisioned)" = true ]; then
-    say "dashboard $title: provisioned from a file, left as it is"
-    return
+  if [ "$status" != 404 ]; then
+    expect "looking for the dashboard $title" dashboard uid
+    if [ "$(json_get "$work/answer" meta provisioned)" = true ]; then
+      say "dashboard $title: provisioned from a file, left as it is"
+      return
+    fi
+    folder=$(json_get "$work/answer" meta folderUid)
   fi
-  dashboard_payload "$file" >"$work/body"
+  dashboard_payload "$file" "$folder" >"$work/body"
   call POST /api/dashboards/db "$work/body"
-  [ "$status" = 200 ] || refused "saving the dashboard $title"
+  expect "saving the dashboard $title" uid
   say "dashboard $title: $GRAFANA_URL/d/$wanted"
 }
 
 check_data_source() {
   call GET "/api/datasources/uid/$uid/health"
-  case $status in
-    200) say "Grafana reaches Prometheus" ;;
-    404) ;; # an old Grafana that cannot tell
-    *)
+  case $status,$(json_get "$work/answer" status) in
+    200,OK) say "Grafana reaches Prometheus" ;;
+    404,*) ;; # an old Grafana that cannot tell
+    200,?* | 400,*)
       fail "all is in place, but Grafana does not reach Prometheus:" \
         "$(json_get "$work/answer" message) (PROMETHEUS_URL is the address as Grafana sees it)"
       ;;
+    *) expect "asking Grafana whether it reaches Prometheus" status ;;
   esac
 }
 

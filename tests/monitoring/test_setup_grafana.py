@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from monitoring.grafana import Grafana
+from monitoring.grafana import Grafana, data_source
 from monitoring.stack import DASHBOARDS, ROOT
 
 from harness.programs import require
@@ -45,19 +50,54 @@ def only(directory: Path, *names: str) -> str:
     return str(bin_)
 
 
-def run(grafana: Grafana | str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    grafana: Grafana | str,
+    *arguments: str,
+    shell: tuple[str, ...] = ("bash",),
+    cwd: Path | None = None,
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
     url = grafana if isinstance(grafana, str) else grafana.url
     environment.setdefault("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     environment.setdefault("GRAFANA_WAIT", "10")
-    bash = require("bash")
     require("curl")
     return subprocess.run(
-        [bash, str(SCRIPT)],
+        [require(shell[0]), *shell[1:], str(SCRIPT), *arguments],
         env={"GRAFANA_URL": url, **environment},
         capture_output=True,
         text=True,
         timeout=60,
+        cwd=cwd,
     )
+
+
+def curl_in_front(directory: Path, before: str, arguments: str = '"$@"') -> str:
+    """A PATH whose `curl` runs `before`, and then the real one."""
+    path = only(directory, *UTILITIES, "jq")
+    curl = Path(path) / "curl"
+    curl.write_text(f'#!{require("bash")}\n{before}\nexec "{require("curl")}" {arguments}\n')
+    curl.chmod(0o755)
+    return path
+
+
+@contextmanager
+def server_that_says(answer: bytes) -> Iterator[str]:
+    """One that speaks no HTTP: its address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_shellcheck_finds_nothing() -> None:
@@ -94,28 +134,149 @@ def test_the_second_run_changes_nothing(grafana: Grafana, path: str) -> None:
     done = run(grafana, PATH=path)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.dumps([grafana.data_sources, grafana.dashboards]) == before
-    assert "repaired" in done.stdout
+    assert "data source prometheus: is right (http://prometheus:9090)" in done.stdout
 
 
-def test_a_damaged_data_source_and_dashboard_are_repaired(grafana: Grafana, path: str) -> None:
-    grafana.data_sources["prometheus"] = {"uid": "prometheus", "name": "Mine", "url": "http://old"}
+# --- a data source that is there ---------------------------------------------------------------
+
+
+def test_a_damaged_dashboard_is_repaired(grafana: Grafana, path: str) -> None:
     grafana.dashboards["gateway-health"] = {"uid": "gateway-health", "panels": []}
     assert run(grafana, PATH=path).returncode == 0
-    assert grafana.data_sources["prometheus"]["url"] == "http://prometheus:9090"
-    assert grafana.data_sources["prometheus"]["name"] == "Mine"
     assert grafana.dashboards["gateway-health"]["panels"]
 
 
+THEIRS: dict[str, Any] = {
+    "name": "Ours since 2019, “the” one",
+    "user": "reader",
+    "database": "x",
+    "basicAuth": True,
+    "basicAuthUser": "prom",
+    "withCredentials": True,
+    "isDefault": True,
+    "secureJsonFields": {"basicAuthPassword": True, "tlsCACert": True},
+}
+THEIR_JSON: dict[str, Any] = {
+    "tlsAuthWithCACert": True,
+    "httpMethod": "GET",
+    "manageAlerts": False,
+    "exemplarTraceIdDestinations": [{"name": "trace", "datasourceUid": "tempo"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"url": "http://old:9090"}, "url is http://prometheus:9090 instead of http://old:9090"),
+        ({"url": ""}, "url is http://prometheus:9090"),
+        ({"access": "direct"}, "access is proxy instead of direct"),
+        ({"type": ""}, "type is prometheus"),
+        ({"jsonData": THEIR_JSON}, "timeInterval is 5s"),
+        ({"jsonData": THEIR_JSON | {"timeInterval": "1h"}}, "timeInterval is 5s instead of 1h"),
+        (
+            {"jsonData": None},
+            "timeInterval is 5s, httpMethod is POST, manageAlerts is true",
+        ),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(value),
+)
+def test_only_what_is_wrong_in_a_data_source_is_changed(
+    damage: dict[str, Any], said: str, grafana: Grafana, path: str
+) -> None:
+    right = data_source(**THEIRS, jsonData=THEIR_JSON | {"timeInterval": "5s"})
+    grafana.data_sources["prometheus"] = right | damage
+    done = run(grafana, PATH=path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"data source prometheus: repaired: {said}\n" in done.stdout
+    if damage.get("jsonData", ...) is None:
+        right["jsonData"] = data_source()["jsonData"]
+    assert grafana.data_sources["prometheus"] == right | {"version": right["version"] + 1}
+    assert grafana.writes().count(("PUT", "/api/datasources/uid/prometheus")) == 1
+    assert "is right" in run(grafana, PATH=path).stdout
+
+
+@pytest.mark.parametrize("url", ["http://prometheus:9090", "http://prometheus:9090/"])
+def test_a_data_source_that_is_right_is_not_written(url: str, grafana: Grafana, path: str) -> None:
+    there = data_source(**THEIRS, url=url, jsonData=THEIR_JSON | {"timeInterval": "5s"})
+    grafana.data_sources["prometheus"] = there
+    done = run(grafana, PATH=path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "data source prometheus: is right" in done.stdout
+    assert [path for _, path in grafana.writes()] == ["/api/dashboards/db"] * len(DASHBOARDS)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_another_kind_of_data_source_with_our_uid_is_refused(
+    read_only: bool, grafana: Grafana, path: str
+) -> None:
+    grafana.data_sources["prometheus"] = data_source(
+        name="Logs", type="loki", url="http://loki:3100", readOnly=read_only
+    )
+    done = run(grafana, PATH=path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the data source 'Logs' has the uid prometheus" in done.stderr
+    assert "it is of type loki. Nothing was changed" in done.stderr
+    assert grafana.writes() == []
+
+
+def test_a_change_that_somebody_else_made_meanwhile_is_not_undone(grafana: Grafana) -> None:
+    seen = data_source(url="http://old")
+    grafana.data_sources["prometheus"] = seen | {"version": 4}
+    grafana.instead["GET", "/api/datasources/uid/prometheus"] = 200, seen
+    done = run(grafana)
+    assert done.returncode == 1
+    assert "repairing the data source: Grafana answered 409: Datasource has alr" in done.stderr
+    assert grafana.data_sources["prometheus"]["version"] == 4
+
+
 def test_somebody_elses_data_source_of_the_same_name_stays(grafana: Grafana, path: str) -> None:
-    theirs = {"uid": "Zx9", "name": "Prometheus", "url": "http://theirs"}
+    theirs = data_source("Zx9", url="http://theirs", isDefault=True)
     grafana.data_sources["Zx9"] = theirs
-    assert run(grafana, PATH=path).returncode == 0
+    done = run(grafana, PATH=path)
+    assert (done.returncode, done.stderr) == (0, "")
     assert grafana.data_sources["Zx9"] is theirs
+    assert theirs == data_source("Zx9", url="http://theirs", isDefault=True)
     assert grafana.data_sources["prometheus"]["name"] == "Prometheus (gateway)"
+    assert "created as 'Prometheus (gateway)'" in done.stdout
+    assert "is right" in run(grafana, PATH=path).stdout
+
+
+def test_both_names_taken_is_said(grafana: Grafana) -> None:
+    grafana.data_sources["Zx9"] = data_source("Zx9")
+    grafana.data_sources["Zx8"] = data_source("Zx8", name="Prometheus (gateway)")
+    done = run(grafana)
+    assert done.returncode == 1
+    assert "creating the data source 'Prometheus (gateway)': Grafana answered 409" in done.stderr
+    assert set(grafana.data_sources) == {"Zx8", "Zx9"}
+
+
+def test_a_password_in_the_address_of_prometheus_is_not_shown(tmp_path: Path) -> None:
+    path = curl_in_front(tmp_path, f'echo "$@" >> "{tmp_path}/seen"')
+    with Grafana() as grafana:
+        grafana.data_sources["prometheus"] = data_source(url="https://me:0ld-secret@old/x@y")
+        done = run(grafana, PATH=path, PROMETHEUS_URL="http://me:n3w-secret@new:1/x")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "url is http://new:1/x instead of https://old/x@y" in done.stdout
+        assert grafana.data_sources["prometheus"]["url"] == "http://me:n3w-secret@new:1/x"
+    assert "secret" not in done.stdout + (tmp_path / "seen").read_text()
+
+
+# --- dashboards that are there -----------------------------------------------------------------
+
+
+def test_dashboards_stay_in_the_folder_they_were_moved_to(grafana: Grafana, path: str) -> None:
+    assert run(grafana, PATH=path).returncode == 0
+    assert set(grafana.folders.values()) == {""}
+    grafana.folders["gateway-health"] = "team-a"
+    grafana.dashboards["gateway-health"]["panels"] = []
+    done = run(grafana, PATH=path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert grafana.folders == {"api-key-metrics": "", "gateway-health": "team-a"}
+    assert grafana.dashboards["gateway-health"]["panels"]
 
 
 def test_what_is_provisioned_from_files_is_left_alone(grafana: Grafana, path: str) -> None:
-    grafana.data_sources["prometheus"] = {"uid": "prometheus", "name": "P", "readOnly": True}
+    grafana.data_sources["prometheus"] = data_source(url="http://from-a-file", readOnly=True)
     for file in DASHBOARDS:
         grafana.dashboards[file.stem] = {"uid": file.stem}
         grafana.provisioned.add(file.stem)
@@ -125,17 +286,234 @@ def test_what_is_provisioned_from_files_is_left_alone(grafana: Grafana, path: st
     assert done.stdout.count("provisioned") == 1 + len(DASHBOARDS)
 
 
+# --- how it is called --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argument", ["-h", "--help"])
+def test_help_says_what_it_does_and_every_variable_with_its_default(argument: str) -> None:
+    done = run("not used", argument, PATH=str(Path(require("cat")).parent), GRAFANA_WAIT="not used")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: setup-grafana.sh")
+    defaults = re.findall(r"([A-Z_]+)=\$\{\1:-(.*)\}", SCRIPT.read_text())
+    assert len(defaults) == 6
+    for name, default in defaults:
+        assert re.search(rf"^  {name} +{re.escape(default)}", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--bogus"], ["https://grafana.example"], [""], ["--help", "me"], ["-x", "a b"]],
+    ids=" ".join,
+)
+def test_any_other_argument_is_refused(arguments: list[str], grafana: Grafana) -> None:
+    done = run(grafana, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"it takes no arguments: {' '.join(arguments)}\nusage: setup-g" in done.stderr
+    assert grafana.requests == []
+
+
+@pytest.mark.parametrize("wait", ["abc", "1.5", "-1", "1234567", "x[$(exit)]"])
+def test_a_wait_that_is_no_number_of_seconds_is_refused(wait: str, grafana: Grafana) -> None:
+    done = run(grafana, GRAFANA_WAIT=wait)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"setup-grafana: GRAFANA_WAIT must be whole seconds, such as 60: {wait}\n"
+    )
+    assert grafana.requests == []
+
+
+@pytest.mark.parametrize("wait", ["0", "08", ""])
+def test_any_whole_seconds_will_do(wait: str, grafana: Grafana) -> None:
+    assert run(grafana, GRAFANA_WAIT=wait).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["GRAFANA_URL", "PROMETHEUS_URL"])
+@pytest.mark.parametrize(
+    "url", ["localhost:3000", "ftp://h", "file:///etc", "http://", "https//h", "-o"]
+)
+def test_an_address_that_is_none_is_refused(name: str, url: str, grafana: Grafana) -> None:
+    done = run(url) if name == "GRAFANA_URL" else run(grafana, PROMETHEUS_URL=url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"setup-grafana: {name} must begin with http:// or https://: {url}\n"
+    assert grafana.requests == []
+
+
+def test_a_password_in_the_address_of_grafana_is_refused_and_not_shown() -> None:
+    done = run("http://me:s3cret@127.0.0.1:9")
+    assert done.returncode == 2
+    assert "GRAFANA_USER and GRAFANA_PASSWORD" in done.stderr
+    assert "s3cret" not in done.stderr
+    assert "s3cret" not in run("me:s3cret@127.0.0.1:9").stderr
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("bash", "--posix")])
+def test_sh_will_do_where_there_is_bash(shell: tuple[str, ...], grafana: Grafana) -> None:
+    done = run(grafana, shell=shell)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(grafana.dashboards) == {file.stem for file in DASHBOARDS}
+    assert run(grafana, "--bogus me", shell=shell).stderr.startswith(
+        "setup-grafana: it takes no arguments: --bogus me\n"
+    )
+
+
+def test_sh_without_bash_is_told_so(grafana: Grafana, tmp_path: Path) -> None:
+    done = run(grafana, shell=("dash",), PATH=only(tmp_path, "curl", "jq"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "setup-grafana: bash is needed: bash setup-grafana.sh\n"
+
+
+def test_a_json_py_in_the_present_directory_is_not_run(grafana: Grafana, tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('not me')\n")
+    done = run(grafana, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- what answers, and whether it does ---------------------------------------------------------
+
+
 def test_it_waits_for_a_grafana_that_is_starting(grafana: Grafana) -> None:
     grafana.starting = 2
     done = run(grafana)
     assert done.returncode == 0
-    assert "waiting for Grafana" in done.stdout
+    assert f"waiting for Grafana at {grafana.url}: it answers 503\n" in done.stdout
 
 
-def test_no_grafana_is_an_error_that_names_the_address() -> None:
+def test_no_grafana_is_an_error_that_names_the_address_and_the_reason() -> None:
     done = run("http://127.0.0.1:9", GRAFANA_WAIT="1")
     assert done.returncode == 1
-    assert "no Grafana at http://127.0.0.1:9 within 1 s" in done.stderr
+    assert "no Grafana at http://127.0.0.1:9 within 1 s: curl: (7) " in done.stderr
+    assert "waiting for Grafana at http://127.0.0.1:9: curl: (7) " in done.stdout
+
+
+def test_a_grafana_that_does_not_get_up_is_an_error(grafana: Grafana) -> None:
+    grafana.starting = 99
+    done = run(grafana, GRAFANA_WAIT="1")
+    assert done.returncode == 1
+    assert f"no Grafana at {grafana.url} within 1 s: it answers 503 (" in done.stderr
+
+
+@pytest.mark.parametrize("url", ["http://a b", "http://127.0.0.1:99999"])
+def test_waiting_ends_at_once_where_it_is_pointless(url: str) -> None:
+    done = run(url, GRAFANA_WAIT="999999")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"GET {url}/api/health: curl: (3) " in done.stderr
+
+
+def test_a_server_that_speaks_no_http_ends_it_at_once() -> None:
+    with server_that_says(b"220 mail.example ESMTP\r\n") as url:
+        done = run(url, GRAFANA_WAIT="999999")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "/api/health: curl: (1) Received HTTP/0.9" in done.stderr
+
+
+PAGE = "<!doctype html><title>Sign in</title>"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, PAGE),
+        (200, {"status": "up"}),
+        (200, [{"database": "ok"}]),
+        (302, PAGE),
+        (401, {"message": "Sign in first"}),
+        (404, "404 page not found"),
+    ],
+)
+def test_a_server_that_is_not_grafana_ends_it_at_once(
+    answer: tuple[int, Any], grafana: Grafana, path: str
+) -> None:
+    grafana.instead["GET", "/api/health"] = answer
+    grafana.redirect = "https://sign-in.example/start?state=long"
+    done = run(grafana, PATH=path, GRAFANA_WAIT="999999")
+    assert (done.returncode, done.stdout) == (1, "")
+    to = " to https://sign-in.example/start" if answer[0] == 302 else ""
+    assert done.stderr == (
+        f"setup-grafana: GET {grafana.url}/api/health: the answer, {answer[0]}{to}, is not "
+        "Grafana's. Is that another server, a proxy or a sign-in page? (GRAFANA_URL)\n"
+    )
+    assert grafana.requests == [("GET", "/api/health")]
+
+
+STEPS = [
+    ("GET", "/api/org", "logging in"),
+    ("GET", "/api/datasources/uid/prometheus", "looking for the data source"),
+    ("GET", "/api/datasources/name/Prometheus", "looking for a data source named Prometheus"),
+    ("POST", "/api/datasources", "creating the data source 'Prometheus'"),
+    ("PUT", "/api/datasources/uid/prometheus", "repairing the data source"),
+    ("GET", "/api/dashboards/uid/", "looking for the dashboard API Key Metrics"),
+    ("POST", "/api/dashboards/db", "saving the dashboard API Key Metrics"),
+    (
+        "GET",
+        "/api/datasources/uid/prometheus/health",
+        "asking Grafana whether it reaches Prometheus",
+    ),
+]
+
+
+def prepare(grafana: Grafana, method: str, path: str) -> None:
+    """So that the script comes to this request."""
+    if method == "PUT" or path.endswith("/health"):
+        grafana.data_sources["prometheus"] = data_source(url="http://old")
+
+
+@pytest.mark.parametrize(("method", "step", "what"), STEPS)
+@pytest.mark.parametrize("answer", [(200, PAGE), (200, {}), (404, PAGE)])
+def test_an_answer_that_is_not_grafanas_is_a_failure_at_every_step(
+    method: str, step: str, what: str, answer: tuple[int, Any], grafana: Grafana
+) -> None:
+    prepare(grafana, method, step)
+    grafana.instead[method, step] = answer
+    done = run(grafana)
+    assert done.returncode == 1
+    assert f"the answer, {answer[0]}, is not Grafana's" in done.stderr
+    assert what in done.stderr or f"{method} {grafana.url}{step}" in done.stderr
+    last_method, last_path = grafana.requests[-1]
+    assert (last_method, last_path[: len(step)]) == (method, step)
+    if step == "/api/org":
+        assert grafana.writes() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "what", "status"),
+    [(*step, 500) for step in STEPS]
+    + [(*step, 403) for step in STEPS if step[0] != "GET"]
+    + [(*step, status) for step in STEPS[-2:] for status in (401, 409, 412)],
+)
+def test_a_refusal_is_passed_on_in_grafanas_own_words_at_every_step(
+    method: str, step: str, what: str, status: int, grafana: Grafana
+) -> None:
+    prepare(grafana, method, step)
+    grafana.instead[method, step] = status, {"message": "the reason"}
+    done = run(grafana)
+    assert done.returncode == 1
+    assert done.stderr == f"setup-grafana: {what}: Grafana answered {status}: the reason\n"
+    assert grafana.requests[-1][0] == method
+
+
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [("GET", "/api/health"), ("GET", "/api/org"), ("POST", "/api/dashboards/db")],
+)
+def test_no_answer_in_time_is_an_error(method: str, step: str, tmp_path: Path) -> None:
+    """A `curl` in front of the real one has less patience."""
+    path = curl_in_front(tmp_path, "", '"${@/#[0-9]*/1}"')
+    with Grafana() as grafana:
+        grafana.silent = method, step
+        done = run(grafana, PATH=path, GRAFANA_WAIT="0")
+        assert done.returncode == 1
+        assert "curl: (28) " in done.stderr
+        assert grafana.url in done.stderr
+        assert grafana.requests[-1] == (method, step)
+
+
+def test_an_old_grafana_need_not_know_whether_it_reaches_prometheus(grafana: Grafana) -> None:
+    health = "/api/datasources/uid/prometheus/health"
+    grafana.data_sources["prometheus"] = data_source()
+    grafana.instead["GET", health] = 404, {"message": "Not found"}
+    done = run(grafana)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "reaches" not in done.stdout
 
 
 def test_a_wrong_password_is_said_and_changes_nothing(grafana: Grafana, path: str) -> None:
@@ -146,7 +524,9 @@ def test_a_wrong_password_is_said_and_changes_nothing(grafana: Grafana, path: st
     assert grafana.writes() == []
 
 
-@pytest.mark.parametrize("password", ['quo"te', "back\\slash", "dollar$HOME `id`", "a:b c#d", "ü"])
+@pytest.mark.parametrize(
+    "password", ['quo"te', "back\\slash", "dollar$HOME `id`", "a:b c#d", "ü", "new\nline"]
+)
 def test_a_password_may_hold_any_character(password: str) -> None:
     with Grafana(password=password) as grafana:
         done = run(grafana, GRAFANA_PASSWORD=password)
@@ -157,15 +537,16 @@ def test_a_token_stands_for_user_and_password(grafana: Grafana) -> None:
     assert run(grafana, GRAFANA_TOKEN="a-token", GRAFANA_PASSWORD="wrong").returncode == 0
 
 
-def test_the_password_is_in_no_process_list(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["GRAFANA_PASSWORD", "GRAFANA_TOKEN"])
+def test_the_password_is_in_no_process_list(name: str, tmp_path: Path) -> None:
     """A `curl` in front of the real one writes down what everybody could see of it."""
-    real, seen = require("curl"), tmp_path / "seen"
-    path = only(tmp_path, *UTILITIES, "jq")
-    wrapper = Path(path) / "curl"
-    wrapper.write_text(f'#!{require("bash")}\necho "$@" >> "{seen}"\nexec "{real}" "$@"\n')
-    wrapper.chmod(0o755)
-    with Grafana(password="hidden-one") as grafana:
-        done = run(grafana, PATH=path, GRAFANA_PASSWORD="hidden-one")
+    seen = tmp_path / "seen"
+    path = curl_in_front(tmp_path, f'echo "$@" >> "{seen}"')
+    with Grafana(password="hidden-one", token="hidden-one") as grafana:
+        if name == "GRAFANA_TOKEN":
+            done = run(grafana, PATH=path, GRAFANA_TOKEN="hidden-one")
+        else:
+            done = run(grafana, PATH=path, GRAFANA_PASSWORD="hidden-one")
     assert done.returncode == 0
     assert len(seen.read_text().splitlines()) > 4
     assert "hidden-one" not in seen.read_text()
@@ -177,13 +558,6 @@ def test_a_login_without_the_right_to_do_it_is_told_so(grafana: Grafana) -> None
     done = run(grafana)
     assert done.returncode == 1
     assert "role Admin" in done.stderr
-
-
-def test_a_failure_of_grafana_is_passed_on_in_its_own_words(grafana: Grafana, path: str) -> None:
-    grafana.broken_dashboards = True
-    done = run(grafana, PATH=path)
-    assert done.returncode == 1
-    assert "Grafana answered 500: database is locked" in done.stderr
 
 
 def test_a_prometheus_that_grafana_does_not_reach_is_an_error(grafana: Grafana, path: str) -> None:
