@@ -31,8 +31,9 @@ COPY --from=packages /opt/venv /opt/venv
 COPY wsgi.py ./
 COPY config/ config/
 COPY wrapper/ wrapper/
-# data/ holds the usage table, demo/ the keys of the demo. Open to any user, as /tmp is, so that
-# the container can be run as the owner of the mounted configuration (docker-compose.yml).
+# data/ holds the usage table and, while they pass, uploads (TMPDIR): a large one should neither be
+# kept in memory nor fill a small /tmp. demo/ holds the keys of the demo. Both are open to any
+# user, as /tmp is, so that the container can be run as the owner of the mounted configuration.
 RUN python -m compileall -q -j 0 /app \
     && mkdir /app/data /app/demo \
     && chmod 1777 /app/data /app/demo
@@ -40,7 +41,8 @@ ENV HOST=0.0.0.0 \
     PORT=8080 \
     WRAPPER_CONFIG=/app/config/gateway.toml \
     WRAPPER_KEYS=/app/config/keys.toml \
-    WRAPPER_STORE=sqlite:////app/data/usage.db
+    WRAPPER_STORE=sqlite:////app/data/usage.db \
+    TMPDIR=/app/data
 USER 1000:1000
 EXPOSE 8080
 # Alive, not ready: a gateway whose provider is away should not be restarted for it.

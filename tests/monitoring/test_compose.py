@@ -105,6 +105,17 @@ def test_the_demo_does_not_touch_the_users_configuration_keys_and_records() -> N
     assert environment["WRAPPER_KEYS"].startswith("/app/demo/")
 
 
+def test_the_readme_takes_the_demo_away_and_nothing_else() -> None:
+    readme = (ROOT / "grafana/README.md").read_text()
+    (services,) = re.findall(
+        r"^docker compose --profile demo rm --stop --force (.+)$", readme, re.M
+    )
+    assert set(services.split()) == DEMO
+    (volumes,) = re.findall(r"^docker volume rm (wrapper_demo.+)$", readme, re.M)
+    used = {v.split(":")[0] for name in DEMO for v in SERVICES[name].get("volumes", ())}
+    assert set(volumes.split()) == {f"wrapper_{v}" for v in used & set(COMPOSE["volumes"])}
+
+
 def test_the_demos_configuration_is_a_good_one() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "wrapper", "check"],
@@ -137,6 +148,17 @@ def test_prometheus_scrapes_the_gateways_under_their_service_names() -> None:
     assert [sd["names"] for sd in job["dns_sd_configs"]] == [["gateway-demo"]]
     source = yaml.safe_load((ROOT / "grafana/provisioning/datasources/prometheus.yml").read_text())
     assert source["datasources"][0]["url"] == "http://prometheus:9090"
+
+
+@pytest.mark.parametrize("name", ["gateway", "gateway-demo"])
+def test_large_uploads_lie_on_the_data_volume_and_small_files_in_little_memory(name: str) -> None:
+    service = SERVICES[name]
+    (directory,) = re.findall(r"\bTMPDIR=(\S+)", (ROOT / "Dockerfile").read_text())
+    assert "TMPDIR" not in service["environment"]
+    volumes = dict(volume.split(":")[1::-1] for volume in service["volumes"])
+    assert volumes[directory] in COMPOSE["volumes"]
+    assert service["tmpfs"] == ["/tmp:mode=1777,size=16m"]
+    assert service["shm_size"] == "128m"  # the metrics' mapped files, and the workers' heartbeat
 
 
 def test_the_gateway_has_longer_to_stop_than_its_streams_have_to_end() -> None:

