@@ -71,6 +71,7 @@ def test_an_alert_says_what_is_wrong_where_to_look_and_what_to_do(rule: dict[str
     assert isinstance(labels, dict)
     assert isinstance(annotations, dict)
     assert labels["severity"] in {"critical", "warning"}
+    assert labels["component"] == "llm-gateway"
     assert set(annotations) == {"summary", "description", "look", "do"}
     for text in annotations.values():
         assert len(text) > 25, text
@@ -90,6 +91,13 @@ def test_the_alerts_name_panels_that_exist() -> None:
                     assert name in titles[dashboard], f"{rule['alert']}: {dashboard}: {name}"
                     named += 1
     assert named > 8
+
+
+def test_no_alert_advises_what_is_not_in_force() -> None:
+    """Limits and budgets of keys are read and not enforced."""
+    for rule in (rule for rule in rules() if "alert" in rule):
+        text = " ".join(rule["annotations"].values())
+        assert not re.search(r"budget_usd|budgets?\b|max_concurrent|per_minute", text), text
 
 
 def test_the_readme_describes_every_alert() -> None:
