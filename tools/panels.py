@@ -6,7 +6,6 @@ import html
 import math
 import re
 import time
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +36,7 @@ class Frame:
     target: Json
     labels: dict[str, str]
     values: list[list[Any]]
+    step: float = 0.0  # seconds from one value to the next
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class Frame:
         return [(t, v) for t, v in pairs if math.isfinite(v)]
 
     def last(self) -> float | None:
-        """The last number."""
+        """The last number, be it old: what a legend calls "Last *"."""
         points = self.points()
         return points[-1][1] if points else None
 
@@ -62,6 +62,8 @@ def draw(
     """The panel as an element at `where`; `size` in pixels, `span` the range in Unix seconds."""
     if panel["type"] == "row":
         return f'<div class=row style="{where}">{_text(panel["title"])}</div>'
+    if panel["type"] == "stat" and not all(t["instant"] for t in panel["targets"]):
+        raise ValueError(f"{panel['title']}: the last number of a range may be hours old")
     frames = [frame for frame in frames if frame.points()]
     title = f"<div class=title>{_text(panel['title'])}</div>"
     if panel["type"] == "stat":
@@ -129,7 +131,14 @@ def _threshold(value: float, config: Json) -> str:
     return _NAMED.get(colour, colour)
 
 
-def _colour(name: str, panel: Json) -> str:
+def _colours(frames: list[Frame], panel: Json) -> list[str]:
+    """A colour for each series: its own where the panel says so, else one after the other."""
+    return [
+        _fixed(frame.name, panel) or _PALETTE[n % len(_PALETTE)] for n, frame in enumerate(frames)
+    ]
+
+
+def _fixed(name: str, panel: Json) -> str | None:
     for override in panel["fieldConfig"]["overrides"]:
         if override["matcher"]["id"] == "byRegexp" and re.search(
             override["matcher"]["options"].strip("/"), name
@@ -138,19 +147,7 @@ def _colour(name: str, panel: Json) -> str:
                 if setting["id"] == "color":
                     fixed = str(setting["value"]["fixedColor"])
                     return _NAMED.get(fixed, fixed)
-    return _PALETTE[zlib.crc32(name.encode()) % len(_PALETTE)]
-
-
-def _colours(names: list[str], panel: Json) -> dict[str, str]:
-    """A colour for each name, by the name; where two would be the same, the next free one."""
-    chosen: dict[str, str] = {}
-    for name in sorted(names):
-        colour = _colour(name, panel)
-        if colour in chosen.values() and colour in _PALETTE:
-            free = [c for c in _PALETTE if c not in chosen.values()]
-            colour = free[0] if free else colour
-        chosen[name] = colour
-    return chosen
+    return None
 
 
 # --- kinds of panels --------------------------------------------------------------------------
@@ -177,14 +174,11 @@ def _number(panel: Json, frame: Frame, size: tuple[int, int]) -> str:
             shown, colour = mapped["text"], _NAMED[mapped["color"]]
     name = frame.name if options["textMode"] == "value_and_name" else ""
     pixels = min(34, int(size[0] / max(4, len(shown) + len(name)) * 1.5), int(size[1] * 0.62))
-    spark = ""
-    if options["graphMode"] == "area" and len(frame.points()) > 1:
-        spark = _spark(frame.points(), size, colour)
     filled = options["colorMode"] == "background"
     style = f"font-size:{pixels}px;color:{'#fff' if filled else colour}"
     style += f";background:{_darker(colour)}" if filled else ""
     label = f"<small>{_text(name)}</small>" if name else ""
-    return f"{spark}<div class=stat style='{style}'>{label}<span>{_text(shown)}</span></div>"
+    return f"<div class=stat style='{style}'>{label}<span>{_text(shown)}</span></div>"
 
 
 def _settings(panel: Json, name: str) -> Json:
@@ -199,21 +193,6 @@ def _settings(panel: Json, name: str) -> Json:
 def _darker(colour: str) -> str:
     parts = (int(colour[n : n + 2], 16) for n in (1, 3, 5))
     return "#" + "".join(f"{int(part * 0.72):02x}" for part in parts)
-
-
-def _spark(points: Points, size: tuple[int, int], colour: str) -> str:
-    width, height = size[0], size[1] // 3
-    first, last = points[0][0], points[-1][0]
-    top = max(v for _, v in points) or 1
-    path = " ".join(
-        f"{(t - first) / (last - first) * width:.0f},{height - v / top * (height - 2):.1f}"
-        for t, v in points
-    )
-    return (
-        f"<svg style='position:absolute;left:0;bottom:0' width={width} height={height}>"
-        f"<polygon points='0,{height} {path} {width},{height}' fill='{colour}' fill-opacity=.15 />"
-        f"<polyline points='{path}' fill=none stroke='{colour}' stroke-opacity=.6 /></svg>"
-    )
 
 
 def _table(panel: Json, frames: list[Frame]) -> str:
@@ -262,11 +241,10 @@ def _cell(panel: Json, title: str, value: Any, rows: list[dict[str, Any]], colum
 
 def _bars(panel: Json, frames: list[Frame]) -> str:
     defaults = panel["fieldConfig"]["defaults"]
-    colours = _colours([frame.name for frame in frames], panel)
     top = max(frame.last() or 0.0 for frame in frames) or 1.0
     lines = ""
-    for frame in frames:
-        value, colour = frame.last() or 0.0, colours[frame.name]
+    for frame, colour in zip(frames, _colours(frames, panel), strict=True):
+        value = frame.last() or 0.0
         bar = f"<div style='width:{value / top * 100:.1f}%;background:{colour}'></div>"
         shown = _text(number(value, defaults["unit"], defaults.get("decimals")))
         lines += (
@@ -340,23 +318,23 @@ def _lines(
 ) -> str:
     defaults, custom = panel["fieldConfig"]["defaults"], panel["fieldConfig"]["defaults"]["custom"]
     stacked = custom["stacking"]["mode"] != "none"
-    if stacked:
-        frames = sorted(frames, key=lambda frame: frame.name)
+    colours = _colours(frames, panel)
     layers = _stack(frames) if stacked else [([], frame.points()) for frame in frames]
     limit = [s["value"] for s in defaults["thresholds"]["steps"] if s["value"] is not None]
     dashed = limit[0] if limit and custom["thresholdsStyle"]["mode"] == "dashed" else 0.0
     top = max([v for _, points in layers for _, v in points] + [dashed * 1.2])
-    beside = panel["options"]["legend"]["placement"] == "right"
+    legend = panel["options"]["legend"]
+    beside = legend.get("width", 240) if legend["placement"] == "right" else 0
     # Below, Grafana gives a legend a third of the panel and lets it scroll.
     room = int(size[1] * (0.85 if beside else 0.35)) // _LINE_OF_LEGEND - 1
     lines = min(len(frames), room)
     below = 0 if beside else (lines + 1) * _LINE_OF_LEGEND + 6
-    plot = (size[0] - 240, size[1]) if beside else size
+    plot = (size[0] - beside - 10, size[1]) if beside else size
     axes = _Axes(plot, below, span, top, defaults["unit"], whole=defaults.get("decimals") == 0)
-    colours = _colours([frame.name for frame in frames], panel)
     drawn = "".join(
-        _layer(axes, under, points, colours[frame.name], custom["fillOpacity"] / 100)
-        for frame, (under, points) in zip(frames, layers, strict=True)
+        _layer(axes, under[a:b], points[a:b], colour, custom["fillOpacity"] / 100)
+        for frame, colour, (under, points) in zip(frames, colours, layers, strict=True)
+        for a, b in pieces(points, max(custom["spanNulls"] / 1000, 2 * frame.step))
     )
     if dashed:
         y = axes.y(dashed)
@@ -364,11 +342,17 @@ def _lines(
             f"<line x1={axes.left} x2={axes.right} y1={y:.1f} y2={y:.1f} "
             f"stroke='{_NAMED['red']}' stroke-dasharray='8 6'/>"
         )
-    legend = _legend(panel, frames, colours, lines, 230 if beside else 0)
+    rows = _legend(panel, list(zip(frames, colours, strict=True)), lines, beside)
     return (
         f"<svg style='position:absolute;left:0;top:0' width={size[0]} height={size[1]}>"
-        f"{axes.times()}{axes.values()}{drawn}</svg>{legend}"
+        f"{axes.times()}{axes.values()}{drawn}</svg>{rows}"
     )
+
+
+def pieces(points: Points, longest: float) -> list[tuple[int, int]]:
+    """From where to where a line goes: it ends before a gap of more than `longest` seconds."""
+    starts = [n for n in range(1, len(points)) if points[n][0] - points[n - 1][0] > longest]
+    return list(zip([0, *starts], [*starts, len(points)], strict=True))
 
 
 def _stack(frames: list[Frame]) -> list[tuple[Points, Points]]:
@@ -403,22 +387,20 @@ def _layer(axes: _Axes, under: Points, points: Points, colour: str, opacity: flo
     )
 
 
-def _legend(
-    panel: Json, frames: list[Frame], colours: dict[str, str], lines: int, beside: int
-) -> str:
+def _legend(panel: Json, frames: list[tuple[Frame, str]], lines: int, beside: int) -> str:
     defaults, legend = panel["fieldConfig"]["defaults"], panel["options"]["legend"]
     titles = {"lastNotNull": "Last *", "max": "Max", "sum": "Total"}
-    ordered = sorted(frames, key=lambda frame: frame.last() or 0.0, reverse=True)
+    ordered = sorted(frames, key=lambda pair: pair[0].last() or 0.0, reverse=True)
     head = "".join(f"<th>{titles[calc]}</th>" for calc in legend["calcs"])
     rows = ""
-    for frame in ordered[:lines]:
+    for frame, colour in ordered[:lines]:
         values = [v for _, v in frame.points()]
         numbers = {"lastNotNull": values[-1], "max": max(values), "sum": sum(values)}
         cells = "".join(
             f"<td>{_text(number(numbers[c], defaults['unit'], defaults.get('decimals')))}</td>"
             for c in legend["calcs"]
         )
-        mark = f"<b style='background:{colours[frame.name]}'></b>"
+        mark = f"<b style='background:{colour}'></b>"
         rows += f"<tr><td>{mark}{_text(frame.name)}</td>{cells}</tr>"
     where = f" style='left:auto;width:{beside}px;top:34px;bottom:auto'" if beside else ""
     return f"<div class=legend{where}><table><tr><th></th>{head}</tr>{rows}</table></div>"
@@ -443,7 +425,7 @@ def _heatmap(
     top = max(cells.values(), default=1.0) or 1.0
     drawn = ""
     for (n, t), value in cells.items():
-        if value > 0 and low <= n <= high:
+        if value > 0 and low <= n <= high and t > times[0]:  # a column lies before its moment
             y = axes.bottom - (n - low + 1) * height
             drawn += (
                 f"<rect x={axes.x(t) - width:.1f} y={y + 0.5:.1f} width={width - 1:.1f} "

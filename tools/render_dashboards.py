@@ -62,7 +62,7 @@ class Source:
             return [Frame(target, s["metric"], [s["value"]]) for s in answer]
         end = self.end // step * step
         answer = self._get("query_range", query=expr, start=end - self.seconds, end=end, step=step)
-        return [Frame(target, s["metric"], s["values"]) for s in answer]
+        return [Frame(target, s["metric"], s["values"], step) for s in answer]
 
     def _filled(self, expr: str, step: int) -> str:
         macros = {

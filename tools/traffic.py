@@ -46,17 +46,17 @@ class Persona:
 
 
 PERSONAS = (
-    Persona("web-app", 40, ("fast", "fast", "gpt-4o-mini"), 600, 150, faults=("status=503",)),
-    Persona("support-bot", 22, ("gpt-4o-mini", "llama-3.3-70b-versatile"), 1500, 220,
+    Persona("demo-web-app", 40, ("fast", "fast", "gpt-4o-mini"), 600, 150, faults=("status=503",)),
+    Persona("demo-support-bot", 22, ("gpt-4o-mini", "llama-3.3-70b-versatile"), 1500, 220,
             faults=("cut=6", "status=429; retry-after=2")),
-    Persona("reports", 10, ("llama-3.3-70b-versatile", "gpt-4o"), 6000, 900, streams=False,
+    Persona("demo-reports", 10, ("llama-3.3-70b-versatile", "gpt-4o"), 6000, 900, streams=False,
             faults=("no-usage",), fault_every=30),
-    Persona("notebook", 8, ("gpt-4o", "gpt-4o", "llama-tuned-by-us"), 900, 400,
+    Persona("demo-notebook", 8, ("gpt-4o", "gpt-4o", "llama-tuned-by-us"), 900, 400,
             faults=("status=400", "leave"), fault_every=8),
-    Persona("search", 16, ("text-embedding-3-small",), 300, 0, streams=False),
-    Persona("intern", 4, ("llama-3.1-8b-instant", "llama-3.1-8b-instant", "gpt-4o"), 300, 80,
+    Persona("demo-search", 16, ("text-embedding-3-small",), 300, 0, streams=False),
+    Persona("demo-intern", 4, ("llama-3.1-8b-instant", "llama-3.1-8b-instant", "gpt-4o"), 300, 80,
             limits='models = ["llama-*"]'),
-    Persona("old-phone-app", 1, ("fast",), limits="expires = 2020-01-01"),
+    Persona("demo-old-phone-app", 1, ("fast",), limits="expires = 2020-01-01"),
 )  # fmt: skip
 STRANGER = Persona("(no key)", 1, ("fast",))
 # Everything that can happen happens at the start, and once more when Prometheus has surely begun.
@@ -245,7 +245,7 @@ def main(given: list[str]) -> int:
     stop: Callable[..., None] = lambda *_: traffic.stopping.set()  # noqa: E731
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    wait_until_accepted(url, traffic.keys["web-app"], traffic.stopping)
+    wait_until_accepted(url, traffic.keys[PERSONAS[0].name], traffic.stopping)
     traffic.run(options.threads, options.seconds)
     print(traffic.summary(), flush=True)
     return 0

@@ -189,11 +189,62 @@ def test_a_panel_asks_over_the_right_range(panel: Json) -> None:
     """One number or table: an instant query. A line: no `$__range`, which would flatten it."""
     for target in panel["targets"]:
         assert target["instant"] is not target["range"]
-        if panel["type"] in {"table", "bargauge"}:
-            assert target["instant"]
+        if panel["type"] in {"stat", "table", "bargauge"}:
+            assert target["instant"]  # the last number of a range may be hours old
         if not target["instant"]:
             assert "$__range" not in target["expr"]
         assert not re.search(r"\brate\([^)]*\[\$__(interval|range)\]", target["expr"])
+
+
+@each_panel
+def test_what_other_services_may_have_too_is_asked_of_the_gateway_alone(panel: Json) -> None:
+    """In a Prometheus of one's own there are other jobs, other alerts."""
+    names = r"\b(?:http_\w+|requests_in_flight|gen_ai_\w+|gateway_overhead_\w+|scrape_\w+|up)\b"
+    for target in panel["targets"]:
+        assert not re.findall(names + r'(?!\{job="wrapper")', target["expr"])
+        assert not re.findall(r'\bALERTS\b(?!\{component="llm-gateway")', target["expr"])
+
+
+@each_panel
+def test_two_series_of_a_panel_have_two_colours(panel: Json) -> None:
+    """A colour by name is the same for many a pair of names."""
+    mode = panel["fieldConfig"]["defaults"].get("color", {}).get("mode")
+    assert mode != "palette-classic-by-name"
+
+
+def test_what_was_taken_up_from_the_records_and_not_used_since_makes_no_row() -> None:
+    named = {p["title"]: p for p in panels(BY_UID["api-key-metrics"])}
+    for title in (
+        "Top spender, last 7 days",
+        "Who: keys by cost, last 7 days",
+        "On what: keys and their models by cost, last 7 days",
+        "Use by key and model, selected time",
+    ):
+        for target in named[title]["targets"]:
+            assert "> 0)" in target["expr"] or target["expr"].endswith("> 0"), target["expr"]
+
+
+def test_an_idle_gateway_has_no_times_to_show() -> None:
+    """The quantile of nothing is NaN, which a comparison takes away."""
+    for panel in panels(BY_UID["gateway-health"]):
+        if panel["type"] == "stat" and "histogram_quantile" in panel["targets"][0]["expr"]:
+            assert panel["targets"][0]["expr"].endswith(" >= 0")
+            assert panel["fieldConfig"]["defaults"]["noValue"] == "—"
+
+
+def test_calls_by_key_leave_out_those_that_came_without_one() -> None:
+    for panel in panels(BY_UID["api-key-metrics"]):
+        if "with a key" in panel["description"]:
+            assert all('api_key!="none"' in t["expr"] for t in panel["targets"]), panel["title"]
+
+
+def test_the_first_screen_says_whether_it_is_healthy_in_words() -> None:
+    (panel,) = (p for p in panels(BY_UID["api-key-metrics"]) if p["title"] == "Is it healthy?")
+    (mapping,) = panel["fieldConfig"]["defaults"]["mappings"]
+    texts = {value: shown["text"] for value, shown in mapping["options"].items()}
+    assert texts == {"0": "OK", "1": "warning", "2": "critical"}
+    assert panel["fieldConfig"]["defaults"]["noValue"] == "no answer"
+    assert panel["targets"][0]["legendFormat"] == "{{alertname}}"
 
 
 def test_the_readme_describes_every_panel() -> None:
