@@ -190,6 +190,20 @@ def test_a_2xx_without_readable_use_is_counted_and_never_silently_zero(
     assert change(metered, act, "unmetered_responses_total", provider="openai", reason=reason) == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_with_metering_switched_off_no_use_is_read_and_none_is_missed(
+    gateway_factory: GatewayFactory, stream: bool
+) -> None:
+    gateway = gateway_factory("[server]\nmetering = false\n" + CONFIG)
+    key = gateway.secrets["web-app"]
+    status, headers, _ = post(gateway, "/v1/chat/completions", chat("gpt-4o", stream=stream), key)
+    assert status == 200
+    assert gateway.log_line(headers["x-request-id"])["prompt_tokens"] is None
+    names = {sample.name for sample in gateway.metrics().samples}
+    assert "http_requests_total" in names
+    assert not names & {"api_key_requests_total", "unmetered_responses_total"}
+
+
 def test_an_unknown_price_is_counted_as_such(metered: Gateway) -> None:
     def act() -> None:
         post(metered, "/v1/chat/completions", chat("of-no-known-price"), metered.secrets["web-app"])

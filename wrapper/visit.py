@@ -28,7 +28,7 @@ from wrapper.exchange import MAX_NAME, Exchange
 from wrapper.gateway import Gateway, State
 from wrapper.keys import CLIENT, Principal, bearer, is_gateway_key
 from wrapper.relay import Attempt, Relayed, ask, read_use, release
-from wrapper.usage import tap_for
+from wrapper.usage import NullTap, tap_for
 from wrapper.watch import TIMEOUT, Interrupted, Watch
 
 _ASKED_STREAMS = ("/chat/completions", "/completions")
@@ -43,6 +43,7 @@ class Visit:
     def __init__(self, *, counted: bool = True) -> None:
         self.gateway: Gateway = current_app.extensions["gateway"]
         self.state: State = self.gateway.current
+        self.metering = self.state.settings.server.metering
         self.exchange: Exchange = g.exchange
         self.environ: dict[str, Any] = request.environ
         self.watch = Watch(self.environ.get("gunicorn.socket"))
@@ -117,7 +118,7 @@ class Visit:
             call.stream
             and call.method == "POST"
             and call.path.endswith(_ASKED_STREAMS)
-            and self.state.settings.server.metering
+            and self.metering
             and upstream.provider.stream_usage == "ask"
         )
         return Attempt(upstream, path + call.query, model, rename, self.credential, asks)
@@ -145,7 +146,7 @@ class Visit:
         exchange.status = answer.status
         exchange.stream = content_type.startswith("text/event-stream")
         strip = call.strip_usage and exchange.stream and not encoding
-        tap = tap_for(content_type, encoding, strip_usage=strip)
+        tap = tap_for(content_type, encoding, strip_usage=strip) if self.metering else NullTap()
         promised = answer.length is not None and not strip and answer.status != 204
         in_words = exchange.stream and encoding in ("", "identity") and not promised
         relayed = Relayed(exchange, answer, first, tap, watch, self.settle, in_words=in_words)
@@ -170,7 +171,7 @@ class Visit:
         try:
             release(call)
             self.exchange.model = self.exchange.model or call.told_model[:MAX_NAME]
-            read_use(relayed, expected=is_metered(call))
+            read_use(relayed, expected=self.metering and is_metered(call))
         finally:
             self.gateway.settle(self.exchange, self.state, call=True)
 

@@ -8,7 +8,7 @@ from wrapper.usage.request import set_include_usage
 from wrapper.usage.stream import StreamTap
 from wrapper.usage.taps import JsonTap, NullTap, Tap
 
-__all__ = ["Reading", "Tap", "Usage", "set_include_usage", "tap_for"]
+__all__ = ["NullTap", "Reading", "Tap", "Usage", "set_include_usage", "tap_for"]
 
 
 def tap_for(
