@@ -2,8 +2,8 @@
 
 A quick run (`--quick`) is a first impression: its tables are on the screen alone.
 
-Rounds alternate between the variants (A B C, A B C, …), each in a process started anew, so that
-a machine that gets slower or busier does so for all of them.
+The variants take turns (A B C, A B C, …), so that a machine that gets slower or busier does so for
+all of them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ DELAYS_THROUGH = ("(direct)", "naive", "gateway")
 def main() -> None:
     """Measure, print, write."""
     options = _options()
-    sections = ["# Benchmark results", report.conditions(options.rounds, options.requests)]
+    conditions = report.conditions(options.slices, options.requests, options.rounds)
+    sections = ["# Benchmark results", conditions]
     with Simulator() as simulator:
-        samples = _samples(simulator, options)
+        costs = _costs(simulator, options)
+        starts = _starts(simulator, options)
         sections += [
             "## Cost (median; × is the ratio to naive)",
-            report.costs(samples),
-            report.metering(samples, "gateway", "gateway, metering off"),
+            report.variants(costs, starts),
+            report.metering(costs, "gateway", "gateway, metering off"),
         ]
         print("\n\n".join(sections), flush=True)
         late = [
@@ -43,14 +45,27 @@ def main() -> None:
         options.output.write_text("\n\n".join([*sections, *late, report.LEGEND]) + "\n")
 
 
-def _samples(simulator: Simulator, options: argparse.Namespace) -> dict[str, list[measures.Sample]]:
-    samples: dict[str, list[measures.Sample]] = {name: [] for name in VARIANTS}
+def _costs(simulator: Simulator, options: argparse.Namespace) -> dict[str, list[measures.Cost]]:
+    costs: dict[str, list[measures.Cost]] = {name: [] for name in VARIANTS}
+    turns = measures.costs(
+        VARIANTS, simulator.url, slices=options.slices, requests=options.requests
+    )
+    for number, turn in enumerate(turns):
+        _progress(f"slice {number + 1} of {options.slices}")
+        for name, cost in turn.items():
+            costs[name].append(cost)
+    _progress("")
+    return costs
+
+
+def _starts(simulator: Simulator, options: argparse.Namespace) -> dict[str, list[measures.Start]]:
+    starts: dict[str, list[measures.Start]] = {name: [] for name in VARIANTS}
     for number in range(options.rounds):
         for name, variant in VARIANTS.items():
-            _progress(f"round {number + 1} of {options.rounds}: {name}")
-            samples[name].append(measures.sample(variant, simulator.url, requests=options.requests))
+            _progress(f"start {number + 1} of {options.rounds}: {name}")
+            starts[name].append(measures.start(variant, simulator.url, requests=options.requests))
     _progress("")
-    return samples
+    return starts
 
 
 def _delays(
@@ -72,8 +87,9 @@ def _delays(
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=3000, help="unary calls in a round")
+    parser.add_argument("--slices", type=int, default=20, help="of the load, for the CPU")
+    parser.add_argument("--requests", type=int, default=500, help="unary calls in a slice")
+    parser.add_argument("--rounds", type=int, default=5, help="starts, for their time and memory")
     parser.add_argument("--streams", type=int, default=300, help="streams at once, for the delay")
     parser.add_argument("--events", type=int, default=500, help="events in such a stream")
     parser.add_argument("--quick", action="store_true", help="a first impression in a minute")
@@ -82,7 +98,7 @@ def _options() -> argparse.Namespace:
     if not options.quick:
         options.output = options.output or RESULTS
     else:
-        options.rounds, options.requests = 2, 500
+        options.slices, options.requests, options.rounds = 4, 250, 2
         options.streams, options.events = 50, 100
     return options
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 from benchmarks import driver
@@ -13,17 +14,23 @@ from harness import processes
 
 # Streams of the CPU measurement: an event every 10 ms each, so that events come one by one.
 STREAMS_AT_ONCE = 20
-EVENTS_PER_STREAM = 200
+EVENTS_PER_STREAM = 100
 GAP = 0.010
 UNARY_AT_ONCE = 8
 
 
 @dataclass
-class Sample:
-    """One round of one variant. Times in milliseconds, memory in MiB."""
+class Cost:
+    """What one slice of the load cost one variant: milliseconds of CPU, of its worker alone."""
 
     unary_cpu: float
     event_cpu: float
+
+
+@dataclass
+class Start:
+    """One start of one variant, with nothing beside it. Milliseconds, and MiB."""
+
     idle_rss: float
     idle_pss: float
     loaded_rss: float
@@ -41,20 +48,38 @@ class Delay:
     longest: float
 
 
-def sample(variant: Variant, upstream: str, *, requests: int) -> Sample:
-    """Start the variant anew and measure it once."""
+def costs(
+    variants: Mapping[str, Variant], upstream: str, *, slices: int, requests: int
+) -> Iterator[dict[str, Cost]]:
+    """All variants side by side, idle but for the one whose slice it is.
+
+    A machine changes its speed from second to second: the slices of one turn lie close together,
+    and their differences are the variants'.
+    """
+    with ExitStack() as stack:
+        relays = {name: stack.enter_context(start(upstream)) for name, start in variants.items()}
+        for relay in relays.values():
+            wait_for_first_answer(relay)
+            _warm_up(relay)
+        for _ in range(slices):
+            yield {
+                name: Cost(1e3 * _unary_cpu(relay, requests), 1e3 * _event_cpu(relay))
+                for name, relay in relays.items()
+            }
+
+
+def start(variant: Variant, upstream: str, *, requests: int) -> Start:
+    """Start the variant, wait for its first answer, and put load on it."""
     started = time.perf_counter()
     with variant(upstream) as relay:
         start_up = wait_for_first_answer(relay) - started
         idle = processes.memory(relay.worker())
         _warm_up(relay)
-        unary = _unary_cpu(relay, requests)
-        event = _event_cpu(relay, streams=max(STREAMS_AT_ONCE, requests // 50))
+        _unary_cpu(relay, requests)
+        _event_cpu(relay)
         loaded = processes.memory(relay.worker())
     mib = 1024 * 1024
-    return Sample(
-        unary_cpu=unary * 1e3,
-        event_cpu=event * 1e3,
+    return Start(
         idle_rss=idle.rss / mib,
         idle_pss=idle.pss / mib,
         loaded_rss=loaded.rss / mib,
@@ -76,14 +101,14 @@ def _unary_cpu(relay: Relay, requests: int) -> float:
     return (processes.cpu_seconds(relay.worker()) - before) / requests
 
 
-def _event_cpu(relay: Relay, *, streams: int) -> float:
+def _event_cpu(relay: Relay) -> float:
     """Seconds of CPU for one streamed event, with its share of the stream's own cost."""
     orders = f"events={EVENTS_PER_STREAM}; gap={GAP}"
     request = chat_request(relay.key, orders, stream=True)
     before = processes.cpu_seconds(relay.worker())
-    load = driver.run(relay.port, request, answers=streams, connections=STREAMS_AT_ONCE)
+    load = driver.run(relay.port, request, answers=STREAMS_AT_ONCE, connections=STREAMS_AT_ONCE)
     used = processes.cpu_seconds(relay.worker()) - before
-    if load.events < streams * EVENTS_PER_STREAM:
+    if load.events < STREAMS_AT_ONCE * EVENTS_PER_STREAM:
         raise driver.BenchmarkFailed(f"{load.events} events instead of {EVENTS_PER_STREAM} each")
     return used / load.events
 

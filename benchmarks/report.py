@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.measures import Delay, Sample
+from benchmarks.measures import Cost, Delay, Start
 
 # field, heading, unit, decimals
-ROWS = (
+COSTS = (
     ("unary_cpu", "CPU per unary call", "ms", 3),
     ("event_cpu", "CPU per streamed event", "ms", 4),
+)
+STARTS = (
     ("start_up", "start to first answer", "ms", 0),
     ("idle_rss", "worker's RSS, idle", "MiB", 1),
     ("idle_pss", "worker's PSS, idle", "MiB", 1),
@@ -35,11 +37,12 @@ LEGEND = """\
 """
 
 
-def costs(samples: Mapping[str, Sequence[Sample]]) -> str:
+def variants(costs: Mapping[str, Sequence[Cost]], starts: Mapping[str, Sequence[Start]]) -> str:
     """One row for each measure, one column for each variant."""
-    names = list(samples)
+    names = list(costs)
     lines = [_row(["", *names]), _row(["---", *["---:"] * len(names)])]
-    for field, heading, unit, decimals in ROWS:
+    rows = [*((costs, row) for row in COSTS), *((starts, row) for row in STARTS)]
+    for samples, (field, heading, unit, decimals) in rows:
         middle = {n: statistics.median(getattr(s, field) for s in samples[n]) for n in names}
         cells = []
         for name in names:
@@ -51,9 +54,9 @@ def costs(samples: Mapping[str, Sequence[Sample]]) -> str:
     return "\n".join(lines)
 
 
-def metering(samples: Mapping[str, Sequence[Sample]], on: str, off: str) -> str:
-    """What metering adds: the median of the rounds' differences."""
-    pairs = list(zip(samples[on], samples[off], strict=True))
+def metering(costs: Mapping[str, Sequence[Cost]], on: str, off: str) -> str:
+    """What metering adds: the median of the slices' differences."""
+    pairs = list(zip(costs[on], costs[off], strict=True))
     unary = statistics.median(a.unary_cpu - b.unary_cpu for a, b in pairs)
     event = statistics.median(a.event_cpu - b.event_cpu for a, b in pairs)
     return f"Metering costs {unary:.3f} ms CPU per unary call and {event:.4f} ms per event."
@@ -71,13 +74,13 @@ def delays(results: Mapping[tuple[str, int], Delay]) -> str:
     return "\n".join(lines)
 
 
-def conditions(rounds: int, requests: int) -> str:
+def conditions(slices: int, requests: int, rounds: int) -> str:
     """The machine and the versions that the numbers belong to."""
     packages = ", ".join(f"{p} {version(p)}" for p in ("gunicorn", "gevent", "flask", "requests"))
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {platform.system()} "
         f"{platform.release().split('-')[0]}, Python {platform.python_version()}, {packages}. "
-        f"{rounds} rounds of {requests} calls, the variants in turn."
+        f"{slices} slices of {requests} calls for the CPU, {rounds} starts, the variants in turn."
     )
 
 
