@@ -52,7 +52,10 @@ def test_a_full_gateway_refuses_calls_and_not_health_checks(
         assert int(answer.header("retry-after") or 0) >= 1
         assert gateway.get("/healthz")[0] == 200
         assert gateway.get("/readyz")[0] == 200
-        assert gateway.metrics().value("requests_in_flight") >= PLACES
+        scrape = gateway.metrics()
+        assert scrape.value("requests_in_flight") >= PLACES
+        # What the alert GatewayFull is made of.
+        assert scrape.value("api_key_rejections_total", api_key="web-app", reason="overloaded") == 1
     eventually(lambda: chat.call(gateway).status == 200, what="places are free again")
 
 
@@ -84,5 +87,7 @@ def test_a_provider_without_a_free_connection_is_told_and_others_go_on(
         answer = chat.call(gateway, model="gpt-x")
         assert (answer.status, chat.error(answer)["code"]) == (503, "overloaded")
         assert int(answer.header("retry-after") or 0) >= 1
+        full = {"api_key": "web-app", "reason": "upstream_full"}
+        assert gateway.metrics().value("api_key_rejections_total", **full) == 1
         assert chat.call(gateway, model="llama-x").status == 200
     eventually(lambda: chat.call(gateway, model="gpt-x").status == 200, what="one is free again")

@@ -24,7 +24,6 @@ from wrapper.relay import Relayed
 from wrapper.store import open_store
 from wrapper.telemetry import Exporter, Telemetry
 from wrapper.usage.prices import Prices
-from wrapper.watch import active
 
 log = logging.getLogger("wrapper")
 
@@ -108,11 +107,6 @@ def _record_requests(app: Flask, gateway: Gateway) -> None:
         split_target(environ)
         if request.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
             return Response(status=204)
-        if active() >= gateway.current.settings.server.max_in_flight and _is_relayed():
-            raise errors.Overloaded(
-                "The gateway is serving as many calls as it can; try again shortly.",
-                headers=(("Retry-After", "1"),),
-            )
         return None
 
     @app.after_request
@@ -127,10 +121,6 @@ def _record_requests(app: Flask, gateway: Gateway) -> None:
         _take_leftover(request.environ)
         response.call_on_close(lambda: gateway.settle(exchange, state, call=call))
         return response
-
-
-def _is_relayed() -> bool:
-    return request.blueprint == api.bp.name
 
 
 def _take_leftover(environ: dict[str, Any]) -> None:
@@ -150,7 +140,7 @@ def _take_leftover(environ: dict[str, Any]) -> None:
 def _answer_errors(app: Flask) -> None:
     @app.errorhandler(errors.GatewayError)
     def gateway_error(error: errors.GatewayError) -> Response:
-        g.exchange.refuse(error.status, error.code)
+        g.exchange.refuse(error.status, error.label or error.code)
         if isinstance(error, errors.Drained):
             close_after(request.environ)  # coming again on this connection would be too late
         if isinstance(error, errors.UnknownUrl | errors.MethodNotAllowed | errors.InvalidPath):

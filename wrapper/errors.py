@@ -15,7 +15,7 @@ raise their own exception classes (https://platform.openai.com/docs/guides/error
     ├── UnsupportedEncoding      415
     ├── RateLimitExceeded        429
     ├── InsufficientQuota        429
-    ├── Overloaded               503
+    ├── Overloaded               503  NoRoom
     ├── UpstreamError            502  UpstreamUnreachable, UpstreamProtocolError, UpstreamAuth
     │   ├── UpstreamFull         503
     │   ├── UpstreamTimeout      504
@@ -42,12 +42,14 @@ class GatewayError(Exception):
     """A request that the gateway answers itself.
 
     `status` is the HTTP status, `type` and `code` are OpenAI's error fields, `param` names the
-    offending field where there is one, `headers` go out with the answer.
+    offending field where there is one, `headers` go out with the answer. `label` tells in metrics
+    and log what happened where several errors share a `code`.
     """
 
     status = 500
     type = "internal_error"
     code = "internal_error"
+    label = ""
 
     def __init__(self, message: str, *, param: str | None = None, headers: Headers = ()) -> None:
         super().__init__(message)
@@ -175,6 +177,12 @@ class Overloaded(GatewayError):
     code = "overloaded"
 
 
+class NoRoom(Overloaded):
+    """The disk is full, so that an upload cannot be kept."""
+
+    label = "no_room"
+
+
 class UpstreamError(GatewayError):
     """The provider could not answer.
 
@@ -215,6 +223,7 @@ class UpstreamFull(UpstreamError):
 
     status = 503
     code = "overloaded"
+    label = "upstream_full"
     reason = "full"
 
     def __init__(self, message: str) -> None:

@@ -24,12 +24,12 @@ from wrapper.call import (
     refuse_other_method,
 )
 from wrapper.config import Server, Target
-from wrapper.exchange import MAX_NAME, Exchange
+from wrapper.exchange import DRAINED, MAX_NAME, Exchange
 from wrapper.gateway import Gateway, State
 from wrapper.keys import CLIENT, Principal, bearer, is_gateway_key
 from wrapper.relay import Attempt, Relayed, ask, read_use, release
 from wrapper.usage import NullTap, tap_for
-from wrapper.watch import TIMEOUT, Interrupted, Watch
+from wrapper.watch import TIMEOUT, Interrupted, Watch, active
 
 _ASKED_STREAMS = ("/chat/completions", "/completions")
 
@@ -56,7 +56,7 @@ class Visit:
         g.visit = self
 
     def principal(self, *, client_credentials: bool = False) -> Principal:
-        """Who calls, found before anything of the body is read."""
+        """Who calls, found before anything of the body is read, and let in where there is room."""
         authorization = self.environ.get("HTTP_AUTHORIZATION")
         try:
             principal = self.state.keyring.authenticate(authorization)
@@ -65,6 +65,11 @@ class Visit:
                 raise
             principal, self.credential = CLIENT, authorization
         self.exchange.api_key = principal.name
+        if self.counted and active() >= self.state.settings.server.max_in_flight:
+            raise errors.Overloaded(
+                "The gateway is serving as many calls as it can; try again shortly.",
+                headers=(("Retry-After", "1"),),
+            )
         return principal
 
     def read(self, reader: Callable[[Call, Server], None]) -> Call:
@@ -84,6 +89,7 @@ class Visit:
                 reader(call, server)
         except Interrupted as interruption:
             if interruption.reason != TIMEOUT:
+                self.exchange.outcome = DRAINED
                 raise errors.Drained() from None
             raise errors.RequestTimeout("The request body did not arrive in time.") from None
         finally:

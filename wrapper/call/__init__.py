@@ -245,7 +245,7 @@ def _keep(piece: bytes, file: IO[bytes]) -> None:
         file.write(piece)
     except OSError as error:
         log.error("an upload cannot be kept: %s", error.strerror)
-        raise errors.Overloaded(
+        raise errors.NoRoom(
             "There is no room to keep the upload at the moment; try again later.",
             headers=(("Retry-After", "10"),),
         ) from None
