@@ -50,7 +50,7 @@ graceful_timeout = _where.graceful_timeout
 
 # One load of the code for all workers: they start at once and share its memory.
 preload_app = True
-worker_connections = 1000  # above max_in_flight, so that health checks are still answered
+worker_connections = launch.CONNECTIONS  # above max_in_flight: health checks are still answered
 keepalive = 15  # also the deadline for a request's head; SDKs reuse idle connections for 5 s
 timeout = 60
 max_requests = 0

@@ -215,7 +215,6 @@ def test_sighup_with_broken_files_changes_nothing(gateway: Gateway) -> None:
     gateway.write_config("[broken")
     gateway.process.send_signal(signal.SIGHUP)
     eventually(lambda: len(set(gateway.workers()) - old) == 2, deadline=10, what="new workers")
-    assert "the environment was not reloaded: .env: line 1" in gateway.stderr()
     (gateway.directory / ".env").unlink()
     assert statuses(gateway) == {200}
     assert gateway.process.poll() is None

@@ -24,7 +24,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from wrapper.config import ConfigError, Listen, Settings, environment, listen, load, needs_demo
+from wrapper.config import (
+    MAX_IN_FLIGHT,
+    ConfigError,
+    Listen,
+    Settings,
+    environment,
+    listen,
+    load,
+    needs_demo,
+)
 from wrapper.config.watch import Reloader, accept, load_or_last_good
 from wrapper.watch import active, drain
 
@@ -50,8 +59,9 @@ RUN_DIR = "WRAPPER_RUN_DIR"
 DEMO_URL = "WRAPPER_DEMO_URL"
 POLL_SECONDS = 1.0
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # what is made there has a name of its own
-OPEN_FILES = 65536  # what a process may open, where its environment allows it
+OPEN_FILES = (65536, 10240)  # what a process may open, where its environment allows it
 ENOUGH_FILES = 2500  # for as many callers and calls as a worker takes
+CONNECTIONS = MAX_IN_FLIGHT + 50  # of a worker
 
 log = logging.getLogger("wrapper")
 _simulator: subprocess.Popen[bytes] | None = None
@@ -61,26 +71,23 @@ _where: Listen | None = None
 def prepare() -> Listen:
     """Read `.env`, lay out the run directory, start the demo provider where it is asked for.
 
-    Safe to call again in the same process (gunicorn does on SIGHUP): then nothing is laid out
-    anew, and a mistake changes nothing. Exits with code 1 where the environment cannot be served.
+    Once in a process: what is asked for again (gunicorn does on SIGHUP) is the same. Exits with
+    code 1 where the environment cannot be served.
     """
     global _where
-    running = os.environ.get("WRAPPER_MASTER") == str(os.getpid())
+    if _where is not None:
+        return _where
     try:
         found = environment()
         where = listen(found)
         os.environ.update(found)
-        if not running:
-            _lay_out()
-            _set_up_logging(where.log_level)
-            _allow_files()
-            if needs_demo(os.environ):
-                _start_simulator()
+        _lay_out()
+        _set_up_logging(where.log_level)
+        _allow_files()
+        if needs_demo(os.environ):
+            _start_simulator()
     except ConfigError as error:
-        if not running or _where is None:
-            _refuse(error)
-        log.error("the environment was not reloaded: %s", error)
-        return _where
+        _refuse(error)
     _where = where
     return where
 
@@ -92,7 +99,6 @@ def _lay_out() -> None:
     metrics.mkdir()
     os.environ[RUN_DIR] = str(run)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-    os.environ["WRAPPER_MASTER"] = str(os.getpid())
 
 
 def memory_directory() -> str | None:
@@ -109,11 +115,16 @@ def _allow_files() -> None:
     Without it a worker that is half full takes no more connections, not even of health checks.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < ENOUGH_FILES:
-        log.warning("%d open files are too few for a full worker: see ulimit -Hn", most)
+    for wanted in OPEN_FILES:  # macOS allows less than the hard limit, and says so in this way
+        most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        if soft == resource.RLIM_INFINITY or soft >= most:
+            return
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+            break
+    if soft < ENOUGH_FILES:
+        log.warning("%d open files are too few for a full worker: see ulimit -Hn", soft)
 
 
 def _start_simulator() -> None:
@@ -123,6 +134,8 @@ def _start_simulator() -> None:
     command += ["--gap", "0.03"]
     _simulator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     line = _simulator.stdout.readline() if _simulator.stdout else b""
+    if not line:
+        _refuse(RuntimeError("the simulated provider did not start; its own words are above"))
     os.environ[DEMO_URL] = f"http://127.0.0.1:{json.loads(line)['port']}"
     log.warning("no provider key is set: serving the simulated provider 'demo'")
 

@@ -140,6 +140,7 @@ def test_every_setting_of_a_provider_is_read(loaded: Load, tmp_path: Path) -> No
     assert (found.idle_timeout, found.total_timeout, found.max_connections) == (3.0, 4.0, 5)
     assert found.client_credentials
     assert found.ca_file == tmp_path / "ca.pem"
+    assert found.ca_pem == (tmp_path / "ca.pem").read_text()  # renewed, it is another provider
     assert found.headers == (("X-Title", "my app"), ("api-key", "azure"))
     assert "azure" not in repr(found)
 
@@ -313,6 +314,7 @@ def test_a_problem_is_one_line_with_file_key_path_fault_and_remedy() -> None:
         ("[server]\nmax_body_bytes = true", "server.max_body_bytes", "is a boolean"),
         ("[server]\nmax_body_bytes = 1e6", "server.max_body_bytes", "is a number"),
         ("[server]\nmax_in_flight = 0", "server.max_in_flight", "out of range"),
+        ("[server]\nmax_in_flight = 951", "server.max_in_flight", "out of range"),
         ("[server]\nbody_timeout = 0", "server.body_timeout", "out of range"),
         ("[server]\nbody_timeout = nan", "server.body_timeout", "out of range"),
         ("[server]\nbody_timeout = inf", "server.body_timeout", "out of range"),

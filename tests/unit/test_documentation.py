@@ -22,9 +22,9 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 # Fields that say what was found, and are not settings.
-FOUND = {"name", "api_key_problem", "metrics_token_problem", "secret_headers"}
+FOUND = {"ca_pem", "name", "api_key_problem", "metrics_token_problem", "secret_headers"}
 # Variables that the processes set for each other.
-INTERNAL = {"WRAPPER_RUN_DIR", "WRAPPER_DEMO_URL", "WRAPPER_MASTER", "PROMETHEUS_MULTIPROC_DIR"}
+INTERNAL = {"WRAPPER_RUN_DIR", "WRAPPER_DEMO_URL", "PROMETHEUS_MULTIPROC_DIR"}
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))

@@ -11,6 +11,7 @@ from wrapper.config.env import Listen, environment, listen, store_url
 from wrapper.config.loading import config_path, keys_path, load, load_keys, needs_demo, prices_path
 from wrapper.config.problems import ConfigError, Problem
 from wrapper.config.settings import (
+    MAX_IN_FLIGHT,
     ApiKey,
     Price,
     Provider,
@@ -22,6 +23,7 @@ from wrapper.config.settings import (
 )
 
 __all__ = [
+    "MAX_IN_FLIGHT",
     "ApiKey",
     "ConfigError",
     "Listen",

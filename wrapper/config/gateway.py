@@ -18,7 +18,15 @@ from wrapper.config.fields import Table
 from wrapper.config.problems import shown, similar
 from wrapper.config.provider import read_provider
 from wrapper.config.secrets import SecretReader
-from wrapper.config.settings import Price, Provider, Route, Server, Target, is_broken_glob
+from wrapper.config.settings import (
+    MAX_IN_FLIGHT,
+    Price,
+    Provider,
+    Route,
+    Server,
+    Target,
+    is_broken_glob,
+)
 
 RESERVED = frozenset(
     [
@@ -98,7 +106,7 @@ def _server(table: Table | None, secrets: SecretReader) -> Server:
         metrics_token=token,
         metrics_token_problem=why,
         body_timeout=table.seconds("body_timeout", 30.0),
-        max_in_flight=table.whole("max_in_flight", 900, high=100_000),
+        max_in_flight=table.whole("max_in_flight", 900, high=MAX_IN_FLIGHT),
         metering=table.flag("metering", True),
     )
     table.close()

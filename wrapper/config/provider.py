@@ -58,7 +58,7 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
     }
     client_credentials = table.flag("client_credentials", False)
     max_connections = table.whole("max_connections", 1000, high=100_000)
-    ca_file = _ca_file(table, secrets.base)
+    ca_file, ca_pem = _ca_file(table, secrets.base)
     reports = "sent" if name == "groq" or "api.groq.com" in (base_url or "") else "ask"
     stream_usage = table.text(
         "stream_usage", reports, pattern=_STREAM_USAGE, wanted='"ask" or "sent"'
@@ -76,6 +76,7 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
         headers=headers,
         secret_headers=secret_headers,
         ca_file=ca_file,
+        ca_pem=ca_pem,
         stream_usage=stream_usage,
         **timeouts,
     )
@@ -171,19 +172,19 @@ def _header_value(table: Table, name: str, value: object) -> str | None:
     return None
 
 
-def _ca_file(table: Table, base: Path) -> Path | None:
+def _ca_file(table: Table, base: Path) -> tuple[Path | None, str | None]:
     value = table.text("ca_file", None, wanted="the path of a PEM file")
     if value is None:
-        return None
+        return None, None
     path = base / value
     try:
         text = read_text(path)
     except Unreadable as error:
         table.problem("ca_file", error.reason, "write the path of a PEM file")
-        return None
+        return None, None
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except (ssl.SSLError, ValueError):
         table.problem("ca_file", "holds no certificate", "write the path of a PEM file")
-        return None
-    return path
+        return None, None
+    return path, text

@@ -18,6 +18,7 @@ from typing import TypeVar
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
+MAX_IN_FLIGHT = 950  # calls in a worker; it takes some connections more
 GLOB_CHARACTERS = frozenset("*?[")
 
 Stamp = tuple[int, int, int] | None
@@ -60,7 +61,8 @@ class Provider:
     `base_url` has no trailing slash. `api_key` is None for a server that needs none, and also
     when the credential is missing: then `api_key_problem` says why. `headers` are added going up
     and may hold secrets, so they are not shown; those in `secret_headers` (lower case) are
-    credentials of the gateway, for its own callers only. `stream_usage` says when a stream of
+    credentials of the gateway, for its own callers only. `ca_pem` is what `ca_file` held when
+    it was read: with another one this is another provider. `stream_usage` says when a stream of
     chat reports its use: `ask` only when asked (OpenAI's `stream_options.include_usage`), `sent`
     always (Groq).
     """
@@ -78,6 +80,7 @@ class Provider:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     secret_headers: frozenset[str] = frozenset()
     ca_file: Path | None = None
+    ca_pem: str | None = field(default=None, repr=False)
     stream_usage: str = "ask"
 
     @property

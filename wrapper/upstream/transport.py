@@ -178,6 +178,9 @@ def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _tls_context(provider: Provider) -> ssl.SSLContext:
     """One context for all connections: loading the CA bundle takes tens of milliseconds."""
-    context = ssl.create_default_context(cafile=str(provider.ca_file or DEFAULT_CA_BUNDLE_PATH))
+    if provider.ca_pem is not None:
+        context = ssl.create_default_context(cadata=provider.ca_pem)
+    else:
+        context = ssl.create_default_context(cafile=DEFAULT_CA_BUNDLE_PATH)
     context.set_alpn_protocols(["http/1.1"])
     return context
