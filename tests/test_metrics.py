@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,17 @@ def post(
             answer = broken.partial
         response.close()
         return response.status, {k.lower(): v for k, v in response.getheaders()}, answer
+
+
+def metrics_directory(gateway: Gateway) -> Path:
+    """Where the workers' files are."""
+    (found,) = {
+        path.parent
+        for place in (Path("/dev/shm"), gateway.directory / "tmp")
+        for pid in gateway.workers()
+        for path in place.glob(f"wrapper-*/metrics/*_{pid}.db")
+    }
+    return found
 
 
 def chat(model: str = "llama-3.1-8b-instant", **more: object) -> dict[str, object]:
@@ -342,13 +354,7 @@ def test_dead_workers_leave_their_sums_and_no_files(gateway_factory: GatewayFact
     name = "http_request_duration_seconds_count"
 
     def files() -> int:
-        (run,) = {
-            path.parent
-            for place in (Path("/dev/shm"), gateway.directory / "tmp")
-            for pid in gateway.workers()
-            for path in place.glob(f"wrapper-*/metrics/*_{pid}.db")
-        }
-        return len(list(run.glob("*.db")))
+        return len(list(metrics_directory(gateway).glob("*.db")))
 
     def counts() -> tuple[float, float]:
         scrape = gateway.metrics()
@@ -367,6 +373,33 @@ def test_dead_workers_leave_their_sums_and_no_files(gateway_factory: GatewayFact
         assert counts() == (turn, turn)
         most = most or files()
     assert files() <= most
+
+
+def test_a_scrape_waits_for_a_worker_that_is_just_laying_out_its_files(
+    gateway_factory: GatewayFactory,
+) -> None:
+    gateway = gateway_factory(workers=1)
+    begun = metrics_directory(gateway) / "counter_999999.db"
+    begun.touch()
+    with ThreadPoolExecutor(1) as scraping:
+        scrape = scraping.submit(gateway.get, "/metrics")
+        with pytest.raises(TimeoutError):
+            scrape.result(0.2)
+        begun.write_bytes(bytes(64))  # laid out, and nothing in it
+        assert scrape.result()[0] == 200
+
+
+def test_what_a_worker_left_that_died_over_its_files_is_in_no_scrapes_way(
+    gateway_factory: GatewayFactory,
+) -> None:
+    gateway = gateway_factory(workers=1)
+    (victim,) = gateway.workers()
+    left = metrics_directory(gateway) / f"histogram_{victim}.db"
+    left.write_bytes(b"")
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: gateway.workers() not in ([], [victim]), what="a new worker")
+    eventually(lambda: not left.exists(), what="the dead worker's file is gone")
+    assert gateway.get("/metrics")[0] == 200
 
 
 @pytest.mark.slow

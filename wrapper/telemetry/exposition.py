@@ -40,7 +40,7 @@ from wrapper.telemetry.instruments import (
 
 # prometheus_client fails over a version that is none.
 _ODD_VERSION = re.compile(r"version[ \t]*=[ \t]*(?!\d{1,9}(?:\.\d{1,9}){0,3}[ \t]*(?:[;,]|$))")
-MOMENTS = 50  # of a millisecond, for a worker that begins
+MOMENT = 1.0  # seconds, for a worker that begins
 
 # Prometheus takes a counter that is lower than before, be it by the last bit of a float, for a
 # reset and counts all of it again. The workers' values are added up in any order, and after a
@@ -102,12 +102,14 @@ def _collected() -> Iterable[Metric]:
     for a moment between they cannot be read, so they are read again.
     """
     with _locked(fcntl.LOCK_SH):
-        for _ in range(MOMENTS):
+        until = time.monotonic() + MOMENT
+        while True:
             try:
                 return list(_Collector(None).collect())
             except struct.error:
-                time.sleep(0.001)
-        return list(_Collector(None).collect())
+                if time.monotonic() > until:
+                    raise
+            os.sched_yield()  # to sleep is gevent's, whose event loop the child has cut off
 
 
 def _directory() -> Path:
@@ -206,8 +208,10 @@ def _bury(worker: Path, dead: Path) -> None:
     """
     try:
         values = list(_values(str(worker)))
-    except (OSError, struct.error):  # none, or one that was never laid out
+    except OSError:  # there is none
         return
+    except struct.error:  # never laid out, and in the way of every scrape
+        values = []
     sums = _Sums(str(dead))
     for key, value, *_ in values:
         sums.write_value(key, sums.read_value(key)[0] + value, 0.0)
