@@ -1,7 +1,7 @@
 """The one record of a request, filled in as it goes and read when it is over.
 
-Metrics, the log line, the usage table and `Server-Timing` are all views of a finished
-`Exchange`; nothing counts in the middle of the flow, so they cannot disagree.
+Metrics, the log line and the usage table are all views of a finished `Exchange`; nothing counts in
+the middle of the flow, so they cannot disagree. (`Server-Timing` is what is known when headers go.)
 
 Times are `time.perf_counter()` seconds. A request's duration is split into three: `upstream`
 (waiting for the provider), `client` (waiting for the caller to send or to take bytes) and the

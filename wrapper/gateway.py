@@ -79,10 +79,12 @@ class Gateway:
             if call and metering:
                 self._price(exchange, state)
                 self._book(exchange)
-            self.telemetry.record(exchange, call=call, metering=metering)
-            self.telemetry.log(exchange)
         finally:
-            self.telemetry.end(exchange, call=call)
+            try:
+                self.telemetry.record(exchange, call=call, metering=metering)
+                self.telemetry.log(exchange)
+            finally:
+                self.telemetry.end(exchange, call=call)
 
     def _price(self, exchange: Exchange, state: State) -> None:
         if exchange.usage is None:

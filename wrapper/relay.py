@@ -87,8 +87,7 @@ class Relayed:
 
     def __next__(self) -> bytes:
         exchange = self.exchange
-        if self._handed_over:
-            exchange.waited_for_client += clock() - self._handed_over
+        self._taken()
         try:
             data = self._next()
         except (errors.UpstreamError, errors.Cancelled) as error:
@@ -98,6 +97,12 @@ class Relayed:
         self._moved = take_turns(self._moved + len(data))
         self._handed_over = clock()
         return data
+
+    def _taken(self) -> None:
+        """What was handed over last has been sent, or will never be: its time is the caller's."""
+        if self._handed_over:
+            self.exchange.waited_for_client += clock() - self._handed_over
+            self._handed_over = 0.0
 
     def _next(self) -> bytes:
         """The next bytes for the caller, never empty; StopIteration at the clean end."""
@@ -151,6 +156,7 @@ class Relayed:
         settle, self._settle = self._settle, None
         if settle is None:
             return
+        self._taken()
         self._watch.stop()
         self._answer.close()
         if not self.ended and not self.exchange.outcome:

@@ -70,6 +70,23 @@ def test_nothing_is_read_while_nothing_changes(place: Place) -> None:
     assert place.loads == 0
 
 
+def test_what_could_not_be_put_in_force_is_tried_again(place: Place) -> None:
+    tried: list[Settings] = []
+
+    def take(settings: Settings) -> None:
+        tried.append(settings)
+        if len(tried) == 1:
+            raise OSError("too many open files")
+
+    reloader = Reloader(lambda: load(place.environ), take, place.told.append, place.first)
+    place.write("keys.toml", ONLY_A)
+    with pytest.raises(OSError, match="too many"):
+        reloader.poll()
+    assert reloader.poll()
+    assert not reloader.poll()
+    assert tried[0] == tried[1]
+
+
 def test_a_revoked_key_is_gone_at_the_next_poll(place: Place) -> None:
     place.write("keys.toml", ONLY_A)
     assert place.reloader.poll()

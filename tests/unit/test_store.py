@@ -225,6 +225,24 @@ def test_a_locked_file_makes_requests_wait_and_loses_none(
     assert store.totals(key="web")[0].requests == 3
 
 
+def test_what_can_never_be_written_does_not_hold_up_what_waits_with_it(
+    store: SqliteStore, locked: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StoreError, match="locked"):
+        store.settle(entry())
+    with pytest.raises(StoreError, match="wait to be written"):
+        store.settle(entry(key="\ud800"))
+    locked.execute("COMMIT")
+    monkeypatch.setattr(store, "_retry_at", 0.0)
+    with pytest.raises(StoreError, match="surrogates"):
+        store.settle(entry(key="later"))
+    store.settle(entry(key="later"))
+    assert [(s.group, s.requests) for s in store.totals(by=("key",))] == [
+        (("later",), 2),
+        (("web",), 2),
+    ]
+
+
 def test_a_locked_file_stops_the_worker_once_and_not_for_every_request(
     store: SqliteStore, locked: sqlite3.Connection
 ) -> None:

@@ -90,8 +90,12 @@ class Reloader:
     def _take(self, settings: Settings) -> bool:
         if settings == self._current:
             return False
+        try:
+            self._on_change(settings)
+        except BaseException:
+            self._again = True  # it is not in force yet
+            raise
         self._current = settings
-        self._on_change(settings)
         return True
 
 

@@ -157,14 +157,20 @@ class SqliteStore:
             lost = f", {self._lost} are lost" if self._lost else ""
             waiting = len(self._waiting)
             raise StoreError(f"{self._path}: {waiting} requests wait to be written{lost}")
+        impossible: Exception | None = None
         try:
             cursor = self._here()
             while self._waiting:
-                cursor.execute(SETTLE, self._waiting[0])
+                try:
+                    cursor.execute(SETTLE, self._waiting[0])
+                except _IMPOSSIBLE as error:
+                    impossible = error
                 self._waiting.popleft()
         except (sqlite3.Error, StoreError) as error:
             self._retry_at = now + RETRY_SECONDS
             raise self._problem(error) from error
+        if impossible is not None:
+            raise self._problem(impossible) from impossible
 
     def _look(self) -> None:
         try:
