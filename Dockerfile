@@ -15,8 +15,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY requirements.txt requirements-fast.txt ./
-# Every file's hash is in the locks. Only wheels, but for the parser: no package runs code of its
-# own to install. Compiled here, because a read-only container cannot, and a start should not.
+# The hash of every package is in the locks. Only wheels, but for the parser (what it is built with
+# has no hash): no other package runs code of its own to install. Compiled here, because a read-only container cannot, and a start should not.
 RUN python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check \
         --no-compile --require-hashes --only-binary :all: -r requirements.txt \
@@ -36,6 +36,7 @@ COPY wrapper/ wrapper/
 # user, as /tmp is, so that the container can be run as the owner of the mounted configuration.
 RUN python -m compileall -q -j 0 /app \
     && mkdir /app/data /app/demo \
+    && chmod -R a+rX /app \
     && chmod 1777 /app/data /app/demo
 ENV HOST=0.0.0.0 \
     PORT=8080 \
@@ -47,7 +48,7 @@ USER 1000:1000
 EXPOSE 8080
 # Alive, not ready: a gateway whose provider is away should not be restarted for it.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
-    CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8080, timeout=2); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', os.environ['PORT'], timeout=2); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
 # Streams get gunicorn's graceful_timeout (30 s) to end: `docker stop --time 40`.
 STOPSIGNAL SIGTERM
 CMD ["gunicorn", "-c", "config/gunicorn.py", "wsgi:app"]

@@ -20,7 +20,7 @@ ARGS ?=
 .PHONY: help run test check format bench prices lock clean
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.runtime ## install and start the gateway on HOST:PORT (127.0.0.1:8080)
 	@$(BIN)/python -m wrapper demo-key --check-port

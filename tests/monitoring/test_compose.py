@@ -45,9 +45,17 @@ def test_up_starts_three_services_and_the_profile_demo_three_more() -> None:
 
 @each_service
 def test_an_image_has_an_exact_version_or_is_built_here(name: str) -> None:
-    service = SERVICES[name]
-    if "build" not in service:
-        assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", service["image"])
+    built = {s["image"] for s in SERVICES.values() if "build" in s}
+    if SERVICES[name]["image"] not in built:
+        assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
+
+
+@pytest.mark.parametrize("started", [ALWAYS, ALWAYS | DEMO, {"keys"}])
+def test_an_image_is_built_once_and_never_pulled_for_it(started: set[str]) -> None:
+    """Of several builds of one name at a time all but one may fail."""
+    own = [SERVICES[name] for name in started if SERVICES[name]["image"].startswith("wrapper-")]
+    assert len([service for service in own if "build" in service]) == 1
+    assert all("build" in service or service["pull_policy"] == "never" for service in own)
 
 
 @each_service
