@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any, cast
 
+import gevent
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from wrapper import errors
+from wrapper.config import Provider
 from wrapper.http1 import (
     Connection,
     Disconnected,
@@ -16,6 +20,7 @@ from wrapper.http1 import (
     ProtocolError,
     parse_head,
 )
+from wrapper.upstream import Upstream
 
 
 class Script:
@@ -383,3 +388,15 @@ def test_an_idle_connection_is_quiet_until_something_comes() -> None:
     with ours:
         theirs.close()
         assert not Connection(ours).is_quiet()
+
+
+def test_a_name_that_nobody_resolves_is_waited_for_no_longer_than_a_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Connection, "open", lambda *_: gevent.sleep(60))
+    upstream = Upstream(Provider("far", "http://far.invalid/v1", connect_timeout=0.1))
+    began = time.monotonic()
+    with pytest.raises(errors.UpstreamTimeout, match="connect_timeout") as caught:
+        upstream.send("GET", "/v1/models", {}, None, None)
+    assert time.monotonic() - began < 20
+    assert not caught.value.sent

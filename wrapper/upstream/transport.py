@@ -32,6 +32,7 @@ from requests.exceptions import (
 
 from wrapper import errors, http1
 from wrapper.config import Provider
+from wrapper.watch import TIMEOUT, Interrupted, within
 
 MAX_IDLE = 45.0  # seconds; providers close idle connections after 60 or more
 
@@ -110,9 +111,7 @@ class Transport(BaseAdapter):
             )
         self._open += 1
         try:
-            return self._idle_connection() or http1.Connection.open(
-                self._host, self._port, self._tls, timeout
-            )
+            return self._idle_connection() or self._connect(timeout)
         except TimeoutError as error:
             self._open -= 1
             raise ConnectTimeout(error, request=request) from error
@@ -125,6 +124,16 @@ class Transport(BaseAdapter):
         except BaseException:
             self._open -= 1
             raise
+
+    def _connect(self, timeout: float) -> http1.Connection:
+        """At most `timeout` seconds for the name, all of its addresses and the TLS handshake."""
+        try:
+            with within(timeout):
+                return http1.Connection.open(self._host, self._port, self._tls, timeout)
+        except Interrupted as interruption:
+            if interruption.reason != TIMEOUT:
+                raise
+            raise TimeoutError(f"no connection within {timeout:g} s") from None
 
     def _idle_connection(self) -> http1.Connection | None:
         oldest = time.monotonic() - MAX_IDLE
