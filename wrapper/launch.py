@@ -170,6 +170,9 @@ def _tell_who_is_passed_over(settings: Settings) -> None:
     for name, provider in settings.providers.items():
         if not provider.usable and not settings.stand_in:
             log.info("provider '%s' is passed over: %s", name, provider.api_key_problem)
+    if settings.usable and settings.dead_routes:
+        names = ", ".join(settings.dead_routes)
+        log.warning("calls for %s end in a 502: no target of theirs has a credential", names)
 
 
 def start_worker(app: GatewayApp) -> None:

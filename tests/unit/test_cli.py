@@ -263,6 +263,15 @@ def test_check_notes_expired_keys_and_reads_the_env_file(run: Run, here: Path) -
     ]
 
 
+def test_check_notes_which_routes_lead_nowhere(run: Run, here: Path) -> None:
+    (here / ".env").write_text("OPENAI_API_KEY=sk-hidden\n")
+    (here / "config/gateway.toml").write_text((ROOT / "config/gateway.toml").read_text())
+    (line,) = [line for line in run("check")[1].splitlines() if "502" in line]
+    assert line.startswith("note: calls for ")
+    assert "*" in line.removeprefix("note: calls for ").partition(" end")[0].split(", ")
+    assert "gpt-*" not in line
+
+
 def test_check_notes_that_no_route_takes_everything(run: Run, here: Path) -> None:
     (here / "config/gateway.toml").write_text('[providers.a]\nbase_url = "http://a"\n')
     assert 'there is no route for "*"' in run("check")[1]

@@ -116,7 +116,7 @@ start_time_iso,model,num_model_requests,input_tokens,output_tokens,input_cached_
 """,
     "with semicolons": f"""\
 Date;Model;Requests;Prompt Tokens;Completion Tokens;Cached Tokens
-2026-11-21;{MODEL};5;1,000;500;100
+2026-11-21;{MODEL};5;1000;500;100
 
 """,
     "with tabs": f"""\
@@ -156,6 +156,15 @@ def test_costs_are_read_with_their_signs() -> None:
         (b"date,model\n2026-11-21,m\n", "has no column of numbers"),
         (b"date,model,requests\n", "holds no rows"),
         (b"date,model,requests\n2026-11-21,m,abc\n", "line 2: requests: 'abc' is not a number"),
+        (b'date,model,cost\n2026-11-21,m,"12,50"\n', "line 2: cost: '12,50' is not a number"),
+        (
+            b"date;model;cost\n2026-11-21;m;12,50\n",
+            "12,50' has a comma; write 12.50",
+        ),
+        (
+            b"date;model;cost\n2026-11-21;m;1,250\n",
+            "1,250' has a comma; write 12.50",
+        ),
         (b"date,model,requests\n2026-11-21,m,nan\n", "line 2: requests: 'nan' is not a number"),
         (b"date,model,requests\n2026-11-21,m,1e99\n", "line 2: requests: '1e99' is not a number"),
         (b"date,model,requests\n21/11/26,m,1\n", "line 2: '21/11/26' is no date"),

@@ -147,11 +147,11 @@ def _print_table(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) ->
     print(columns(header, _right(header, lines, len(args.by))))
     print(f"since {spans.iso(args.since)}")
     if total.unmetered:
-        print(f"unmetered: {total.unmetered} answers whose tokens are not known")
+        print(f"unmetered: {total.unmetered}: answers whose tokens are not known")
     if total.unpriced:
         print(
-            f"unpriced: {total.unpriced} requests whose cost is not known: give their models a"
-            ' price in [prices."MODEL"] of gateway.toml'
+            f"unpriced: {total.unpriced}: answers whose cost is not known. A price for their model"
+            ' in [prices."MODEL"] of gateway.toml counts from then on'
         )
 
 

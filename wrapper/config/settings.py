@@ -202,3 +202,14 @@ class Settings:
     def usable(self) -> tuple[str, ...]:
         """The names of the providers that the gateway has a credential for."""
         return tuple(name for name, provider in self.providers.items() if provider.usable)
+
+    @property
+    def dead_routes(self) -> tuple[str, ...]:
+        """The routes' models for which no target has a credential: their calls end in a 502."""
+        if self.stand_in:
+            return ()
+        return tuple(
+            route.model
+            for route in self.routes
+            if not any(self.providers[target.provider].usable for target in route.targets)
+        )

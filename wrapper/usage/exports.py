@@ -70,6 +70,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 NUMBERS = ("requests", "prompt", "completion", "cached", "cost")
 
 _HIGH = Decimal(10) ** 15
+_THOUSANDS = re.compile(r"-?\$?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
+_OF_NUMBERS = frozenset(column for name in NUMBERS for column in COLUMNS[name])
 
 
 class ExportError(Exception):
@@ -154,9 +156,19 @@ def _csv_rows(text: str) -> Iterable[Row]:
                 continue
             if len(line) != len(names):
                 raise ExportError(f"{place}: has {len(line)} cells, the header has {len(names)}")
-            yield place, _row(zip(names, (cell.strip() for cell in line), strict=True))
+            row = _row(zip(names, (cell.strip() for cell in line), strict=True))
+            if delimiter == ";":
+                _refuse_commas(row, place)
+            yield place, row
     except csv.Error as error:
         raise ExportError(f"line {lines.line_num}: {error}") from error
+
+
+def _refuse_commas(row: Mapping[str, object], place: str) -> None:
+    """Who parts cells by semicolons may well part decimals by commas."""
+    for column, cell in row.items():
+        if column in _OF_NUMBERS and "," in str(cell):
+            raise ExportError(f"{place}: {column}: {_shown(str(cell))} has a comma; write 12.50")
 
 
 def _json_rows(text: str) -> Iterable[Row]:
@@ -229,7 +241,10 @@ def _model(value: object, place: str) -> str:
 
 
 def _number(value: object, place: str) -> Decimal:
-    text = str(value).strip().removeprefix("$").replace(",", "").replace("_", "")
+    text = str(value).strip()
+    if _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    text = text.removeprefix("$")
     try:
         number = Decimal(text)
     except InvalidOperation:
