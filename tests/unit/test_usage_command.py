@@ -71,7 +71,7 @@ def test_the_table_shows_sums_and_what_is_missing_from_them(used: Run) -> None:
     assert lines[2].split()[:4] == ["web", "llama", "2", "2,000"]
     assert lines[3].split()[:3] == ["total", "4", "3,000"]
     assert "unmetered: 1: answers" in out
-    assert "unpriced: 1 requests" in out
+    assert "unpriced: 1: answers" in out
     assert "old" not in out
 
 
