@@ -14,6 +14,7 @@ from harness.gateway import Gateway
 from harness.poll import eventually
 
 if TYPE_CHECKING:
+    from harness.gateway import GatewayFactory
     from harness.simulator import Simulator
 
 PLACES = 4
@@ -91,3 +92,29 @@ def test_a_provider_without_a_free_connection_is_told_and_others_go_on(
         assert gateway.metrics().value("api_key_rejections_total", **full) == 1
         assert chat.call(gateway, model="llama-x").status == 200
     eventually(lambda: chat.call(gateway, model="gpt-x").status == 200, what="one is free again")
+
+
+def test_large_bodies_of_callers_whom_nobody_vouched_for_are_few_at_once(
+    gateway_factory: GatewayFactory,
+) -> None:
+    gateway = gateway_factory(workers=1)
+
+    def large(key: str) -> raw.Connection:
+        headers = (("Content-Type", "application/json"), ("Content-Length", "2000000"))
+        target = "/openai/v1/chat/completions"
+        asked = raw.request(gateway.port, "POST", target, key=key, headers=headers)
+        return raw.Connection(gateway.port).send(asked + b'{"model":"gpt-x","messages":"')
+
+    with ExitStack() as held:
+        for _ in range(8):
+            held.enter_context(large("sk-own-made-up"))
+        eventually(lambda: gateway.in_flight() == 8, what="the bodies are being read")
+        answer = held.enter_context(large("sk-own-made-up")).read()
+        assert (answer.status, chat.error(answer)["code"]) == (503, "overloaded")
+        headers = (("Authorization", "Bearer sk-own-made-up"),)
+        small = raw.post(gateway.port, "/openai/v1/chat/completions", chat.body(), headers=headers)
+        assert small.status == 200
+        assert chat.call(gateway).status == 200
+        mine = held.enter_context(large(gateway.secrets["web-app"]))
+        eventually(lambda: gateway.in_flight() == 9, what="it is being read")
+        mine.close()

@@ -6,6 +6,7 @@ body, by a form's field, by the path, or by an endpoint where the model is named
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote, unquote
 
 from wrapper import errors
@@ -42,6 +43,8 @@ _DEFAULT_MODELS = ("/videos",)
 # Where a POST names its models out of our sight: in a file, in an object that the provider keeps,
 # deep in the body, or for a session with the provider.
 _UNSEEN_MODELS = (
+    "/api/copy",
+    "/api/create",
     "/batches",
     "/chatkit/sessions",
     "/graders/run",
@@ -53,6 +56,12 @@ _UNSEEN_MODELS = (
     "/runs",
     "/videos/edits",
     "/videos/extensions",
+)
+
+# Where a POST's answer is an object that the provider keeps: what it tells of use was counted when
+# it was made.
+_KEPT = re.compile(
+    r"/(?:chat/completions/[^/]+|responses/[^/]+/cancel|runs/[^/]+(?:/cancel)?|batches(?:/.*)?)$"
 )
 
 
@@ -81,10 +90,11 @@ def checked_model(principal: Principal, call: Call, path: str) -> str:
     for model in (call.model, named):
         if model:
             allow(principal, model)
-    if call.method == "POST" and is_restricted(principal):
+    if is_restricted(principal):
         for model in call.further_models:
             allow(principal, model)
-        _refuse_hidden_model(call, named)
+        if call.method == "POST":
+            _refuse_hidden_model(call, named)
     return call.model or named
 
 
@@ -133,6 +143,11 @@ def _model_span(path: str) -> tuple[int, int]:
 def is_metered(call: Call) -> bool:
     """Whether a 2xx to this call should say what it used."""
     return call.method == "POST" and call.path.endswith(_METERED)
+
+
+def uses_something(call: Call) -> bool:
+    """Whether what a 2xx to this call reports was used by this call."""
+    return call.method == "POST" and not _KEPT.search(call.path)
 
 
 def takes_json(call: Call) -> bool:

@@ -280,14 +280,18 @@ def _is_spent(call: Call) -> bool:
     return isinstance(call.body, RawBody) and call.body.received > 0
 
 
-def read_use(relayed: Relayed, expected: bool) -> None:
-    """Take over into the record what the tap has read; a missing use is told where `expected`.
+def read_use(relayed: Relayed, *, used: bool, expected: bool) -> None:
+    """Take over into the record what the tap has read.
 
-    Only a POST uses something. What a GET shows of a stored answer was counted when it was made.
+    `used`: the call itself uses something. (What a GET shows of a stored answer was counted when it
+    was made.) `expected`: it should tell what, so that a missing use is counted.
     """
     exchange = relayed.exchange
     reading = relayed.tap.reading()
-    exchange.usage = reading.usage if exchange.method == "POST" else None
+    if used and reading.usage is not None:
+        exchange.usage = reading.usage
+        # A call may leave the model to the provider, as one of a stored prompt does.
+        exchange.model = exchange.model or (reading.model or "")[:MAX_NAME]
     if reading.error and relayed.ended and exchange.status < 300:
         exchange.outcome = outcomes.UPSTREAM_ERROR
         exchange.upstream_errors.append((exchange.provider, "error_event"))

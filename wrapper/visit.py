@@ -14,12 +14,14 @@ from flask import Response, current_app, g, request
 from werkzeug.datastructures import Headers
 
 from wrapper import errors
-from wrapper.access import is_metered, with_model
+from wrapper.access import is_metered, uses_something, with_model
 from wrapper.call import (
     Call,
     RawBody,
     body_seconds,
     close_after,
+    content_length,
+    has_body,
     refuse_compressed,
     refuse_other_method,
 )
@@ -32,6 +34,11 @@ from wrapper.usage import NullTap, tap_for
 from wrapper.watch import TIMEOUT, Interrupted, Watch, active
 
 _ASKED_STREAMS = ("/chat/completions", "/completions")
+# Nobody has vouched yet for callers with a credential of their own: of their larger bodies only so
+# many are read at once in a worker.
+_LARGE = 1 << 20  # bytes
+_LARGE_AT_ONCE = 8
+_large_of_others: set[Visit] = set()
 
 
 class Visit:
@@ -66,10 +73,7 @@ class Visit:
             principal, self.credential = CLIENT, authorization
         self.exchange.api_key = principal.name
         if self.counted and active() >= self.state.settings.server.max_in_flight:
-            raise errors.Overloaded(
-                "The gateway is serving as many calls as it can; try again shortly.",
-                headers=(("Retry-After", "1"),),
-            )
+            raise _full()
         return principal
 
     def read(self, reader: Callable[[Call, Server], None]) -> Call:
@@ -83,6 +87,8 @@ class Visit:
             sock.settimeout(server.body_timeout)
         seconds = body_seconds(environ, server.body_timeout, server.max_upload_bytes)
         self.call = call = Call(environ, seconds)
+        if self.credential is not None and has_body(environ):
+            self._take_place(content_length(environ))
         self.watch.deadline(seconds)
         try:
             with self.watch.reading():
@@ -93,12 +99,20 @@ class Visit:
                 raise errors.Drained() from None
             raise errors.RequestTimeout("The request body did not arrive in time.") from None
         finally:
+            _large_of_others.discard(self)
             self.watch.deadline(None)  # a refused call leaves no timer behind
             self.raw = call.raw
             self.exchange.waited_for_client += call.waited
         self.exchange.model = (call.model or "")[:MAX_NAME]
         self.exchange.stream = call.stream
         return call
+
+    def _take_place(self, length: int | None) -> None:
+        if length is not None and length <= _LARGE:
+            return
+        if len(_large_of_others) >= _LARGE_AT_ONCE:
+            raise _full()
+        _large_of_others.add(self)
 
     def unified(self, target: Target, path: str, asked: str) -> Attempt:
         """An attempt at a route's target, `path` being below the provider's base URL.
@@ -177,9 +191,17 @@ class Visit:
         try:
             release(call)
             self.exchange.model = self.exchange.model or call.told_model[:MAX_NAME]
-            read_use(relayed, expected=self.metering and is_metered(call))
+            expected = self.metering and is_metered(call)
+            read_use(relayed, used=uses_something(call), expected=expected)
         finally:
             self.gateway.settle(self.exchange, self.state, call=True)
+
+
+def _full() -> errors.Overloaded:
+    return errors.Overloaded(
+        "The gateway is serving as many calls as it can; try again shortly.",
+        headers=(("Retry-After", "1"),),
+    )
 
 
 class Verbatim(Response):

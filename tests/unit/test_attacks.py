@@ -34,6 +34,7 @@ def test_a_body_that_is_refused_leaves_no_timer_behind() -> None:
         visit.watch = Watch(SimpleNamespace(_sock=ours))
         visit.state = SimpleNamespace(settings=SimpleNamespace(server=Server()))
         visit.exchange = Exchange("POST")
+        visit.credential = None
         visit.environ = {
             "REQUEST_METHOD": "POST",
             "RAW_URI": "/v1/chat/completions",

@@ -165,6 +165,8 @@ def test_costs_are_read_with_their_signs() -> None:
             b"date;model;cost\n2026-11-21;m;1,250\n",
             "1,250' has a comma; write 12.50",
         ),
+        (b"date,model,cost\n9999-12-31,m,1\n", "'9999-12-31' is no date of use"),
+        (b"date,model,cost\n0001-01-01,m,1\n", "'0001-01-01' is no date of use"),
         (b"date,model,requests\n2026-11-21,m,nan\n", "line 2: requests: 'nan' is not a number"),
         (b"date,model,requests\n2026-11-21,m,1e99\n", "line 2: requests: '1e99' is not a number"),
         (b"date,model,requests\n21/11/26,m,1\n", "line 2: '21/11/26' is no date"),

@@ -27,9 +27,14 @@ class CommandError(Exception):
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table as text, columns as wide as their widest cell."""
-    lines = [header, *rows]
+    # A model's name may be the caller's choice: no control character of his reaches a terminal.
+    lines = [header, *([_printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)[1:-1]

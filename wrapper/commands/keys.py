@@ -18,6 +18,7 @@ from wrapper import keyfile
 from wrapper.commands import NOT_ENFORCED, CommandError, columns
 from wrapper.config import ApiKey, ConfigError, keys_path, load_keys
 from wrapper.config.keysfile import PERIODS, wrong_name
+from wrapper.config.settings import is_broken_glob
 from wrapper.keys import digest, expired, new_secret
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def _models(text: str) -> list[str]:
     models = [model.strip() for model in text.split(",")]
     if not all(model and model.isprintable() for model in models):
         raise argparse.ArgumentTypeError("a model's name is empty or cannot be printed")
+    if any(map(is_broken_glob, models)):
+        raise argparse.ArgumentTypeError("a bracket is not closed")
     return models
 
 

@@ -98,7 +98,7 @@ class Telemetry:
         name = exchange.model
         if not name:
             return NO_MODEL
-        answered = exchange.relayed and 200 <= exchange.status < 300
+        answered = exchange.relayed and exchange.method == "POST" and 200 <= exchange.status < 300
         if exchange.api_key == CLIENT.name and not answered:
             return OTHER  # anybody may say so
         if name in self.models:

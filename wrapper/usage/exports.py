@@ -70,6 +70,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 NUMBERS = ("requests", "prompt", "completion", "cached", "cost")
 
 _HIGH = Decimal(10) ** 15
+_YEARS = (1970, 9998)
 _THOUSANDS = re.compile(r"-?\$?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _OF_NUMBERS = frozenset(column for name in NUMBERS for column in COLUMNS[name])
 
@@ -230,7 +231,9 @@ def _day(value: object, place: str) -> str:
             at = at.astimezone(UTC) if at.tzinfo else at
     except (ValueError, OverflowError, OSError) as error:
         raise ExportError(f"{place}: {_shown(text)} is no date; write 2026-11-21") from error
-    return at.strftime("%Y-%m-%d")
+    if not _YEARS[0] <= at.year <= _YEARS[1]:
+        raise ExportError(f"{place}: {_shown(text)} is no date of use; write 2026-11-21")
+    return at.date().isoformat()
 
 
 def _model(value: object, place: str) -> str:
