@@ -418,6 +418,17 @@ DENIED: dict[str, tuple[str, bytes, str | None]] = {
     "end-encoded": ("/openai/v1/chat/completion%73", b'{"messages": []}', JSON),
     "end-slash": ("/openai/v1/chat/completions/", b'{"messages": []}', JSON),
     "provider-encoded": ("/%6fpenai/v1/chat/completions", chat("gpt-4"), JSON),
+    "tool": (
+        "/openai/v1/responses",
+        b'{"model": "llama-x", "tools": [{"type": "image_generation", "model": "gpt-4"}]}',
+        JSON,
+    ),
+    "compound": (
+        "/v1/chat/completions",
+        b'{"model": "llama-x", "compound_custom": {"models": {"answering_model": "gpt-4"}}}',
+        JSON,
+    ),
+    "fallback": ("/v1/chat/completions", b'{"model": "llama-x", "fallbacks": ["gpt-4"]}', JSON),
     "batch": ("/openai/v1/batches", b'{"input_file_id": "f"}', JSON),
     "session": ("/v1/realtime/client_secrets", b'{"session": {"model": "gpt-4"}}', JSON),
 }

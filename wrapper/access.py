@@ -7,7 +7,11 @@ body, by a form's field, by the path, or by an endpoint where the model is named
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote, unquote
+
+import msgspec
 
 from wrapper import errors
 from wrapper.call import Call
@@ -65,6 +69,19 @@ _KEPT = re.compile(
 )
 
 
+class _Further(msgspec.Struct):
+    """Where a JSON body names models beside its own: OpenAI's tools (image generation), Groq's
+    compound systems, and the fallbacks of gateways such as LiteLLM.
+    """
+
+    tools: Any = None
+    compound_custom: Any = None
+    fallbacks: Any = None
+
+
+_decode_further = msgspec.json.Decoder(_Further).decode
+
+
 def allow(principal: Principal, model: str) -> None:
     """Raises ModelNotAllowed where the key's `models` do not have it."""
     if not principal.may_call(model):
@@ -91,11 +108,29 @@ def checked_model(principal: Principal, call: Call, path: str) -> str:
         if model:
             allow(principal, model)
     if is_restricted(principal):
-        for model in call.further_models:
+        for model in (*call.further_models, *_models_inside(call)):
             allow(principal, model)
         if call.method == "POST":
             _refuse_hidden_model(call, named)
     return call.model or named
+
+
+def _models_inside(call: Call) -> Iterator[str]:
+    if not isinstance(call.body, bytes) or not call.body:
+        return
+    further = _decode_further(call.body)  # it has been read as an object already
+    compound = further.compound_custom
+    models = compound.get("models") if isinstance(compound, dict) else None
+    found = [*_list(further.tools), *_list(further.fallbacks)]
+    found += [{"model": name} for name in models.values()] if isinstance(models, dict) else []
+    found += [{"model": name} for name in _list(further.fallbacks)]
+    for each in found:
+        if isinstance(each, dict) and isinstance(each.get("model"), str):
+            yield each["model"]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _refuse_hidden_model(call: Call, named: str) -> None:

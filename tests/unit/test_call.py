@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrapper import errors
+from wrapper.access import checked_model, uses_something
 from wrapper.call import Call, RawBody, _keep, body_seconds, has_body, is_json_type, split_target
+from wrapper.keys import Principal
 from wrapper.relay import release
 
 BOUNDARY = "----7MA4YWxk"
@@ -364,3 +366,33 @@ def test_a_missing_body_stays_missing_and_an_empty_one_empty() -> None:
         call = Call(made)
         call.read_any(10, 10, need_model=True, only_readable=False)
         assert call.body == expected
+
+
+@pytest.mark.parametrize("value", [b"5", b'"x"', b"{}", b"[]", b"null", b'[1, "x", {"model": 2}]'])
+@pytest.mark.parametrize("name", [b"tools", b"compound_custom"])
+def test_odd_values_where_a_model_may_stand_name_none(name: bytes, value: bytes) -> None:
+    call = Call(environ(b'{"model":"a","%b":%b}' % (name, value)))
+    call.read_json(1000)
+    assert checked_model(Principal("web", ("a",)), call, "/chat/completions") == "a"
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "used"),
+    [
+        ("/v1/chat/completions", "POST", True),
+        ("/openai/v1/responses", "POST", True),
+        ("/v1/moderations", "POST", True),
+        ("/v1/responses/resp_1", "GET", False),
+        ("/v1/chat/completions/chatcmpl-1", "POST", False),
+        ("/openai/v1/responses/resp_1/cancel", "POST", False),
+        ("/v1/threads/t/runs", "POST", True),
+        ("/v1/threads/t/runs/r", "POST", False),
+        ("/v1/threads/t/runs/r/cancel/", "POST", False),
+        ("/v1/batches", "POST", False),
+        ("/v1/batches/b/cancel", "POST", False),
+    ],
+)
+def test_what_a_kept_object_tells_of_use_was_counted_before(
+    target: str, method: str, used: bool
+) -> None:
+    assert uses_something(Call(environ(target=target, method=method))) is used
