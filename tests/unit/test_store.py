@@ -312,8 +312,9 @@ def test_a_file_that_is_moved_while_in_use_is_noticed(
 
 WRITER = """
 import sys
-from wrapper.store import Entry, open_store
+from wrapper.store import Entry, open_store, sqlite
 from wrapper.usage import Usage
+sqlite.BUSY_SECONDS = 60  # four that do nothing but write may keep one of them waiting
 store = open_store(sys.argv[1])
 n = 0
 while n < int(sys.argv[2]):
