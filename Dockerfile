@@ -16,7 +16,8 @@ RUN apt-get update \
 WORKDIR /build
 COPY requirements.txt requirements-fast.txt ./
 # The hash of every package is in the locks. Only wheels, but for the parser (what it is built with
-# has no hash): no other package runs code of its own to install. Compiled here, because a read-only container cannot, and a start should not.
+# has no hash): no other package runs code of its own to install. Compiled here, because a read-only
+# container cannot, and a start should not.
 RUN python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check \
         --no-compile --require-hashes --only-binary :all: -r requirements.txt \

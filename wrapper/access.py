@@ -7,7 +7,6 @@ body, by a form's field, by the path, or by an endpoint where the model is named
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -115,22 +114,18 @@ def checked_model(principal: Principal, call: Call, path: str) -> str:
     return call.model or named
 
 
-def _models_inside(call: Call) -> Iterator[str]:
+def _models_inside(call: Call) -> list[str]:
     if not isinstance(call.body, bytes) or not call.body:
-        return
+        return []
     further = _decode_further(call.body)  # it has been read as an object already
-    compound = further.compound_custom
-    models = compound.get("models") if isinstance(compound, dict) else None
-    found = [*_list(further.tools), *_list(further.fallbacks)]
-    found += [{"model": name} for name in models.values()] if isinstance(models, dict) else []
-    found += [{"model": name} for name in _list(further.fallbacks)]
-    for each in found:
-        if isinstance(each, dict) and isinstance(each.get("model"), str):
-            yield each["model"]
+    tools, fallbacks = _items(further.tools, list), _items(further.fallbacks, list)
+    compound = _items(_items(further.compound_custom, dict).get("models"), dict)
+    named = [each.get("model") for each in (*tools, *fallbacks) if isinstance(each, dict)]
+    return [name for name in (*named, *fallbacks, *compound.values()) if isinstance(name, str)]
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _items(value: Any, kind: type) -> Any:
+    return value if isinstance(value, kind) else kind()
 
 
 def _refuse_hidden_model(call: Call, named: str) -> None:

@@ -115,14 +115,14 @@ def _allow_files() -> None:
     Without it a worker that is half full takes no more connections, not even of health checks.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for wanted in OPEN_FILES:  # macOS allows less than the hard limit, and says so in this way
+    if soft == resource.RLIM_INFINITY:
+        return
+    for wanted in OPEN_FILES:  # macOS refuses what is below its hard limit and still too much
         most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
-        if soft == resource.RLIM_INFINITY or soft >= most:
-            return
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-            soft = most
-            break
+        if soft < most:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+                soft = most
     if soft < ENOUGH_FILES:
         log.warning("%d open files are too few for a full worker: see ulimit -Hn", soft)
 
@@ -170,7 +170,7 @@ def _tell_who_is_passed_over(settings: Settings) -> None:
     for name, provider in settings.providers.items():
         if not provider.usable and not settings.stand_in:
             log.info("provider '%s' is passed over: %s", name, provider.api_key_problem)
-    if settings.usable and settings.dead_routes:
+    if settings.dead_routes:
         names = ", ".join(settings.dead_routes)
         log.warning("calls for %s end in a 502: no target of theirs has a credential", names)
 

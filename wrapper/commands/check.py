@@ -83,7 +83,7 @@ def notes(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
     for name, provider in settings.providers.items():
         if not provider.usable:
             yield f"providers.{name} is passed over: {provider.api_key_problem}{_own(provider)}"
-    if settings.usable and settings.dead_routes:
+    if settings.dead_routes:
         names = ", ".join(settings.dead_routes)
         yield f"calls for {names} end in a 502: no target of theirs has a credential"
     if not settings.usable:

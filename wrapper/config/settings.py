@@ -205,8 +205,10 @@ class Settings:
 
     @property
     def dead_routes(self) -> tuple[str, ...]:
-        """The routes' models for which no target has a credential: their calls end in a 502."""
-        if self.stand_in:
+        """The models of routes of which no target has a credential, where some provider has one:
+        their calls end in a 502.
+        """
+        if self.stand_in or not self.usable:
             return ()
         return tuple(
             route.model
