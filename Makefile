@@ -43,7 +43,7 @@ bench: $(VENV)/.runtime ## CPU, memory, start-up and delay beside a naive relay;
 	PYTHONPATH=tests $(BIN)/python -m benchmarks $(ARGS)
 
 prices: $(VENV)/.dev ## write config/prices.toml anew, from genai-prices
-	$(BIN)/python -m wrapper.commands.prices config/prices.toml
+	$(BIN)/python -m wrapper.cli.prices config/prices.toml
 
 lock: $(VENV)/.dev ## resolve requirements*.in anew into requirements*.txt
 	for f in requirements requirements-fast requirements-dev; do \

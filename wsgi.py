@@ -5,6 +5,6 @@ from gevent import monkey
 monkey.patch_all()
 
 # The patch above must come before anything that imports ssl, socket or threading.
-from wrapper import launch  # noqa: E402
+from wrapper.server import lifecycle as launch  # noqa: E402
 
 app = launch.make_app()

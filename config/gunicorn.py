@@ -30,7 +30,7 @@ from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wrapper import launch  # noqa: E402
+from wrapper.server import lifecycle as launch  # noqa: E402
 
 ODD_TARGET = re.compile(rb"[A-Z]+ /[^ \r\n]*[\x00-\x1f\x7f-\xff][^ \r\n]* HTTP/1\.[01]\b")
 IN_A_ROW = 8  # requests that came together are served before the other connections' turn

@@ -24,8 +24,8 @@ from harness.gateway import Gateway, GatewayFactory
 from harness.poll import eventually
 from harness.programs import require
 from harness.simulator import Simulator
+from wrapper.metering import Usage
 from wrapper.store import Entry, SqliteStore
-from wrapper.usage import Usage
 
 CONTRACT = {
     "http_requests_total": {"method", "path", "status"},

@@ -14,7 +14,7 @@ from harness import raw
 from harness.defaults import CONFIG
 from harness.processes import ReservedPort
 from harness.programs import require
-from wrapper import models
+from wrapper.blueprints import models
 from wrapper.config import Provider, Secret
 from wrapper.upstream import Upstream
 

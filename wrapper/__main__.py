@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from wrapper.commands import COMMANDS, CommandError
+from wrapper.cli import COMMANDS, CommandError
 from wrapper.config import ConfigError, environment
 
 
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        importlib.import_module(f"wrapper.commands.{name}").add_parser(subparsers)
+        importlib.import_module(f"wrapper.cli.{name}").add_parser(subparsers)
     return parser
 
 

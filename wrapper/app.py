@@ -15,15 +15,16 @@ from flask import Flask, Response, g, request
 from flask_cors.core import get_cors_options, set_cors_headers
 from werkzeug.exceptions import HTTPException
 
-from wrapper import api, docs, errors, models, ops
-from wrapper.call import close_after, content_length, has_body, split_target
+from wrapper import errors
+from wrapper.blueprints import models, openapi, ops, passthrough
 from wrapper.config import Settings
-from wrapper.exchange import UNMATCHED, Exchange
-from wrapper.gateway import Gateway
-from wrapper.relay import Relayed
+from wrapper.metering.pricing import Prices
+from wrapper.proxy.forward import Relayed
+from wrapper.proxy.request import close_after, content_length, has_body, split_target
+from wrapper.record import UNMATCHED, RequestRecord
+from wrapper.runtime import Gateway
 from wrapper.store import open_store
 from wrapper.telemetry import Exporter, Telemetry
-from wrapper.usage.prices import Prices
 
 log = logging.getLogger("wrapper")
 
@@ -58,9 +59,9 @@ def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> G
     _record_requests(app, gateway)
     _allow_origins(app, gateway)
     app.register_blueprint(ops.bp)
-    app.register_blueprint(docs.bp)
+    app.register_blueprint(openapi.bp)
     app.register_blueprint(models.bp)
-    app.register_blueprint(api.bp)
+    app.register_blueprint(passthrough.bp)
     return app
 
 
@@ -76,7 +77,7 @@ def _allow_origins(app: Flask, gateway: Gateway) -> None:
             app,
             {
                 "origins": list(origins),
-                "methods": api.ANY_METHOD,
+                "methods": passthrough.ANY_METHOD,
                 "expose_headers": EXPOSED,
                 "supports_credentials": False,
                 "send_wildcard": True,
@@ -98,12 +99,12 @@ def _record_requests(app: Flask, gateway: Gateway) -> None:
     def begin() -> Response | None:
         environ = request.environ
         rule = request.url_rule
-        g.exchange = Exchange(
+        g.record = RequestRecord(
             method=request.method,
             path=rule.rule.replace("<path:rest>", "<path>") if rule else UNMATCHED,
             client=environ.get("REMOTE_ADDR", ""),
         )
-        gateway.telemetry.begin(g.exchange, looks=request.blueprint == ops.bp.name)
+        gateway.telemetry.begin(g.record, looks=request.blueprint == ops.bp.name)
         split_target(environ)
         if request.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
             return Response(status=204)
@@ -111,15 +112,15 @@ def _record_requests(app: Flask, gateway: Gateway) -> None:
 
     @app.after_request
     def finish(response: Response) -> Response:
-        exchange: Exchange = g.exchange
+        record: RequestRecord = g.record
         if isinstance(response.response, Relayed):
             return response
-        exchange.status = response.status_code
-        exchange.bytes_out = response.content_length or 0
-        response.headers.setdefault("x-request-id", exchange.request_id)
+        record.status = response.status_code
+        record.bytes_out = response.content_length or 0
+        response.headers.setdefault("x-request-id", record.request_id)
         state, call = gateway.current, "visit" in g and g.visit.counted
         _take_leftover(request.environ)
-        response.call_on_close(lambda: gateway.settle(exchange, state, call=call))
+        response.call_on_close(lambda: gateway.settle(record, state, call=call))
         return response
 
 
@@ -140,11 +141,11 @@ def _take_leftover(environ: dict[str, Any]) -> None:
 def _answer_errors(app: Flask) -> None:
     @app.errorhandler(errors.GatewayError)
     def gateway_error(error: errors.GatewayError) -> Response:
-        g.exchange.refuse(error.status, error.label or error.code)
+        g.record.refuse(error.status, error.label or error.code)
         if isinstance(error, errors.Drained):
             close_after(request.environ)  # coming again on this connection would be too late
         if isinstance(error, errors.UnknownUrl | errors.MethodNotAllowed | errors.InvalidPath):
-            g.exchange.path = UNMATCHED
+            g.record.path = UNMATCHED
         response = Response(error.body(), error.status, mimetype="application/json")
         response.headers.extend(list(error.headers))
         return response
@@ -163,7 +164,7 @@ def _answer_errors(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def bug(error: Exception) -> Response:
-        log.error("a bug: %s", g.exchange.request_id, exc_info=error)
+        log.error("a bug: %s", g.record.request_id, exc_info=error)
         return gateway_error(
             errors.InternalError("An internal error; the log has it under this request's id.")
         )

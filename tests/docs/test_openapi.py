@@ -19,11 +19,11 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from harness.gateway import Gateway
 from wrapper import errors
-from wrapper.docs.failures import SAMPLES
-from wrapper.docs.openapi import document
+from wrapper.blueprints.openapi.failures import SAMPLES
+from wrapper.blueprints.openapi.openapi import document
 
 ROOT = Path(__file__).resolve().parents[2]
-VENDOR = ROOT / "wrapper" / "docs" / "static" / "vendor"
+VENDOR = ROOT / "wrapper" / "blueprints" / "openapi" / "static" / "vendor"
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch"}
 DOCUMENT = document()
 
@@ -36,7 +36,7 @@ from gevent import monkey
 monkey.patch_all()
 from wrapper.app import create_app
 from wrapper.config import load
-from wrapper.usage.prices import Prices
+from wrapper.metering.pricing import Prices
 
 app = create_app(load(os.environ), Prices({}, {}))
 rules = [[rule.rule, sorted(rule.methods)] for rule in app.url_map.iter_rules()]

@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 
 from harness import effort
-from wrapper import errors, http1
-from wrapper.call import Call
+from wrapper import errors
+from wrapper.cancellation import Watch
 from wrapper.config import ConfigError, Server, load
-from wrapper.exchange import Exchange
-from wrapper.jsonbytes import MAX_MEMBERS, has_duplicate, members
+from wrapper.formats import http1
+from wrapper.formats.jsonbytes import MAX_MEMBERS, has_duplicate, members
+from wrapper.metering.include_usage import set_include_usage
+from wrapper.proxy.request import Call
+from wrapper.proxy.visit import Visit
+from wrapper.record import RequestRecord
 from wrapper.telemetry.logline import line
-from wrapper.usage.request import set_include_usage
-from wrapper.visit import Visit
-from wrapper.watch import Watch
 
 READ = frozenset({"model", "stream", "stream_options"})
 
@@ -33,7 +34,7 @@ def test_a_body_that_is_refused_leaves_no_timer_behind() -> None:
     with ours, theirs:
         visit.watch = Watch(SimpleNamespace(_sock=ours))
         visit.state = SimpleNamespace(settings=SimpleNamespace(server=Server()))
-        visit.exchange = Exchange("POST")
+        visit.record = RequestRecord("POST")
         visit.credential = None
         visit.environ = {
             "REQUEST_METHOD": "POST",
@@ -103,4 +104,4 @@ def test_a_metrics_token_whose_file_is_gone_opens_no_door(tmp_path: Path) -> Non
 def test_a_providers_long_id_does_not_tear_the_log() -> None:
     """Several workers write to one pipe, which takes 4096 bytes at once (pipe(7))."""
     names = {"upstream_request_id": "\u00e4" * 5000, "model": "\x01" * 5000}
-    assert len(json.dumps(line(Exchange("POST", **names)), ensure_ascii=False)) < 3000
+    assert len(json.dumps(line(RequestRecord("POST", **names)), ensure_ascii=False)) < 3000

@@ -12,10 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrapper import errors
-from wrapper.access import checked_model, uses_something
-from wrapper.call import Call, RawBody, _keep, body_seconds, has_body, is_json_type, split_target
-from wrapper.keys import Principal
-from wrapper.relay import release
+from wrapper.auth import Principal
+from wrapper.proxy.forward import release
+from wrapper.proxy.model_access import checked_model, uses_something
+from wrapper.proxy.request import (
+    Call,
+    RawBody,
+    _keep,
+    body_seconds,
+    has_body,
+    is_json_type,
+    split_target,
+)
 
 BOUNDARY = "----7MA4YWxk"
 

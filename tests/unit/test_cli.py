@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from wrapper.__main__ import main
+from wrapper.auth import Keyring, digest
 from wrapper.config import load
-from wrapper.keys import Keyring, digest
 
 ROOT = Path(__file__).resolve().parents[2]
 GATEWAY = """\
@@ -294,7 +294,7 @@ def test_an_interrupted_command_ends_without_a_traceback(
     def interrupt(*_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wrapper.commands.check.run", interrupt)
+    monkeypatch.setattr("wrapper.cli.check.run", interrupt)
     assert run("check") == (130, "", "")
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from wrapper.cli.exports import COLUMNS
 from wrapper.config import ApiKey, Price, Provider, Route, Server
-from wrapper.usage import record
-from wrapper.usage.exports import COLUMNS
+from wrapper.metering import usage as record
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -57,7 +57,10 @@ def variables_in(*paths: Path) -> set[str]:
 
 
 def test_every_environment_variable_is_in_the_readme() -> None:
-    sources = [*(ROOT / "wrapper" / "config").glob("*.py"), ROOT / "wrapper" / "launch.py"]
+    sources = [
+        *(ROOT / "wrapper" / "config").glob("*.py"),
+        ROOT / "wrapper" / "server" / "lifecycle.py",
+    ]
     asked = variables_in(*sources, ROOT / "config" / "gunicorn.py")
     assert {"HOST", "PORT", "WRAPPER_STORE"} <= asked, "the pattern finds the variables"
     assert asked <= table_cells(README)
@@ -97,7 +100,7 @@ def test_the_layers_are_drawn_as_they_are_tested() -> None:
     )
     drawn = {
         module: int(rank)
-        for rank, modules in re.findall(r"^\| (\d) \| (.*?) \|", CONTRIBUTING, re.MULTILINE)
+        for rank, modules in re.findall(r"^\| (\d+) \| (.*?) \|", CONTRIBUTING, re.MULTILINE)
         for module in re.findall(r"`(\w+)`", modules)
     }
     assert drawn == ranks

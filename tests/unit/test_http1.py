@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from wrapper import errors
 from wrapper.config import Provider
-from wrapper.http1 import (
+from wrapper.formats.http1 import (
     Connection,
     Disconnected,
     Head,

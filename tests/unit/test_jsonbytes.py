@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import effort
-from wrapper.jsonbytes import (
+from wrapper.formats.jsonbytes import (
     _skip_brackets,
     has_duplicate,
     insert_member,
@@ -18,7 +18,7 @@ from wrapper.jsonbytes import (
     replace_value,
     skip_value,
 )
-from wrapper.usage.request import set_include_usage
+from wrapper.metering.include_usage import set_include_usage
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     ["model", "stream", "}", "{", '"', "\\", '{"model":', "\u2028", "é", "model\\", ","]

@@ -15,11 +15,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from wrapper import keyfile
-from wrapper.config import ApiKey, ConfigError, load_keys
+from wrapper.auth import digest
+from wrapper.config import ApiKey, ConfigError, keyfile, load_keys
+from wrapper.config.keyfile import KeyFileError
 from wrapper.config.tomllines import statements
-from wrapper.keyfile import KeyFileError
-from wrapper.keys import digest
 
 DIGEST = digest("x")
 FULL = ApiKey(

@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrapper.config import ApiKey
-from wrapper.errors import ApiKeyExpired, InvalidApiKey, Unauthorized
-from wrapper.keys import (
+from wrapper.auth import (
     CLIENT,
     MAX_HEADER,
     Keyring,
@@ -22,6 +20,8 @@ from wrapper.keys import (
     is_gateway_key,
     new_secret,
 )
+from wrapper.config import ApiKey
+from wrapper.errors import ApiKeyExpired, InvalidApiKey, Unauthorized
 
 SECRET = new_secret()
 MIDNIGHT = datetime.datetime(2027, 1, 1, tzinfo=datetime.UTC).timestamp()

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from wrapper import launch
+from wrapper.server import lifecycle as launch
 
 INFINITE = resource.RLIM_INFINITY
 

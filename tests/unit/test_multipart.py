@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from werkzeug.formparser import parse_form_data
 
 from harness import effort
-from wrapper.multipart import MAX_HEADERS, MAX_PARTS, MAX_VALUE, FieldFinder, boundary_of
+from wrapper.formats.multipart import MAX_HEADERS, MAX_PARTS, MAX_VALUE, FieldFinder, boundary_of
 
 BOUNDARY = "----WebKitFormBoundary7MA4YWxk"
 CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY}"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from wrapper.config import ConfigError, Price
-from wrapper.usage import Usage
-from wrapper.usage.prices import MAX_REMEMBERED, Prices
+from wrapper.metering import Usage
+from wrapper.metering.pricing import MAX_REMEMBERED, Prices
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "config" / "prices.toml"
@@ -244,7 +244,7 @@ def test_the_shipped_file_covers_its_providers_and_says_where_it_is_from() -> No
 
 
 def test_the_same_package_on_the_same_day_makes_the_same_file(tmp_path: Path) -> None:
-    maker = pytest.importorskip("wrapper.commands.prices")
+    maker = pytest.importorskip("wrapper.cli.prices")
     day = datetime(2026, 11, 21, 12, tzinfo=UTC)
     assert maker.render(day) == maker.render(day)
     made = tmp_path / "prices.toml"

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrapper.__main__ import main
+from wrapper.cli.exports import ExportError, Total, read_export
+from wrapper.metering import Usage
 from wrapper.store import PICO, Entry, open_store
-from wrapper.usage import Usage
-from wrapper.usage.exports import ExportError, Total, read_export
 
 Run = Callable[..., tuple[int, str, str]]
 

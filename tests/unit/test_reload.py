@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from wrapper.auth import digest
 from wrapper.config import ConfigError, Settings, load
 from wrapper.config.watch import Reloader, accept, load_or_last_good
-from wrapper.keys import digest
 
 GATEWAY = """\
 [providers.groq]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrapper.sse import BOM, MAX_EVENT_BYTES, Reader, Span, payload
+from wrapper.formats.sse import BOM, MAX_EVENT_BYTES, Reader, Span, payload
 
 # Texts in which every byte matters to the reader.
 PIECES = st.sampled_from(

@@ -18,9 +18,9 @@ import pytest
 
 from harness import effort
 from harness.poll import eventually
+from wrapper.metering import Usage
 from wrapper.store import PICO, Entry, StoreError, Sums, all_time, open_store, sqlite
 from wrapper.store.sqlite import SqliteStore
-from wrapper.usage import Usage
 
 ROOT = Path(__file__).resolve().parents[2]
 HOUR = 3600.0
@@ -313,7 +313,7 @@ def test_a_file_that_is_moved_while_in_use_is_noticed(
 WRITER = """
 import sys
 from wrapper.store import Entry, open_store, sqlite
-from wrapper.usage import Usage
+from wrapper.metering import Usage
 sqlite.BUSY_SECONDS = 60  # four that do nothing but write may keep one of them waiting
 store = open_store(sys.argv[1])
 n = 0

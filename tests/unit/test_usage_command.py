@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from wrapper.__main__ import main
-from wrapper.commands.usage import decimal_usd, short_usd, since
+from wrapper.cli.usage import decimal_usd, short_usd, since
+from wrapper.metering import Usage
 from wrapper.store import Entry, open_store
-from wrapper.usage import Usage
 
 Run = Callable[..., tuple[int, str, str]]
 

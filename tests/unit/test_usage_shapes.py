@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrapper.usage import Reading, Usage, tap_for
+from wrapper.metering import Reading, Usage, tap_for
 
 CHAT = {
     "prompt_tokens": 19,

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import effort
-from wrapper.usage import Tap, Usage, tap_for
+from wrapper.metering import Tap, Usage, tap_for
 
 USAGE = b'{"prompt_tokens":19,"completion_tokens":10,"total_tokens":29}'
 CHUNK = (

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from wrapper.usage import Usage
+from wrapper.metering import Usage
 
 # What `totals` can group by. `day` and `hour` are UTC.
 DIMENSIONS = ("key", "provider", "model", "outcome", "day", "hour")

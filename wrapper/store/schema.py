@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from wrapper.metering import Usage
 from wrapper.store.base import Entry, Sums
-from wrapper.usage import Usage
 
 SCHEMA_VERSION = 1
 

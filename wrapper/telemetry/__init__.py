@@ -1,4 +1,4 @@
-"""What the world is told of a finished exchange: Prometheus instruments and one JSON log line.
+"""What the world is told of a finished record: Prometheus instruments and one JSON log line.
 
 The rules protected here. Labels are bounded whatever strangers send: keys by their configured
 names, paths by their patterns, methods by HTTP's own, models by what the configuration names or
@@ -16,8 +16,8 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from wrapper.exchange import NO_KEY, NO_MODEL, REJECTED, UNMATCHED, Exchange
-from wrapper.keys import CLIENT
+from wrapper.auth import CLIENT
+from wrapper.record import NO_KEY, NO_MODEL, REJECTED, UNMATCHED, RequestRecord
 from wrapper.store import Sums
 from wrapper.telemetry.exposition import Exporter, seed, usd, worker_begins, worker_gone
 from wrapper.telemetry.instruments import (
@@ -54,7 +54,7 @@ SECOND_GRAINS = 2**20  # in a second; exact for three hundred years
 
 
 class Telemetry:
-    """`begin` and `record` an exchange; the only place that counts."""
+    """`begin` and `record` an record; the only place that counts."""
 
     def __init__(self, log_level: str = "info") -> None:
         self._known: set[str] = set()  # models that the configuration or the price list names
@@ -76,88 +76,88 @@ class Telemetry:
         self.models.take_up(model for model in models if model not in (NO_MODEL, OTHER))
         seed(totals)
 
-    def begin(self, exchange: Exchange, *, looks: bool) -> None:
+    def begin(self, record: RequestRecord, *, looks: bool) -> None:
         """A request has come; one that only looks at the gateway (a scrape) is not in flight."""
-        exchange.in_flight = not looks
-        if exchange.in_flight:
+        record.in_flight = not looks
+        if record.in_flight:
             IN_FLIGHT.inc()
 
     def admit(self) -> None:
         """A call that will be settled: it is owed until its `end`."""
         UNSETTLED.inc()
 
-    def end(self, exchange: Exchange, *, call: bool) -> None:
+    def end(self, record: RequestRecord, *, call: bool) -> None:
         """The request is over: it is neither in flight nor owed any more."""
-        if exchange.in_flight:
+        if record.in_flight:
             IN_FLIGHT.dec()
         if call:
             UNSETTLED.dec()
 
-    def model(self, exchange: Exchange) -> str:
-        """The label for an exchange's model."""
-        name = exchange.model
+    def model(self, record: RequestRecord) -> str:
+        """The label for an record's model."""
+        name = record.model
         if not name:
             return NO_MODEL
-        answered = exchange.relayed and exchange.method == "POST" and 200 <= exchange.status < 300
-        if exchange.api_key == CLIENT.name and not answered:
+        answered = record.relayed and record.method == "POST" and 200 <= record.status < 300
+        if record.api_key == CLIENT.name and not answered:
             return OTHER  # anybody may say so
         if name in self.models:
             return name
         return name if (answered or name in self._known) and self.models.add(name) else OTHER
 
-    def record(self, exchange: Exchange, *, call: bool, metering: bool) -> None:
-        """Count a finished exchange.
+    def record(self, record: RequestRecord, *, call: bool, metering: bool) -> None:
+        """Count a finished record.
 
         `call` says that a key's call was made or refused, `metering` that it is metered.
         """
-        self._record_request(exchange)
-        for provider, reason in exchange.upstream_errors:
+        self._record_request(record)
+        for provider, reason in record.upstream_errors:
             self._child(UPSTREAM_ERRORS, provider, reason).inc()
         if call and metering:
-            self._record_call(exchange)
+            self._record_call(record)
 
-    def _record_request(self, exchange: Exchange) -> None:
+    def _record_request(self, record: RequestRecord) -> None:
         """Every request. A stranger makes no series at will: no method where the path is whatever
         he typed, and a histogram only where he reads what is open to everyone.
         """
-        method = exchange.method if exchange.method in METHODS else OTHER
-        stranger = _is_strangers(exchange)
-        if stranger and (exchange.path == UNMATCHED or "<" in exchange.path):
+        method = record.method if record.method in METHODS else OTHER
+        stranger = _is_strangers(record)
+        if stranger and (record.path == UNMATCHED or "<" in record.path):
             method = OTHER
-        self._child(REQUESTS, method, exchange.path, str(exchange.status)).inc()
-        if not stranger or (method == "GET" and exchange.status < 400):
-            self._child(DURATION, method, exchange.path).observe(_seconds(exchange.duration))
-            self._child(OVERHEAD, exchange.path).observe(_seconds(exchange.overhead))
+        self._child(REQUESTS, method, record.path, str(record.status)).inc()
+        if not stranger or (method == "GET" and record.status < 400):
+            self._child(DURATION, method, record.path).observe(_seconds(record.duration))
+            self._child(OVERHEAD, record.path).observe(_seconds(record.overhead))
 
-    def _record_call(self, exchange: Exchange) -> None:
-        model, provider = self.model(exchange), exchange.provider or "none"
-        labels = (exchange.api_key, provider, model)
-        self._child(CALLS, *labels, exchange.outcome).inc()
-        if exchange.outcome == REJECTED:
-            self._child(REJECTIONS, exchange.api_key, exchange.error_code or OTHER).inc()
-        if exchange.unmetered:
-            self._child(UNMETERED, provider, exchange.unmetered).inc()
-        usage = exchange.usage
+    def _record_call(self, record: RequestRecord) -> None:
+        model, provider = self.model(record), record.provider or "none"
+        labels = (record.api_key, provider, model)
+        self._child(CALLS, *labels, record.outcome).inc()
+        if record.outcome == REJECTED:
+            self._child(REJECTIONS, record.api_key, record.error_code or OTHER).inc()
+        if record.unmetered:
+            self._child(UNMETERED, provider, record.unmetered).inc()
+        usage = record.usage
         if usage is not None:
             self._add(usage.prompt, PROMPT, *labels)
             self._add(usage.completion, COMPLETION, *labels)
             self._add(usage.total, TOKENS, *labels)
             self._add(usage.cached, CACHED, *labels)
-            if exchange.cost is None:
+            if record.cost is None:
                 self._child(UNPRICED, provider, model).inc()
             else:
-                self._add(exchange.cost, COST, *labels)
-        if exchange.relayed and 200 <= exchange.status < 300:
-            self._record_speed(exchange, provider, model)
+                self._add(record.cost, COST, *labels)
+        if record.relayed and 200 <= record.status < 300:
+            self._record_speed(record, provider, model)
 
-    def _record_speed(self, exchange: Exchange, provider: str, model: str) -> None:
-        self._child(GEN_AI_DURATION, provider, model).observe(_seconds(exchange.upstream))
-        if exchange.ttft is None or not exchange.stream:
+    def _record_speed(self, record: RequestRecord, provider: str, model: str) -> None:
+        self._child(GEN_AI_DURATION, provider, model).observe(_seconds(record.upstream))
+        if record.ttft is None or not record.stream:
             return
-        self._child(FIRST_TOKEN, provider, model).observe(_seconds(exchange.ttft))
-        if exchange.usage is not None and exchange.usage.completion > 1:
-            rest = max(0.0, exchange.upstream - exchange.ttft)
-            per_token = rest / (exchange.usage.completion - 1)
+        self._child(FIRST_TOKEN, provider, model).observe(_seconds(record.ttft))
+        if record.usage is not None and record.usage.completion > 1:
+            rest = max(0.0, record.upstream - record.ttft)
+            per_token = rest / (record.usage.completion - 1)
             self._child(PER_TOKEN, provider, model).observe(_seconds(per_token))
 
     def _add(self, amount: float, metric: Any, *labels: str) -> None:
@@ -173,14 +173,14 @@ class Telemetry:
             child = self._children[key] = metric.labels(*labels)
         return child
 
-    def log(self, exchange: Exchange) -> None:
+    def log(self, record: RequestRecord) -> None:
         """Write the request's line. What is at the other end of stdout is nobody's fault who calls:
         a full disk or a reader that is gone or asleep costs the line, and is told once.
         """
-        if exchange.status < self._quiet:
+        if record.status < self._quiet:
             return
         try:
-            self._output.write(encoded(exchange))
+            self._output.write(encoded(record))
         except OSError as error:
             if not self._log_failing:
                 log.error("request lines cannot be written to stdout: %s", error.strerror)
@@ -189,11 +189,9 @@ class Telemetry:
             self._log_failing = False
 
 
-def _is_strangers(exchange: Exchange) -> bool:
+def _is_strangers(record: RequestRecord) -> bool:
     """Whether nobody has vouched for the caller: no key, or a provider's that it did not take."""
-    return exchange.api_key == NO_KEY or (
-        exchange.api_key == CLIENT.name and exchange.status >= 400
-    )
+    return record.api_key == NO_KEY or (record.api_key == CLIENT.name and record.status >= 400)
 
 
 def _seconds(value: float) -> float:

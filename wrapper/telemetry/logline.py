@@ -1,4 +1,4 @@
-"""A finished exchange as one JSON line.
+"""A finished record as one JSON line.
 
 The rule protected here: no secret, query string or body gets into it, and no text of a caller's
 makes it longer than a pipe takes at once.
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from wrapper.exchange import Exchange
+from wrapper.record import RequestRecord
 from wrapper.telemetry.instruments import METHODS, OTHER, PICO
 
 MAX_MODEL_LENGTH = 200  # characters of a name in the log; a caller may send megabytes
@@ -21,42 +21,42 @@ MAX_ID_LENGTH = 200  # a line longer than a pipe takes at once mixes with anothe
 _encode = msgspec.json.Encoder().encode
 
 
-def encoded(exchange: Exchange) -> bytes:
+def encoded(record: RequestRecord) -> bytes:
     """The line, its line feed included."""
-    return _encode(line(exchange)) + b"\n"
+    return _encode(line(record)) + b"\n"
 
 
-def line(exchange: Exchange) -> dict[str, Any]:
+def line(record: RequestRecord) -> dict[str, Any]:
     """The fields of the line; what is not known is null."""
-    usage = exchange.usage
-    status = exchange.status
+    usage = record.usage
+    status = record.status
     level = "info" if status < 400 else "warning" if status < 500 else "error"
     return {
-        "time": _timestamp(exchange.at),
+        "time": _timestamp(record.at),
         "level": level,
-        "request_id": exchange.request_id,
-        "upstream_request_id": (exchange.upstream_request_id or "")[:MAX_ID_LENGTH] or None,
-        "client": exchange.client,
-        "method": exchange.method if exchange.method in METHODS else OTHER,
-        "path": exchange.path,
+        "request_id": record.request_id,
+        "upstream_request_id": (record.upstream_request_id or "")[:MAX_ID_LENGTH] or None,
+        "client": record.client,
+        "method": record.method if record.method in METHODS else OTHER,
+        "path": record.path,
         "status": status,
-        "outcome": exchange.outcome,
-        "code": exchange.error_code,
-        "api_key": exchange.api_key,
-        "provider": exchange.provider or None,
-        "model": exchange.model[:MAX_MODEL_LENGTH] or None,
-        "stream": exchange.stream,
+        "outcome": record.outcome,
+        "code": record.error_code,
+        "api_key": record.api_key,
+        "provider": record.provider or None,
+        "model": record.model[:MAX_MODEL_LENGTH] or None,
+        "stream": record.stream,
         "prompt_tokens": usage.prompt if usage else None,
         "completion_tokens": usage.completion if usage else None,
         "cached_tokens": usage.cached if usage else None,
-        "cost_usd": exchange.cost / PICO if exchange.cost is not None else None,
-        "unmetered": exchange.unmetered,
-        "ttft_ms": _ms(exchange.ttft),
-        "upstream_ms": _ms(exchange.upstream) if exchange.relayed else None,
-        "overhead_ms": _ms(exchange.overhead),
-        "duration_ms": _ms(exchange.duration),
-        "bytes_in": exchange.bytes_in,
-        "bytes_out": exchange.bytes_out,
+        "cost_usd": record.cost / PICO if record.cost is not None else None,
+        "unmetered": record.unmetered,
+        "ttft_ms": _ms(record.ttft),
+        "upstream_ms": _ms(record.upstream) if record.relayed else None,
+        "overhead_ms": _ms(record.overhead),
+        "duration_ms": _ms(record.duration),
+        "bytes_in": record.bytes_in,
+        "bytes_out": record.bytes_out,
     }
 
 

@@ -22,8 +22,9 @@ from requests.exceptions import (
     ConnectionError as RequestsConnectionError,
 )
 
-from wrapper import errors, http1
+from wrapper import errors
 from wrapper.config import Provider
+from wrapper.formats import http1
 from wrapper.upstream.headers import headers_down, headers_up
 from wrapper.upstream.transport import Raw, Transport
 

@@ -30,9 +30,10 @@ from requests.exceptions import (
     ConnectionError as RequestsConnectionError,
 )
 
-from wrapper import errors, http1
+from wrapper import errors
+from wrapper.cancellation import TIMEOUT, Interrupted, within
 from wrapper.config import Provider
-from wrapper.watch import TIMEOUT, Interrupted, within
+from wrapper.formats import http1
 
 MAX_IDLE = 45.0  # seconds; providers close idle connections after 60 or more
 

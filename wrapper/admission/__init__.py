@@ -1,0 +1,1 @@
+"""Limits and budgets: the one place where a request is admitted and its reservation settled."""

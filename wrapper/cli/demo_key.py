@@ -1,0 +1,146 @@
+"""`demo-key`: the first key of a first start, with a curl line that works when pasted.
+
+`make run` calls it. Where there is a keys file it makes none: whoever has keys knows them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import ipaddress
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from wrapper.cli import CommandError
+from wrapper.cli.keys import create_key
+from wrapper.config import ApiKey, Listen, Settings, keys_path, listen, load
+from wrapper.errors import ModelNotFound
+from wrapper.routing import Routes
+
+if TYPE_CHECKING:
+    from wrapper.cli import Subparsers
+
+NAME = "demo"
+
+_MODELS = {"groq": "llama-3.1-8b-instant", "openai": "gpt-4o-mini"}
+"""A cheap model of each provider that the shipped configuration has."""
+
+_SIMULATOR = "http://127.0.0.1"
+"""Where it listens is not known yet; that `make run` starts one where no provider has a key is."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Adds `demo-key`."""
+    parser = subparsers.add_parser(
+        "demo-key",
+        help="on the first start: make the key 'demo' and print a curl line",
+        description="Makes the key 'demo' when there is no keys file, and prints its secret"
+        " once, with a curl line to try it.",
+    )
+    parser.add_argument(
+        "--check-port",
+        action="store_true",
+        help="first see that no other program listens on HOST:PORT",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Makes the key, or says where the keys are. Raises `ConfigError` and `CommandError`."""
+    settings, where = load(environ, _SIMULATOR), listen(environ)
+    if args.check_port:
+        _check_address(where)
+    path = keys_path(environ)
+    if os.path.lexists(path):
+        _tell_of_simulator(settings)
+        print(f"The keys are in {path}, without their secrets. To make another one:")
+        print(f"{_python()} -m wrapper keys create NAME")
+        print(f"To try one in the browser: http://{_address(where)}/docs\n")
+        return 0
+    secret = create_key(environ, ApiKey(NAME, ""))
+    _tell_of_simulator(settings)
+    print(f"The key '{NAME}', shown only now: {secret}")
+    print(f"Try it in another terminal:\n\n{curl(where, secret, model(settings))}\n")
+    print(f"or in the browser, with the key: http://{_address(where)}/docs\n")
+    return 0
+
+
+def _tell_of_simulator(settings: Settings) -> None:
+    if settings.stand_in:
+        print("No provider has a key: the simulated provider answers (labelled as such).")
+        print("Put GROQ_API_KEY or OPENAI_API_KEY into .env for real answers.")
+
+
+def _check_address(where: Listen) -> None:
+    """Raises CommandError where nobody can listen there."""
+    try:
+        found = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(
+                f"another program listens on {where.bind}: set PORT to a free port, such as"
+                " PORT=8090"
+            ) from None
+        raise CommandError(f"cannot listen on {where.bind}: {error.strerror}") from None
+
+
+def _python() -> str:
+    """The interpreter as one would type it here."""
+    inside = os.path.relpath(sys.executable)
+    return sys.executable if inside.startswith(os.pardir) else inside
+
+
+def model(settings: Settings) -> str:
+    """A model that some usable provider answers for, the shipped providers' first."""
+    routes, usable = Routes(settings), settings.usable
+    known = [name for provider, name in _MODELS.items() if settings.stand_in or provider in usable]
+    names = [*known, *routes.exact_names]
+    return next((name for name in names if _answered(name, routes, settings)), "MODEL")
+
+
+def _answered(name: str, routes: Routes, settings: Settings) -> bool:
+    try:
+        targets = routes.for_model(name)
+    except ModelNotFound:
+        return False
+    return any(target.provider in settings.usable for target in targets)
+
+
+def curl(where: Listen, secret: str, name: str) -> str:
+    """One line that can be pasted into a shell."""
+    body = json.dumps(
+        {
+            "model": name,
+            "stream": True,
+            "messages": [{"role": "user", "content": "Say hello in five languages."}],
+        }
+    )
+    quoted = body.replace("'", "'\\''")
+    return (
+        f"curl -N 'http://{_address(where)}/v1/chat/completions'"
+        f" -H 'Authorization: Bearer {secret}'"
+        f" -H 'Content-Type: application/json' -d '{quoted}'"
+    )
+
+
+def _address(where: Listen) -> str:
+    return Listen(_reachable(where.host), where.port).bind
+
+
+def _reachable(host: str) -> str:
+    """Where a server that listens on every interface is found from here."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if not address.is_unspecified:
+        return host
+    return "127.0.0.1" if address.version == 4 else "::1"

@@ -1,0 +1,188 @@
+"""`usage`: what each key used and cost, from the usage table.
+
+The rule protected here: what could not be read or priced is shown beside the sums, so that
+nobody takes a sum with holes for a whole one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from wrapper.cli import CommandError, columns
+from wrapper.store import DIMENSIONS, PICO, StoreError, Sums, open_store, spans
+
+if TYPE_CHECKING:
+    from wrapper.cli import Subparsers
+
+_NUMBERS = (
+    "requests",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+    "audio_seconds",
+    "cost_usd",
+    "unmetered",
+    "unpriced",
+)
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Adds the command and its options."""
+    parser = subparsers.add_parser(
+        "usage",
+        help="what each key used and cost",
+        description="Sums of the usage table. Days and hours are UTC, and an hour counts as a"
+        " whole. unmetered: answered requests whose use could not be read; their tokens are not"
+        " in the sums. unpriced: requests whose model has no known price; their cost is not.",
+    )
+    parser.add_argument(
+        "--since",
+        type=since,
+        default="7d",
+        metavar="TIME",
+        help="24h, 7d, 4w, or a date such as 2026-11-01 (UTC); default 7d",
+    )
+    parser.add_argument(
+        "--by",
+        type=dimensions,
+        default="key,model",
+        metavar="LIST",
+        help=f"any of {', '.join(DIMENSIONS)}, separated by commas; default key,model",
+    )
+    parser.add_argument("--key", metavar="NAME", help="only this key")
+    parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    parser.set_defaults(run=run)
+
+
+def since(text: str) -> float:
+    """The Unix time that `text` means: a span back from now, or a date in UTC."""
+    try:
+        return spans.since(text, time.time())
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time: write 24h, 7d, 4w or 2026-11-01"
+        ) from None
+
+
+def dimensions(text: str) -> tuple[str, ...]:
+    """The columns to group by."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in DIMENSIONS:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(DIMENSIONS)}")
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError("names a column twice")
+    return names
+
+
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Prints the sums. Raises CommandError where the table cannot be read."""
+    from wrapper.config import store_url
+
+    try:
+        store = open_store(store_url(environ))
+        rows = store.totals(args.since, None, args.by, args.key)
+        total = store.totals(args.since, None, (), args.key)[0]
+        store.close()
+    except StoreError as error:
+        raise CommandError(str(error)) from error
+    if args.format == "json":
+        _print_json(args, rows, total)
+    elif args.format == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow((*args.by, *_NUMBERS))
+        writer.writerows((*row.group, *_exact(row)) for row in rows)
+    else:
+        _print_table(args, rows, total)
+    return 0
+
+
+def _exact(sums: Sums) -> tuple[str, ...]:
+    """The numbers in the order of `_NUMBERS`, nothing rounded."""
+    numbers = (sums.requests, sums.prompt, sums.completion, sums.total, sums.cached, sums.reasoning)
+    return (
+        *map(str, numbers),
+        f"{sums.seconds:g}",
+        decimal_usd(sums.cost),
+        str(sums.unmetered),
+        str(sums.unpriced),
+    )
+
+
+def _print_json(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) -> None:
+    def fields(sums: Sums) -> dict[str, float | int]:
+        values = zip(_NUMBERS, _exact(sums), strict=True)
+        exact = {"audio_seconds", "cost_usd"}
+        return {name: float(text) if name in exact else int(text) for name, text in values}
+
+    document = {
+        "since": spans.iso(args.since),
+        "by": list(args.by),
+        "rows": [{**dict(zip(args.by, row.group, strict=True)), **fields(row)} for row in rows],
+        "total": fields(total),
+    }
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _print_table(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) -> None:
+    if not total.requests:
+        print(f"nothing was used since {spans.iso(args.since)}")
+        return
+    header = [*args.by, "requests", "prompt", "cached", "completion", "reasoning", "total"]
+    header += ["seconds"] if total.seconds else []
+    header += ["cost USD", "unmetered", "unpriced"]
+    lines = [[*row.group, *_cells(row, total)] for row in rows]
+    if args.by:
+        lines.append(["total", *[""] * (len(args.by) - 1), *_cells(total, total)])
+    else:
+        lines = [_cells(total, total)]
+    print(columns(header, _right(header, lines, len(args.by))))
+    print(f"since {spans.iso(args.since)}")
+    if total.unmetered:
+        print(f"unmetered: {total.unmetered}: answers whose tokens are not known")
+    if total.unpriced:
+        print(
+            f"unpriced: {total.unpriced}: answers whose cost is not known. A price for their model"
+            ' in [prices."MODEL"] of gateway.toml counts from then on'
+        )
+
+
+def _cells(sums: Sums, total: Sums) -> list[str]:
+    tokens = (sums.requests, sums.prompt, sums.cached, sums.completion, sums.reasoning, sums.total)
+    seconds = [f"{sums.seconds:,.1f}"] if total.seconds else []
+    counts = (sums.unmetered, sums.unpriced)
+    cost = "-" if sums.unpriced and not sums.cost else short_usd(sums.cost)
+    return [*(f"{n:,}" for n in tokens), *seconds, cost, *map(str, counts)]
+
+
+def _right(header: Sequence[str], lines: list[list[str]], names: int) -> list[list[str]]:
+    """The lines with their numbers moved to the right edge of each column."""
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    return [
+        [*line[:names], *(cell.rjust(widths[i]) for i, cell in enumerate(line) if i >= names)]
+        for line in lines
+    ]
+
+
+def short_usd(pico: int) -> str:
+    """USD for people: cents from a dollar on, three digits that say something below."""
+    if not pico:
+        return "0"
+    if pico >= PICO:
+        return f"{pico / PICO:,.2f}"
+    digits = 15 - len(str(pico))
+    return f"{pico / PICO:.{digits}f}"
+
+
+def decimal_usd(pico: int) -> str:
+    """USD with every digit: 1234567 pico-USD are 0.000001234567."""
+    whole, rest = divmod(pico, PICO)
+    return f"{whole}.{rest:012d}".rstrip("0").rstrip(".")

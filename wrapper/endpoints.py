@@ -1,0 +1,1 @@
+"""The table of OpenAI-dialect endpoints."""

@@ -1,0 +1,144 @@
+"""Reads a compressed answer beside the compressed bytes.
+
+The client gets what the provider sent, true to its `Content-Encoding`; the tap inside reads a
+decompressed copy (RFC 9110 section 8.4.1: gzip, deflate with and without the zlib header; br
+is RFC 7932). The rules protected here: a few bytes that unfold into gigabytes cost neither
+memory nor much time, and broken compression is a reason, not an exception.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Protocol
+
+import brotli
+
+from wrapper.metering.extractor import Tap
+from wrapper.metering.usage import TOO_LARGE, UNREADABLE, Reading
+
+# The copy is made in pieces of this size …
+PIECE_BYTES = 64 * 1024
+# … and no longer than an honest answer: this much, and this many times what came in.
+FREE_BYTES = 8 << 20
+MAX_RATIO = 200
+
+
+class Broken(Exception):
+    """The compressed data cannot be read."""
+
+
+class Decoder(Protocol):
+    """Decompresses one stream."""
+
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        """The decompressed pieces of `data`. Raises Broken."""
+
+
+class Inflate:
+    """gzip with any number of members, zlib or raw deflate."""
+
+    def __init__(self, *, gzip: bool) -> None:
+        self._gzip = gzip
+        self._start = b""
+        self._inflate = zlib.decompressobj(wbits=31) if gzip else None
+
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        if self._inflate is None:
+            data = self._start + data
+            if len(data) < 2:
+                self._start = data
+                return
+            self._inflate = zlib.decompressobj(wbits=15 if _has_zlib_header(data) else -15)
+        while data:
+            try:
+                piece = self._inflate.decompress(data, PIECE_BYTES)
+            except zlib.error as error:
+                raise Broken(str(error)) from error
+            if piece:
+                yield piece
+            data = self._inflate.unconsumed_tail
+            if self._inflate.eof:
+                data = self._inflate.unused_data
+                # What follows the last member and is none is padding (gzip(1) ignores it too).
+                if not self._gzip or data[:1] not in (b"", b"\x1f"):
+                    return
+                self._inflate = zlib.decompressobj(wbits=31)
+
+
+class Unbrotli:
+    """br."""
+
+    def __init__(self) -> None:
+        self._decompressor = brotli.Decompressor()
+
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        if self._decompressor.is_finished():
+            return
+        try:
+            while True:
+                piece = self._decompressor.process(data, output_buffer_limit=PIECE_BYTES)
+                if piece:
+                    yield piece
+                data = b""
+                if self._decompressor.is_finished() or self._decompressor.can_accept_more_data():
+                    return
+        except brotli.error as error:
+            raise Broken(str(error)) from error
+
+
+def _has_zlib_header(data: bytes) -> bool:
+    # RFC 1950 section 2.2: the method is 8, and the first two bytes are a multiple of 31.
+    return data[0] & 0x0F == 8 and (data[0] * 256 + data[1]) % 31 == 0
+
+
+class DecodingTap:
+    """Hands a decompressed copy to `inner` and every byte on as it came."""
+
+    __slots__ = ("_came", "_decoder", "_inner", "_made", "_reason")
+
+    def __init__(self, decoder: Decoder, inner: Tap) -> None:
+        self._decoder = decoder
+        self._inner = inner
+        self._came = 0
+        self._made = 0
+        self._reason: str | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        if self._reason is None:
+            self._came += len(data)
+            try:
+                self._decode(data)
+            except Broken:
+                self._reason = UNREADABLE
+        return data
+
+    def _decode(self, data: bytes) -> None:
+        for piece in self._decoder.decode(data):
+            self._made += len(piece)
+            if self._made > FREE_BYTES + MAX_RATIO * self._came:
+                self._reason = TOO_LARGE
+                return
+            self._inner.feed(piece)
+
+    def flush(self) -> bytes:
+        if self._reason is None:
+            self._inner.flush()
+        return b""
+
+    def reading(self) -> Reading:
+        reading = self._inner.reading()
+        if reading.usage is not None or self._reason is None:
+            return reading
+        return reading._replace(reason=self._reason)
+
+
+def decoder_for(encoding: str) -> Decoder | None:
+    """The decoder of one content coding (in lower case), None where there is none."""
+    if encoding in ("gzip", "x-gzip"):
+        return Inflate(gzip=True)
+    if encoding == "deflate":
+        return Inflate(gzip=False)
+    if encoding == "br":
+        return Unbrotli()
+    return None

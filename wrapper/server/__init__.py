@@ -1,0 +1,1 @@
+"""The server under the application: gunicorn worker, start and stop, logging."""
