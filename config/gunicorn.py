@@ -176,7 +176,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         while time.monotonic() < end:
             HeadTimeout.let_go()
             gevent.sleep(0.25)
-        launch.drain()
+        launch.drain(self.wsgi)
 
 
 class HeadTimeout(gevent.Timeout):  # type: ignore[misc]  # gevent has no types
@@ -241,9 +241,9 @@ def post_worker_init(worker: Any) -> None:
 
 def worker_int(worker: Any) -> None:
     """Ctrl-C or SIGQUIT: nobody waits for open streams, but each is ended in words and booked."""
-    launch.drain()
+    launch.drain(worker.wsgi)
     with gevent.Timeout(QUICK_SECONDS, False):
-        while launch.active():
+        while launch.active(worker.wsgi):
             gevent.sleep(0.02)
 
 

@@ -1,14 +1,14 @@
 """The application: what it is made of, and what happens before and after every request.
 
-`create_app` is the table of contents. The rule protected here: every request is recorded
-exactly once, when its last byte has left, whoever answered it.
+`create_app` is the table of contents. Invariant: every request is recorded exactly once, when its
+last byte has left, whoever responded to it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from flask import Flask, Response, g, request
@@ -16,13 +16,15 @@ from flask_cors.core import get_cors_options, set_cors_headers
 from werkzeug.exceptions import HTTPException
 
 from wrapper import errors
-from wrapper.blueprints import models, openapi, ops, passthrough
+from wrapper.blueprints import chat, models, openai, openapi, ops, passthrough
+from wrapper.cancellation import CancelScope
 from wrapper.config import Settings
 from wrapper.metering.pricing import Prices
-from wrapper.proxy.forward import Relayed
-from wrapper.proxy.request import close_after, content_length, has_body, split_target
+from wrapper.proxy.body import close_after, content_length, has_body
+from wrapper.proxy.finalize import finalize
+from wrapper.proxy.request import split_target
 from wrapper.record import UNMATCHED, RequestRecord
-from wrapper.runtime import Gateway
+from wrapper.runtime import RequestContext, Runtime, current_runtime, request_context
 from wrapper.store import open_store
 from wrapper.telemetry import Exporter, Telemetry
 
@@ -40,7 +42,7 @@ DRAINED_BYTES = 65536
 
 
 class GatewayApp(Flask):
-    """Flask without its question, several times a request, whether a function is a coroutine."""
+    """Flask without its check, several times a request, whether a function is a coroutine."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         return func
@@ -51,101 +53,76 @@ def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> G
     app = GatewayApp("wrapper", static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # what is no preflight is the provider's
-    gateway = Gateway(settings, prices, open_store(settings.store), Telemetry(log_level))
-    app.extensions["gateway"] = gateway
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # an OPTIONS that is no preflight is relayed
+    runtime = Runtime(settings, prices, open_store(settings.store), Telemetry(log_level))
+    runtime.init_app(app)
+    models.ModelLists().init_app(app)
     app.extensions["exporter"] = Exporter()
-    _answer_errors(app)
-    _record_requests(app, gateway)
-    _allow_origins(app, gateway)
-    app.register_blueprint(ops.bp)
-    app.register_blueprint(openapi.bp)
-    app.register_blueprint(models.bp)
-    app.register_blueprint(passthrough.bp)
+    _handle_errors(app)
+    _record_requests(app)
+    _allow_origins(app)
+    for blueprint in (ops.bp, openapi.bp, models.bp, chat.bp, openai.bp, passthrough.bp):
+        app.register_blueprint(blueprint)
     return app
 
 
-def _allow_origins(app: Flask, gateway: Gateway) -> None:
-    """CORS without credentials: a browser app sends its key itself, never a cookie.
+def _record_requests(app: Flask) -> None:
+    """A record for every request, finalized when its response is closed."""
 
-    flask-cors' own extension would keep the origins it was made with over every reload.
-    """
-
-    @lru_cache(maxsize=2)
-    def options(origins: tuple[str, ...]) -> Any:
-        return get_cors_options(
-            app,
-            {
-                "origins": list(origins),
-                "methods": passthrough.ANY_METHOD,
-                "expose_headers": EXPOSED,
-                "supports_credentials": False,
-                "send_wildcard": True,
-                "always_send": False,
-                "allow_private_network": False,
-                "max_age": 600,
-            },
-        )
-
-    @app.after_request
-    def allow(response: Response) -> Response:
-        if request.path == "/metrics":
-            return response  # whatever page is open in a browser shall not read the keys' names
-        return set_cors_headers(response, options(gateway.current.settings.server.cors_origins))
-
-
-def _record_requests(app: Flask, gateway: Gateway) -> None:
     @app.before_request
     def begin() -> Response | None:
-        environ = request.environ
-        rule = request.url_rule
-        g.record = RequestRecord(
+        environ, rule, runtime = request.environ, request.url_rule, current_runtime()
+        record = RequestRecord(
             method=request.method,
             path=rule.rule.replace("<path:rest>", "<path>") if rule else UNMATCHED,
             client=environ.get("REMOTE_ADDR", ""),
         )
-        gateway.telemetry.begin(g.record, looks=request.blueprint == ops.bp.name)
+        runtime.telemetry.begin(record, looks=request.blueprint == ops.bp.name)
+        scope = CancelScope(runtime.scopes, environ.get("gunicorn.socket"))
+        g.context = RequestContext(environ, record, runtime, runtime.snapshot, scope)
         split_target(environ)
         if request.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
             return Response(status=204)
         return None
 
     @app.after_request
-    def finish(response: Response) -> Response:
-        record: RequestRecord = g.record
-        if isinstance(response.response, Relayed):
-            return response
-        record.status = response.status_code
-        record.bytes_out = response.content_length or 0
+    def end(response: Response) -> Response:
+        context = request_context()
+        record = context.record
+        if not response.is_streamed:
+            record.status = response.status_code
+            record.bytes_out = response.content_length or 0
         response.headers.setdefault("x-request-id", record.request_id)
-        state, call = gateway.current, "visit" in g and g.visit.counted
-        _take_leftover(request.environ)
-        response.call_on_close(lambda: gateway.settle(record, state, call=call))
+        _discard_body(context)
+        response.call_on_close(partial(finalize, context))
         return response
 
 
-def _take_leftover(environ: dict[str, Any]) -> None:
-    """A body that nobody read stands between this answer and the next request.
+def _discard_body(context: RequestContext) -> None:
+    """A body that was not read to its end stands between this response and the next request.
 
-    A small one is read away by gunicorn before that request, and the answer does not wait for
-    it; for a large one the connection is closed after the answer.
+    One that was begun closes the connection after the response, and so does a large one. A small one
+    is read and discarded by gunicorn before the next request, and the response does not wait for it.
     """
-    raw = g.visit.raw if "visit" in g else None
-    if not has_body(environ) or (raw is not None and raw.ended):
+    content = context.record.content
+    if not has_body(context.environ) or (content is not None and content.ended):
         return
-    length = content_length(environ)
-    if raw is not None or length is None or length > DRAINED_BYTES:
-        close_after(environ)
+    length = content_length(context.environ)
+    if content is not None or length is None or length > DRAINED_BYTES:
+        close_after(context.environ)
 
 
-def _answer_errors(app: Flask) -> None:
+def _handle_errors(app: Flask) -> None:
+    """Every error in OpenAI's shape."""
+
     @app.errorhandler(errors.GatewayError)
     def gateway_error(error: errors.GatewayError) -> Response:
-        g.record.refuse(error.status, error.label or error.code)
+        record = request_context().record
+        record.refused(error.status, error.label or error.code)
         if isinstance(error, errors.Drained):
-            close_after(request.environ)  # coming again on this connection would be too late
+            close_after(request.environ)  # another request on this connection would be too late
         if isinstance(error, errors.UnknownUrl | errors.MethodNotAllowed | errors.InvalidPath):
-            g.record.path = UNMATCHED
+            record.path = UNMATCHED
         response = Response(error.body(), error.status, mimetype="application/json")
         response.headers.extend(list(error.headers))
         return response
@@ -163,8 +140,38 @@ def _answer_errors(app: Flask) -> None:
         return gateway_error(refusal)
 
     @app.errorhandler(Exception)
-    def bug(error: Exception) -> Response:
-        log.error("a bug: %s", g.record.request_id, exc_info=error)
+    def unhandled(error: Exception) -> Response:
+        request_id = request_context().record.request_id
+        log.error("unhandled exception: %s", request_id, exc_info=error)
         return gateway_error(
             errors.InternalError("An internal error; the log has it under this request's id.")
         )
+
+
+def _allow_origins(app: Flask) -> None:
+    """CORS without credentials: a browser app sends its key itself, never a cookie.
+
+    flask-cors' own extension would keep the origins it was made with over every reload.
+    """
+
+    @lru_cache(maxsize=2)
+    def options(origins: tuple[str, ...]) -> Any:
+        return get_cors_options(
+            app,
+            {
+                "origins": list(origins),
+                "methods": openai.ANY_METHOD,
+                "expose_headers": EXPOSED,
+                "supports_credentials": False,
+                "send_wildcard": True,
+                "always_send": False,
+                "allow_private_network": False,
+                "max_age": 600,
+            },
+        )
+
+    @app.after_request
+    def allow(response: Response) -> Response:
+        if request.path == "/metrics":
+            return response  # no page in a browser may read the keys' names
+        return set_cors_headers(response, options(current_runtime().snapshot.settings.server.cors_origins))

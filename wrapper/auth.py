@@ -1,9 +1,9 @@
-"""Who is calling: from an Authorization header to a `Principal`.
+"""Authentication: from an Authorization header to a `Principal`.
 
-The rule protected here: a key is recognised by the SHA-256 of its secret, looked up in a
-dictionary, and nothing that is said about a refused key repeats any part of it. The look-up needs
-no constant-time compare: what it compares are digests, and whoever cannot choose the digest of
-what he sends learns nothing about the stored one from how long a comparison of it takes.
+Invariant: a key is recognised by the SHA-256 of its secret, looked up in a dictionary, and no message
+about a refused key repeats any part of it. The look-up needs no constant-time comparison: it
+compares digests, and a caller who cannot choose the digest of what they send learns nothing about the
+stored one from the time that a comparison takes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wrapper.config import ApiKey
 from wrapper.errors import ApiKeyExpired, InvalidApiKey
 
 PREFIX = "sk-wr-"
-"""How the secrets begin that the gateway makes itself."""
+"""The prefix of every secret that the gateway creates."""
 
 MAX_HEADER = 1024
 
@@ -39,19 +39,29 @@ def _matcher(models: tuple[str, ...]) -> Callable[[str], object]:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A caller. `key` is None for one who brings a provider's credential of his own."""
+    """An authenticated caller.
+
+    `key` is None, and `credential` their `Authorization` header, for a caller who uses a provider's
+    credential of their own.
+    """
 
     name: str
-    models: tuple[str, ...]
+    models: tuple[str, ...] = ("*",)
     key: ApiKey | None = None
+    credential: str | None = None
 
-    def may_call(self, model: str) -> bool:
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the caller may use some models only."""
+        return self.models != ("*",)
+
+    def may_use(self, model: str) -> bool:
         """Whether the caller may use this model."""
         return _matcher(self.models)(model) is not None
 
 
-CLIENT = Principal("client", ("*",))
-"""A caller with his own credential for a provider with `client_credentials`."""
+CLIENT = "client"
+"""The name of every caller who uses a provider's credential of their own."""
 
 
 def bearer(authorization: str | None) -> str:
@@ -69,13 +79,13 @@ def bearer(authorization: str | None) -> str:
 def is_gateway_key(token: str) -> bool:
     """Whether a token looks like one of the gateway's own, valid or not.
 
-    Such a token never leaves for a provider, also when it is revoked or misspelt.
+    Such a token is never sent to a provider, not even a revoked or misspelt one.
     """
     return token[: len(PREFIX)].lower() == PREFIX
 
 
 def new_secret() -> str:
-    """A new key: the prefix and 256 random bits, 43 characters that need no quoting anywhere."""
+    """A new secret: the prefix and 256 random bits, 43 characters that need no quoting anywhere."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
@@ -92,13 +102,24 @@ class Keyring:
             key.sha256: (Principal(key.name, key.models, key), _end(key)) for key in keys.values()
         }
 
-    def authenticate(self, authorization: str | None, *, now: float | None = None) -> Principal:
-        """The caller behind the header's key. `now` is in seconds since 1970, UTC.
+    def authenticate(
+        self,
+        authorization: str | None,
+        *,
+        client_credentials: bool = False,
+        now: float | None = None,
+    ) -> Principal:
+        """The caller with this Authorization header. `now` is in seconds since 1970, UTC.
 
-        Raises `InvalidApiKey`, or `ApiKeyExpired` for a key whose date has come.
+        With `client_credentials` a bearer that is no gateway key is taken as the caller's own
+        credential for the provider. Raises `InvalidApiKey`, or `ApiKeyExpired` for a key whose
+        date has passed.
         """
-        found = self._by_digest.get(digest(bearer(authorization)))
+        token = bearer(authorization)
+        found = self._by_digest.get(digest(token))
         if found is None:
+            if client_credentials and not is_gateway_key(token):
+                return Principal(CLIENT, credential=authorization)
             raise InvalidApiKey("The API key is unknown or revoked.")
         principal, end = found
         if end is not None and (time.time() if now is None else now) >= end:
@@ -107,7 +128,7 @@ class Keyring:
 
 
 def _end(key: ApiKey) -> float | None:
-    """The moment from which the key is refused: 00:00 UTC of its date."""
+    """The time from which the key is refused: 00:00 UTC of its date."""
     if key.expires is None:
         return None
     midnight = datetime.datetime.combine(key.expires, datetime.time(), datetime.UTC)
@@ -115,6 +136,6 @@ def _end(key: ApiKey) -> float | None:
 
 
 def expired(key: ApiKey, *, now: float | None = None) -> bool:
-    """Whether the key's date has come. `now` as in `Keyring.authenticate`."""
+    """Whether the key's date has passed. `now` as in `Keyring.authenticate`."""
     end = _end(key)
     return end is not None and (time.time() if now is None else now) >= end

@@ -1,1 +1,117 @@
-"""The table of OpenAI-dialect endpoints."""
+"""The table of OpenAI-dialect endpoints: what the gateway knows about each kind of request.
+
+Whoever asks "what kind of request is this" reads this table: authorization (may it name models that
+the gateway cannot see?), reading the body, metering, routing of stored objects, and the tables of the
+documentation. A new endpoint is one row.
+
+A row is matched by the end of the path, so that it holds below `/v1` and below any provider's own
+prefix alike. Paths are compared as the most lenient provider may read them: percent-decoded, in
+lower case, without parameters (RFC 3986 section 3.3) and without a slash at the end. The first row
+that matches wins; what no row matches is `OTHER`.
+
+Sources: https://platform.openai.com/docs/api-reference and https://console.groq.com/docs/api-reference
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One kind of request.
+
+    `path` is the end of the path; `{id}` is one segment, `{rest}` any number of them or none.
+    """
+
+    path: str
+    method: str = "POST"
+    # The body is JSON whatever its Content-Type says: what a provider that does not look at the
+    # type reads must not be hidden from the gateway in something else.
+    json_body: bool = False
+    # A 2xx reports what the request used; one without a readable report is counted as unmetered.
+    metered: bool = False
+    # The usage in a response is that of a stored object and was counted when that was made.
+    reports_stored_usage: bool = False
+    # A stream reports its usage only when `stream_options.include_usage` asks for it.
+    ask_stream_usage: bool = False
+    # The provider chooses a model, at a price, where the request names none.
+    default_model: bool = False
+    # Models are named where the gateway does not look: in a file, in a stored object, in a session.
+    hidden_models: bool = False
+    # The kind of object that is created and then lives at the provider that created it.
+    creates: str | None = None
+
+
+ENDPOINTS: Final = (
+    Endpoint("/chat/completions", json_body=True, metered=True, ask_stream_usage=True),
+    Endpoint("/chat/completions/{id}", reports_stored_usage=True),
+    Endpoint("/completions", json_body=True, metered=True, ask_stream_usage=True),
+    Endpoint("/responses", json_body=True, metered=True, creates="response"),
+    Endpoint("/responses/compact", json_body=True, metered=True),
+    Endpoint("/responses/{id}/cancel", reports_stored_usage=True),
+    Endpoint("/embeddings", json_body=True, metered=True),
+    Endpoint("/audio/transcriptions", metered=True),
+    Endpoint("/audio/translations", metered=True),
+    Endpoint("/audio/speech", json_body=True, metered=True),
+    Endpoint("/images/generations", json_body=True, metered=True),
+    Endpoint("/images/edits", metered=True),
+    Endpoint("/images/variations", metered=True),
+    Endpoint("/videos", default_model=True, creates="video"),
+    Endpoint("/videos/edits", hidden_models=True, creates="video"),
+    Endpoint("/videos/extensions", hidden_models=True, creates="video"),
+    Endpoint("/remix", hidden_models=True, creates="video"),
+    Endpoint("/files", creates="file"),
+    Endpoint("/uploads", creates="upload"),
+    Endpoint("/vector_stores", creates="vector_store"),
+    Endpoint("/conversations", creates="conversation"),
+    Endpoint("/containers", creates="container"),
+    Endpoint("/assistants", creates="assistant"),
+    Endpoint("/fine_tuning/jobs", creates="fine_tuning_job"),
+    Endpoint("/evals", creates="eval"),
+    Endpoint("/batches", hidden_models=True, reports_stored_usage=True, creates="batch"),
+    Endpoint("/batches/{rest}", reports_stored_usage=True),
+    Endpoint("/threads", creates="thread"),
+    Endpoint("/runs", hidden_models=True, creates="run"),
+    Endpoint("/runs/{id}", reports_stored_usage=True),
+    Endpoint("/runs/{id}/cancel", reports_stored_usage=True),
+    Endpoint("/graders/run", hidden_models=True),
+    Endpoint("/chatkit/sessions", hidden_models=True),
+    Endpoint("/realtime/calls", hidden_models=True),
+    Endpoint("/realtime/client_secrets", hidden_models=True),
+    Endpoint("/realtime/sessions", hidden_models=True),
+    Endpoint("/realtime/transcription_sessions", hidden_models=True),
+    # Ollama's own API, which a local provider may speak beside OpenAI's.
+    Endpoint("/api/copy", hidden_models=True),
+    Endpoint("/api/create", hidden_models=True),
+)
+
+OTHER: Final = Endpoint("", method="")
+"""Any other request: its usage is read where it reports one, and none is expected."""
+
+READS: Final = Endpoint("", method="", reports_stored_usage=True)
+"""A request that is no POST: it uses nothing by itself."""
+
+
+def _matcher(path: str) -> Callable[[str], object]:
+    """Whether a request's path ends with `path`."""
+    if "{" not in path:
+        return lambda requested: requested.endswith(path)
+    # `{rest}` and the slash before it may be missing.
+    pattern = re.escape(path).replace(r"\{id\}", "[^/]+").replace(r"/\{rest\}", "(?:/.*)?")
+    return re.compile(rf"{pattern}\Z", re.DOTALL).search
+
+
+_MATCHERS = tuple((endpoint, _matcher(endpoint.path)) for endpoint in ENDPOINTS)
+
+
+@lru_cache(maxsize=4096)
+def find_endpoint(method: str, path: str) -> Endpoint:
+    """The row for a request; `path` is decoded and lower-cased as described above."""
+    if method != "POST":
+        return READS
+    return next((endpoint for endpoint, matches in _MATCHERS if matches(path)), OTHER)

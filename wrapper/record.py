@@ -1,11 +1,19 @@
-"""The one record of a request, filled in as it goes and read when it is over.
+"""The one record of a request: filled in while it is handled, read when it is over.
 
 Metrics, the log line and the ledger are all views of a finished `RequestRecord`. Nothing counts in
 the middle of the flow, so they cannot disagree. (`Server-Timing` is what is known when headers go.)
 
 Times are `time.perf_counter()` seconds. A request's duration is split into three: `upstream`
-(waiting for the provider), `client` (waiting for the caller to send or to take bytes) and the
-rest, which is the gateway's own overhead.
+(waiting for the provider), waiting for the client to send or to take bytes, and the rest, which is
+the gateway's own overhead.
+
+How it ends is said by one method each, and the first one that says an outcome wins::
+
+    refused     the gateway responded with an error of its own
+    aborted     the client closed the connection
+    drained     the worker stopped before the response was complete
+    failed      the provider failed after its response had begun
+    completed   the response was relayed to its end
 """
 
 from __future__ import annotations
@@ -13,9 +21,9 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, Protocol
 
-from wrapper.metering import Usage
+from wrapper.metering import ABORTED, TRUNCATED, ExtractedUsage, Usage
 
 COMPLETED: Final = "completed"
 CLIENT_ERROR: Final = "client_error"
@@ -26,10 +34,18 @@ DRAINED: Final = "drained"
 NO_KEY: Final = "none"
 NO_MODEL: Final = "none"
 UNMATCHED: Final = "(unmatched)"
-MAX_NAME: Final = 256  # characters of a model's name that are kept; a caller may send megabytes
+MAX_NAME: Final = 256  # characters of a model's name that are kept; a client may send megabytes
 
-# What a gateway error means for the outcome; other 4xx are the caller's mistake.
+# What a gateway error means for the outcome; other 4xx are the client's mistake.
 _REJECTIONS = frozenset({401, 403, 429, 503})
+
+
+class Content(Protocol):
+    """The request's body as it is read: bytes so far, seconds spent waiting for the client."""
+
+    received: int
+    waited: float
+    ended: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -37,18 +53,21 @@ class RequestRecord:
     """One request and what became of it."""
 
     method: str
-    path: str = UNMATCHED  # the route's pattern, never what a stranger typed
+    path: str = UNMATCHED  # the route's pattern, never the path that was requested
     client: str = ""
     request_id: str = field(default_factory=lambda: "req_" + os.urandom(12).hex())
     at: float = field(default_factory=time.time)
     started: float = field(default_factory=time.perf_counter)
 
+    is_proxy_request: bool = False  # counts for the key's metrics and the ledger
     api_key: str = NO_KEY
     provider: str = ""
     model: str = ""
     stream: bool = False
     relayed: bool = False  # a provider was asked
     in_flight: bool = False  # counted in `requests_in_flight`
+    content: Content | None = None  # its body, where it was read
+    lease: Any = None  # what admission reserved for it
 
     status: int = 0
     outcome: str = ""
@@ -60,10 +79,9 @@ class RequestRecord:
     cost: int | None = None  # pico-USD
     unmetered: str | None = None  # why a 2xx has no usage
 
-    bytes_in: int = 0
     bytes_out: int = 0
     upstream: float = 0.0
-    waited_for_client: float = 0.0
+    waited_for_client: float = 0.0  # to take bytes; `content.waited` is the time to send them
     ttft: float | None = None
     duration: float = 0.0
 
@@ -71,45 +89,86 @@ class RequestRecord:
     def overhead(self) -> float:
         """Seconds spent in the gateway itself; exact once the record is finished."""
         total = self.duration or time.perf_counter() - self.started
-        return max(0.0, total - self.upstream - self.waited_for_client)
+        uploading = self.content.waited if self.content is not None else 0.0
+        return max(0.0, total - self.upstream - self.waited_for_client - uploading)
 
-    def refuse(self, status: int, code: str) -> None:
-        """The gateway answered with an error of its own."""
-        self.status = status
-        self.error_code = code
-        if self.outcome:
-            return
+    @property
+    def bytes_in(self) -> int:
+        """Bytes of the request's body that were read."""
+        return self.content.received if self.content is not None else 0
+
+    def attempted(self, provider: str, model: str) -> None:
+        """The request is about to be sent to this provider, under this model's name."""
+        self.provider, self.model, self.relayed = provider, model[:MAX_NAME], True
+
+    def upstream_failed(self, reason: str) -> None:
+        """The attempt at the present provider failed; `reason` is the metric's label."""
+        self.upstream_errors.append((self.provider, reason))
+
+    def refused(self, status: int, code: str) -> None:
+        """The gateway responded with an error of its own."""
+        self.status, self.error_code = status, code
         if status in _REJECTIONS:
-            self.outcome = REJECTED
-        elif status >= 500:  # a bug of ours too: whoever called is not at fault
-            self.outcome = UPSTREAM_ERROR
-        else:
-            self.outcome = CLIENT_ERROR
+            self._end(REJECTED)
+        else:  # a bug of ours counts as a failure too: the client is not at fault
+            self._end(UPSTREAM_ERROR if status >= 500 else CLIENT_ERROR)
+
+    def aborted(self) -> None:
+        """The client closed the connection before the response was complete."""
+        self._end(CLIENT_ABORT)
+
+    def drained(self) -> None:
+        """The worker stopped before the response was complete."""
+        self._end(DRAINED)
+
+    def failed(self, reason: str) -> None:
+        """The provider failed after its response had begun."""
+        self.upstream_failed(reason)
+        self._end(UPSTREAM_ERROR)
+
+    def completed(self, extracted: ExtractedUsage) -> None:
+        """The response was relayed to its end, which may itself report an error."""
+        if extracted.error and self.status < 300:
+            self.failed("error_event")
+
+    def metered(
+        self, extracted: ExtractedUsage, *, ended: bool, used: bool, expected: bool
+    ) -> None:
+        """Take over what the usage extractor has read.
+
+        `ended`: the response is whole. `used`: the request itself used something (what a GET shows
+        of a stored response was counted when that was made). `expected`: it should report what it
+        used, so that a missing report is counted.
+        """
+        if used and extracted.usage is not None:
+            self.usage = extracted.usage
+            # A request may leave the model to the provider, as one with a stored prompt does.
+            self.model = self.model or (extracted.model or "")[:MAX_NAME]
+        if extracted.usage is None and expected and 200 <= self.status < 300:
+            cut_here = self.outcome in (CLIENT_ABORT, DRAINED)
+            self.unmetered = extracted.reason if ended else ABORTED if cut_here else TRUNCATED
 
     def finish(self) -> None:
-        """Stop the clock and give the outcome that follows from the status, if none was set."""
+        """Stop the clock and set the outcome that follows from the status, if none was set."""
         self.duration = time.perf_counter() - self.started
-        if not self.outcome:
-            self.outcome = outcome_of(self.status)
+        self._end(_outcome_of(self.status))
+
+    def _end(self, outcome: str) -> None:
+        self.outcome = self.outcome or outcome
 
     def server_timing(self) -> str:
         """`Server-Timing` (W3C) with durations in milliseconds, as known when headers go out."""
-        parts = [
-            f"gateway;dur={self.overhead * 1e3:.3f}",
-            f"upstream;dur={self.upstream * 1e3:.3f}",
-        ]
-        if self.ttft is not None:
-            parts.append(f"ttft;dur={self.ttft * 1e3:.3f}")
-        return ", ".join(parts)
+        text = f"gateway;dur={self.overhead * 1e3:.3f}, upstream;dur={self.upstream * 1e3:.3f}"
+        return text if self.ttft is None else f"{text}, ttft;dur={self.ttft * 1e3:.3f}"
 
 
-def is_providers_failure(status: int) -> bool:
-    """Whether a provider's status says that it, and not the caller, has failed."""
+def is_provider_failure(status: int) -> bool:
+    """Whether a provider's status means that it, and not the client, has failed."""
     return status == 429 or status >= 500
 
 
-def outcome_of(status: int) -> str:
-    """The outcome of a call that a provider answered with `status`."""
-    if is_providers_failure(status):
+def _outcome_of(status: int) -> str:
+    """The outcome of a request that a provider responded to with `status`."""
+    if is_provider_failure(status):
         return UPSTREAM_ERROR
     return CLIENT_ERROR if status >= 400 else COMPLETED

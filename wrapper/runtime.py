@@ -1,31 +1,35 @@
-"""What a worker serves with: everything that follows from one `Settings`, swapped as a whole.
+"""What a worker serves with, and what one request is handled with.
 
-The rule protected here: a request sees one configuration from its beginning to its end. It
-takes `Gateway.current` once; a reload puts a new `State` in its place and the old one lives on
-in the requests that hold it.
+Invariant: a request sees one configuration from its beginning to its end. It takes
+`Runtime.snapshot` once; a reload puts a new `Snapshot` in its place, and the old one lives on in the
+requests that hold it.
 """
 
 from __future__ import annotations
 
-import logging
-import time
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from flask import Flask, current_app, g
 
 from wrapper.auth import Keyring
+from wrapper.cancellation import CancelScope, Scopes
 from wrapper.config import Settings, prices_path
 from wrapper.metering.pricing import Prices
-from wrapper.record import NO_KEY, RequestRecord
+from wrapper.record import RequestRecord
 from wrapper.routing import Routes
-from wrapper.store import Entry, StoreError, UsageStore
+from wrapper.store import UsageStore
 from wrapper.telemetry import Telemetry
 from wrapper.upstream import Upstream
 
-log = logging.getLogger("wrapper")
+# Concurrent large bodies in a worker from callers who use their own provider key.
+LARGE_BODIES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class Snapshot:
     """One configuration in force."""
 
     settings: Settings
@@ -35,26 +39,34 @@ class State:
     prices: Prices
 
 
-class Gateway:
-    """The current `State`, and what outlives every one: the usage store and the telemetry."""
+class Runtime:
+    """The present `Snapshot`, and what outlives every one: the ledger, the telemetry, the requests in
+    progress.
+    """
 
     def __init__(
         self, settings: Settings, prices: Prices, store: UsageStore, telemetry: Telemetry
     ) -> None:
         self.store = store
         self.telemetry = telemetry
-        self._store_failing = False
-        self.current = self._state(settings, prices, {})
+        self.scopes = Scopes()
+        self.large_bodies = threading.BoundedSemaphore(LARGE_BODIES)
+        self.store_failing = False
+        self.snapshot = self._snapshot(settings, prices, {})
+
+    def init_app(self, app: Flask) -> None:
+        """Make it the runtime of this application; see `runtime_of`."""
+        app.extensions["wrapper"] = self
 
     def apply(self, settings: Settings, prices: Prices) -> None:
         """Put another configuration in force; providers that did not change keep connections."""
-        old = self.current
-        self.current = self._state(settings, prices, old.upstreams)
+        old = self.snapshot
+        self.snapshot = self._snapshot(settings, prices, old.upstreams)
         for name, upstream in old.upstreams.items():
-            if self.current.upstreams.get(name) is not upstream:
+            if self.snapshot.upstreams.get(name) is not upstream:
                 upstream.close()
 
-    def _state(self, settings: Settings, prices: Prices, kept: dict[str, Upstream]) -> State:
+    def _snapshot(self, settings: Settings, prices: Prices, kept: dict[str, Upstream]) -> Snapshot:
         upstreams = {}
         for name, provider in settings.providers.items():
             old = kept.get(name)
@@ -65,54 +77,33 @@ class Gateway:
         for name, upstream in upstreams.items():
             models |= prices.names(name, upstream.host)
         self.telemetry.know(models, upstreams)
-        return State(settings, Keyring(settings.keys), routes, upstreams, prices)
+        return Snapshot(settings, Keyring(settings.keys), routes, upstreams, prices)
 
-    def settle(self, record: RequestRecord, state: State, *, call: bool) -> None:
-        """The end of every request: price it, book it, count it, log it, in that order.
 
-        A store that fails is told in the log and never to the caller, who has his answer.
-        Whatever fails, the request is no longer in flight; one that is not is in all books.
-        """
-        record.finish()
-        metering = state.settings.server.metering
-        try:
-            if call and metering:
-                self._price(record, state)
-                self._book(record)
-        finally:
-            try:
-                self.telemetry.record(record, call=call, metering=metering)
-                self.telemetry.log(record)
-            finally:
-                self.telemetry.end(record, call=call)
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What one request is handled with."""
 
-    def _price(self, record: RequestRecord, state: State) -> None:
-        if record.usage is None:
-            return
-        host = state.upstreams[record.provider].host
-        record.cost = state.prices.cost(record.provider, host, record.model, record.usage)
+    environ: dict[str, Any]
+    record: RequestRecord
+    runtime: Runtime
+    snapshot: Snapshot
+    scope: CancelScope
 
-    def _book(self, record: RequestRecord) -> None:
-        if record.api_key == NO_KEY:
-            return  # a stranger's refused call is nobody's use, and must not cost a write
-        entry = Entry(
-            at=time.time(),
-            key=record.api_key,
-            provider=record.provider or "none",
-            model=self.telemetry.model(record),
-            outcome=record.outcome,
-            usage=record.usage,
-            cost=record.cost,
-            unmetered=record.unmetered is not None,
-        )
-        try:
-            self.store.settle(entry)
-        except StoreError as error:
-            if not self._store_failing:
-                log.error("usage is not being booked: %s", error)
-            self._store_failing = True
-        else:
-            self._store_failing = False
+
+def runtime_of(app: Flask) -> Runtime:
+    """The application's runtime."""
+    return cast(Runtime, app.extensions["wrapper"])
+
+
+def current_runtime() -> Runtime:
+    """The runtime of the application that handles the present request."""
+    return runtime_of(current_app)
+
+
+def request_context() -> RequestContext:
+    """The context of the present request."""
+    return cast(RequestContext, g.context)
 
 
 def load_prices(settings: Settings, environ: Mapping[str, str]) -> Prices:

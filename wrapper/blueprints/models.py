@@ -1,33 +1,30 @@
 """`GET /v1/models`: what a key may call, over all providers and aliases.
 
-Each provider is asked for its list at most once a minute in a worker, beside the callers but for
-the first; one that cannot answer keeps the list it gave last and is left alone for some seconds.
-The rule protected here: a model is listed exactly when a call with its name would be routed to
-the provider that has it and the key may make that call.
+Invariant: a model is listed exactly when a request with its name would be routed to the provider that
+has it and the key may make that request.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 import msgspec
-from flask import Blueprint, Response
+from flask import Blueprint, Flask, Response, current_app
 
 from wrapper import errors
 from wrapper.auth import Principal
-from wrapper.cancellation import Interrupted, within
 from wrapper.metering.dialects import DECODING_ERRORS
-from wrapper.proxy.visit import Visit
-from wrapper.runtime import State
+from wrapper.proxy import authenticate
+from wrapper.runtime import Snapshot, request_context
 from wrapper.upstream import Upstream
 
 bp = Blueprint("models", __name__)
 
 FRESH = 60.0  # seconds
 RETRY = 10.0  # seconds after a failure
-PATIENCE = 5.0  # seconds; the list is not worth a longer wait
+TIMEOUT = 5.0  # seconds; the list is not worth a longer wait
 MAX_LIST = 8 << 20  # bytes
 
 Model = dict[str, Any]
@@ -38,14 +35,12 @@ class _List(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_List).decode
-_known: dict[Upstream, tuple[float, list[Model]]] = {}  # when to ask again, the last list
-_asking: dict[Upstream, threading.Event] = {}  # who is being asked just now
 
 
 @bp.get("/v1/models")
 def list_models() -> Response:
     """The models this key may call, in OpenAI's list format."""
-    return _answer({"object": "list", "data": list(_callable().values())})
+    return _json({"object": "list", "data": list(_callable().values())})
 
 
 @bp.get("/v1/models/<path:model>")
@@ -57,107 +52,102 @@ def get_model(model: str) -> Response:
             "No such model, or this API key may not call it: GET /v1/models lists those it may.",
             param="model",
         )
-    return _answer(found)
+    return _json(found)
+
+
+class ModelLists:
+    """The providers' lists in this worker.
+
+    Each provider is asked at most once a minute, beside the callers but for the first; one that cannot
+    respond keeps the list it gave last and is not asked again for some seconds.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Upstream, tuple[float, list[Model]]] = {}  # when to ask again, the list
+        self._asking: dict[Upstream, threading.Event] = {}
+
+    def init_app(self, app: Flask) -> None:
+        """Make these the lists of this application."""
+        app.extensions["model_lists"] = self
+
+    def of(self, upstreams: dict[str, Upstream]) -> dict[str, list[Model]]:
+        """Every usable provider's list; those that are not fresh are asked at the same time.
+
+        A provider without a list yet is waited for; where there is an older list, the next request sees
+        the new one.
+        """
+        now = time.monotonic()
+        usable = {name: up for name, up in upstreams.items() if up.provider.usable}
+        stale = [up for up in usable.values() if up not in self._known or self._known[up][0] < now]
+        asked = {upstream: self._asking.get(upstream) or self._ask(upstream) for upstream in stale}
+        for upstream, responded in asked.items():
+            if upstream not in self._known:
+                responded.wait(TIMEOUT + 1)
+        for upstream in set(self._known) - set(upstreams.values()):
+            del self._known[upstream]
+        return {name: self._known[up][1] for name, up in usable.items() if up in self._known}
+
+    def _ask(self, upstream: Upstream) -> threading.Event:
+        """Ask a provider once for all requests that come until it has responded."""
+        responded = self._asking[upstream] = threading.Event()
+
+        def ask() -> None:
+            try:
+                self._refresh(upstream)
+            finally:
+                del self._asking[upstream]
+                responded.set()
+
+        threading.Thread(target=ask).start()
+        return responded
+
+    def _refresh(self, upstream: Upstream) -> None:
+        until = time.monotonic() + FRESH
+        try:
+            listed = _decode(upstream.fetch("/models", timeout=TIMEOUT, limit=MAX_LIST)).data
+            models = [model for model in listed if isinstance(model.get("id"), str)]
+        except (errors.UpstreamError, *DECODING_ERRORS):
+            until = time.monotonic() + RETRY
+            models = self._known[upstream][1] if upstream in self._known else []
+        self._known[upstream] = (until, models)
 
 
 def _callable() -> dict[str, Model]:
-    visit = Visit(counted=False)
-    principal = visit.principal()
-    state = visit.state
-    models = _aliases(state, principal)
+    context = request_context()
+    principal = authenticate(context)
+    snapshot = context.snapshot
+    models = _aliases(snapshot, principal)
     began = time.perf_counter()
-    lists = _ask_all(state)
-    visit.record.upstream += time.perf_counter() - began
-    for name, listed in lists.items():
+    lists = cast(ModelLists, current_app.extensions["model_lists"]).of(snapshot.upstreams)
+    context.record.upstream += time.perf_counter() - began
+    for provider, listed in lists.items():
         for model in listed:
-            id_ = model["id"]
-            if id_ not in models and principal.may_call(id_) and _leads_to(state, id_, name):
-                models[id_] = model
+            name = model["id"]
+            if name in models or not principal.may_use(name):
+                continue
+            if _is_routed_to(snapshot, name, provider):
+                models[name] = model
     return models
 
 
-def _aliases(state: State, principal: Principal) -> dict[str, Model]:
+def _aliases(snapshot: Snapshot, principal: Principal) -> dict[str, Model]:
     models: dict[str, Model] = {}
-    for name in state.routes.exact_names:
-        targets = state.routes.for_model(name)
-        if principal.may_call(name) and any(_usable(state, t.provider) for t in targets):
+    for name in snapshot.routes.exact_names:
+        targets = snapshot.routes.for_model(name)
+        usable = any(snapshot.upstreams[t.provider].provider.usable for t in targets)
+        if usable and principal.may_use(name):
             owner = targets[0].provider
             models[name] = {"id": name, "object": "model", "created": 0, "owned_by": owner}
     return models
 
 
-def _leads_to(state: State, model: str, provider: str) -> bool:
+def _is_routed_to(snapshot: Snapshot, model: str, provider: str) -> bool:
     try:
-        targets = state.routes.for_model(model)
+        targets = snapshot.routes.for_model(model)
     except errors.ModelNotFound:
         return False
     return any(t.provider == provider and t.model in (None, model) for t in targets)
 
 
-def _usable(state: State, provider: str) -> bool:
-    return state.upstreams[provider].provider.usable
-
-
-def _ask_all(state: State) -> dict[str, list[Model]]:
-    """Every usable provider's list; the ones that are not fresh are asked at the same time.
-
-    Who has no list yet is waited for; where there is one from before, the next to ask sees the
-    new one.
-    """
-    now = time.monotonic()
-    usable = {name: up for name, up in state.upstreams.items() if up.provider.usable}
-    stale = [up for up in usable.values() if up not in _known or _known[up][0] < now]
-    asked = {up: _asking.get(up) or _start(up) for up in stale}
-    for upstream, answered in asked.items():
-        if upstream not in _known:
-            answered.wait(PATIENCE + 1)
-    for upstream in set(_known) - set(state.upstreams.values()):
-        del _known[upstream]
-    return {name: _known[up][1] for name, up in usable.items() if up in _known}
-
-
-def _start(upstream: Upstream) -> threading.Event:
-    """Ask a provider, for all who want to know it until it has answered."""
-    answered = _asking[upstream] = threading.Event()
-
-    def ask() -> None:
-        try:
-            _refresh(upstream)
-        finally:
-            del _asking[upstream]
-            answered.set()
-
-    threading.Thread(target=ask).start()
-    return answered
-
-
-def _refresh(upstream: Upstream) -> None:
-    listed = _ask(upstream)
-    now = time.monotonic()
-    if listed is not None:
-        _known[upstream] = (now + FRESH, [m for m in listed if isinstance(m.get("id"), str)])
-    else:
-        _known[upstream] = (now + RETRY, _known[upstream][1] if upstream in _known else [])
-
-
-def _ask(upstream: Upstream) -> list[Model] | None:
-    """The provider's list; None where it gave none in time."""
-    path = upstream.provider.base_path + "/models"
-    headers = {"Accept": "application/json", "User-Agent": "wrapper"}
-    try:
-        with within(PATIENCE):
-            answer = upstream.send("GET", path, headers, None, first_byte_timeout=PATIENCE)
-            try:
-                answer.patience(PATIENCE)
-                body = b""
-                while len(body) < MAX_LIST and (piece := answer.read1()):
-                    body += piece
-            finally:
-                answer.close()
-        return _decode(body).data if answer.status == 200 else None
-    except (errors.GatewayError, Interrupted, *DECODING_ERRORS):
-        return None
-
-
-def _answer(value: object) -> Response:
+def _json(value: object) -> Response:
     return Response(msgspec.json.encode(value), mimetype="application/json")

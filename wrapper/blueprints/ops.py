@@ -1,4 +1,4 @@
-"""What is not relayed: is it alive, is it ready, what has it counted, what has this key used."""
+"""What is not relayed: health, readiness, metrics, and the calling key's own usage."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import logging
 import time
 
 import msgspec
-from flask import Blueprint, Response, current_app, g, request
+from flask import Blueprint, Response, current_app, request
 
 from wrapper import errors
-from wrapper.auth import Principal, bearer
+from wrapper.auth import bearer
 from wrapper.config import ApiKey
-from wrapper.runtime import Gateway
+from wrapper.proxy import authenticate
+from wrapper.runtime import current_runtime, request_context
 from wrapper.store import PICO, StoreError, Sums, UsageStore
 from wrapper.store.spans import days_start, iso, months_start, since
 
@@ -29,7 +30,7 @@ def healthz() -> Response:
 @bp.get("/readyz")
 def readyz() -> Response:
     """Ready: the configuration is loaded and at least one provider can be called."""
-    usable = _gateway().current.settings.usable
+    usable = current_runtime().snapshot.settings.usable
     if usable:
         return _json({"status": "ready", "providers": list(usable)})
     return _json({"status": "not ready", "reason": "no provider has a credential"}, 503)
@@ -38,7 +39,7 @@ def readyz() -> Response:
 @bp.get("/metrics")
 def metrics() -> Response:
     """Prometheus' text, all workers together."""
-    token = _gateway().current.settings.server.metrics_token
+    token = current_runtime().snapshot.settings.server.metrics_token
     if token is not None and not hmac.compare_digest(
         bearer(request.headers.get("Authorization")).encode(), token.reveal().encode()
     ):
@@ -55,22 +56,21 @@ def usage() -> Response:
 
     `since` is such as 24h, 7d or 2026-11-01.
     """
-    gateway = _gateway()
-    principal = gateway.current.keyring.authenticate(request.headers.get("Authorization"))
-    g.record.api_key = principal.name
+    store, key = current_runtime().store, authenticate(request_context()).key
+    name = key.name if key else ""
     now = time.time()
     begin = _since(request.args.get("since"), now)
     try:
-        totals = gateway.store.totals(since=begin, key=principal.name)
-        rows = gateway.store.totals(since=begin, by=("provider", "model"), key=principal.name)
-        limits = _limits(principal, gateway.store, now)
+        totals = store.totals(since=begin, key=name)
+        rows = store.totals(since=begin, by=("provider", "model"), key=name)
+        limits = _limits(key, store, now)
     except StoreError as error:
         log.error("the usage table cannot be read: %s", error)
         raise errors.InternalError("The usage table cannot be read at the moment.") from None
     return _json(
         {
             "object": "usage",
-            "api_key": principal.name,
+            "api_key": name,
             "since": iso(begin),
             "until": iso(now),
             "totals": _sums(totals[0] if totals else None),
@@ -97,8 +97,7 @@ def _sums(row: Sums | None) -> dict[str, object]:
     }
 
 
-def _limits(principal: Principal, store: UsageStore, now: float) -> dict[str, object]:
-    key = principal.key
+def _limits(key: ApiKey | None, store: UsageStore, now: float) -> dict[str, object]:
     if key is None:
         return {}
     budget = None if key.budget_usd is None else float(key.budget_usd)
@@ -130,11 +129,6 @@ def _since(text: str | None, now: float) -> float:
         raise errors.InvalidBody(
             "'since' is such as 24h, 7d, 4w or 2026-11-01.", param="since"
         ) from None
-
-
-def _gateway() -> Gateway:
-    gateway: Gateway = current_app.extensions["gateway"]
-    return gateway
 
 
 def _json(value: object, status: int = 200) -> Response:

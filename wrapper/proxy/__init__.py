@@ -1,1 +1,55 @@
-"""The path of a request, in file order."""
+"""The path of a proxy request, from top to bottom; a handler calls these in order.
+
+    begin            the request counts as a proxy request          here
+    authenticate     Authorization → principal                      auth
+    read_request     endpoint, model, body                          request, body
+    resolve          model access, route → upstream attempts        model_access, targets
+    forward          failover over the attempts                     forward, failover_and_retry
+    stream           bytes down, usage read beside them             response
+    finalize         price → ledger → metrics → log, once           finalize
+
+Data goes down this list and never back up. Each step returns a value; the one mutable thing is the
+request record, which changes through its own methods. `timeouts` arms every timeout on the way.
+"""
+
+from __future__ import annotations
+
+from wrapper.auth import Principal
+from wrapper.proxy.forward import forward
+from wrapper.proxy.request import read_request
+from wrapper.proxy.response import stream
+from wrapper.proxy.targets import resolve, resolve_provider
+from wrapper.runtime import RequestContext, request_context
+
+__all__ = [
+    "authenticate",
+    "begin",
+    "forward",
+    "read_request",
+    "resolve",
+    "resolve_provider",
+    "stream",
+]
+
+
+def begin() -> RequestContext:
+    """The request is a proxy request: it counts for its key and has to be settled."""
+    context = request_context()
+    context.record.is_proxy_request = True
+    context.runtime.telemetry.admit()
+    return context
+
+
+def authenticate(context: RequestContext, *, provider: str | None = None) -> Principal:
+    """The caller, known before anything of the body is read.
+
+    On a `provider`'s own paths it may take callers with a credential of their own.
+    """
+    snapshot = context.snapshot
+    principal = snapshot.keyring.authenticate(
+        context.environ.get("HTTP_AUTHORIZATION"),
+        client_credentials=provider is not None
+        and snapshot.upstreams[provider].provider.client_credentials,
+    )
+    context.record.api_key = principal.name
+    return principal

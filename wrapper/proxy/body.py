@@ -1,45 +1,51 @@
-"""The body of a request: read with its limits checked, or kept aside, or let flow through.
+"""The body of a request: read with its limits checked, kept in a file, or streamed through.
 
-The rule protected here: a body is whole and within its limits, or the call is refused and the
-connection closed, for where the next request begins is then not known.
+Invariant: a body is whole and within its limits, or the request is refused and the connection
+closed, because where the next request begins is then unknown.
 """
 
 from __future__ import annotations
 
+import logging
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
 
 from gunicorn.http.errors import ParseException
 
 from wrapper import errors
-from wrapper.cancellation import TURN, take_turns
+from wrapper.cancellation import YIELD_BYTES, yield_after
+from wrapper.formats.multipart import FieldFinder
 
 PIECE: Final = 65536
-SLOWEST_BYTES_PER_SECOND: Final = 32768
 # Chunks may be of one byte each, and cost a microsecond or two then: a piece of a chunked body is
-# smaller, and one that took long is followed by the others' turn.
+# smaller, and after one that took long the other requests of the worker run.
 CHUNKED_PIECE: Final = 16384
 LONG: Final = 0.005  # seconds
+IN_MEMORY: Final = 1 << 20  # bytes of a form that are kept in memory
+
+log = logging.getLogger("wrapper")
 
 
-class RawBody:
-    """The request's body as it comes from the server, with limit, length and time checked.
+class RequestBody:
+    """The body as the server delivers it, with limit, length and time checked.
 
-    Iterating gives pieces of up to 64 KiB. Raises RequestTooLarge, IncompleteBody or
-    RequestTimeout, each with the connection marked for closing.
+    Iterating gives pieces of up to 64 KiB, which `form` reads too. Raises RequestTooLarge,
+    IncompleteBody or RequestTimeout, each with the connection marked for closing.
     """
 
-    def __init__(self, environ: Mapping[str, Any], limit: int) -> None:
+    def __init__(
+        self, environ: Mapping[str, Any], limit: int, form: FieldFinder | None = None
+    ) -> None:
         self._environ = environ
         self._input = environ["wsgi.input"]
         self._limit = limit
+        self._form = form
+        self._moved = 0  # bytes since other requests could run
         self.length = content_length(environ)
         self.received = 0
-        self._moved = 0  # bytes since the others had their turn
-        self.waited = 0.0  # seconds spent waiting for the sender
-        self.on_end: Callable[[], None] | None = None
-        self.reader: Callable[[bytes], None] | None = None  # stands beside the bytes
+        self.waited = 0.0  # seconds spent waiting for the client
         self.ended = not has_body(environ)
         if self.length is not None and self.length > limit:
             raise self._too_large()
@@ -63,43 +69,38 @@ class RawBody:
             ) from None
         except (OSError, ParseException, ValueError):
             raise self._closing(
-                errors.IncompleteBody("The request body broke off or is badly framed.")
+                errors.IncompleteBody("The request body ended early or its framing is malformed.")
             ) from None
         finally:
             took = time.perf_counter() - began
             self.waited += took
         self.received += len(data)
-        self._moved = take_turns(TURN if took > LONG else self._moved + len(data))
+        self._moved = yield_after(YIELD_BYTES if took > LONG else self._moved + len(data))
         if self.received > self._limit:
             raise self._too_large()
-        if self.reader is not None:
-            self.reader(data)
+        if self._form is not None:
+            self._form.feed(data)
         self._check_end(data)
         return data
 
     def _check_end(self, data: bytes) -> None:
-        if self.length is not None and self.received >= self.length:
+        if self.length is None:
+            self.ended = not data
+        elif self.received >= self.length:
             self.ended = True
         elif not data:
             self.ended = True
-            if self.length is not None:
-                raise self._closing(
-                    errors.IncompleteBody(
-                        f"The body ended after {self.received} bytes; Content-Length said "
-                        f"{self.length}."
-                    )
+            raise self._closing(
+                errors.IncompleteBody(
+                    f"The body ended after {self.received} bytes; Content-Length said "
+                    f"{self.length}."
                 )
-        if self.ended and self.on_end is not None:
-            self.on_end()
+            )
 
     def read_all(self) -> bytes:
         """The whole body in memory."""
-        if self.length is not None:
-            data = self.read(self.length) if self.length else b""
-            if len(data) == self.length:
-                return data
-            return data + b"".join(self)
-        return b"".join(self)
+        data = self.read(self.length) if self.length else b""
+        return data if self.ended else data + b"".join(self)
 
     def _too_large(self) -> errors.GatewayError:
         return self._closing(
@@ -113,26 +114,26 @@ class RawBody:
         return error
 
 
-class Spooled:
+class SpooledForm:
     """A form kept in a temporary file, to be sent from its start with a known length.
 
     `spans` are the places of the `model` field's value, which `with_text` can change.
     """
 
     def __init__(
-        self, file: IO[bytes], length: int, spans: list[tuple[int, int]], text: bytes | None = None
+        self, file: IO[bytes], size: int, spans: list[tuple[int, int]], text: bytes | None = None
     ) -> None:
         self._file = file
-        self._size = length
+        self._size = size
         self._spans = spans
         self._text = text
-        self.length = length
+        self.length = size
         if text is not None:
             self.length += sum(len(text) - (end - start) for start, end in spans)
 
-    def with_text(self, text: str) -> Spooled:
+    def with_text(self, text: str) -> SpooledForm:
         """The same form with another value of the field, and nothing else of it changed."""
-        return Spooled(self._file, self._size, self._spans, text.encode())
+        return SpooledForm(self._file, self._size, self._spans, text.encode())
 
     def __iter__(self) -> Iterator[bytes]:
         self._file.seek(0)
@@ -149,10 +150,51 @@ class Spooled:
         while count and (piece := self._file.read(min(PIECE, count))):
             count -= len(piece)
             yield piece
-            moved = take_turns(moved + len(piece))
+            moved = yield_after(moved + len(piece))
 
     def close(self) -> None:
         self._file.close()
+
+
+Body = bytes | RequestBody | SpooledForm | None
+"""The bytes in memory, the stream as it comes, a form on disk, or no body at all."""
+
+
+def spool_form(body: RequestBody, finder: FieldFinder) -> SpooledForm:
+    """Read a whole form into a temporary file while `finder` looks for its field.
+
+    Raises InvalidBody where two readers could disagree about the field, NoRoom for a full disk.
+    """
+    file: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # SpooledForm.close
+    begins = b""
+    try:
+        for piece in body:
+            begins = begins or piece.lstrip()[:1]
+            finder.feed(piece)
+            keep(piece, file)
+            if finder.problem:
+                break
+        finder.end()
+        # Text before a form means nothing, except to a reader of JSON.
+        problem = "it begins as a JSON object does" if begins == b"{" else finder.problem
+        if problem:
+            raise errors.InvalidBody(f"The form cannot be read: {problem}.")
+    except BaseException:
+        file.close()
+        raise
+    return SpooledForm(file, body.received, finder.spans)
+
+
+def keep(piece: bytes, file: IO[bytes]) -> None:
+    """Write a piece of an upload. Raises NoRoom for a full disk."""
+    try:
+        file.write(piece)
+    except OSError as error:
+        log.error("cannot keep an upload: %s", error.strerror)
+        raise errors.NoRoom(
+            "There is no room to keep the upload at the moment; try again later.",
+            headers=(("Retry-After", "10"),),
+        ) from None
 
 
 def content_length(environ: Mapping[str, Any]) -> int | None:
@@ -167,13 +209,7 @@ def has_body(environ: Mapping[str, Any]) -> bool:
 
 
 def close_after(environ: Mapping[str, Any]) -> None:
-    """Close the connection after this answer: where the next request begins is not known."""
+    """Close the connection after this response: where the next request begins is unknown."""
     force_close = getattr(environ["wsgi.input"], "force_close", None)
     if force_close is not None:
         force_close()
-
-
-def body_seconds(environ: Mapping[str, Any], timeout: float, limit: int) -> float:
-    """How long a body may take in all: a grace period, then a slow modem's pace."""
-    length = content_length(environ)
-    return timeout + (limit if length is None else min(length, limit)) / SLOWEST_BYTES_PER_SECOND

@@ -1,48 +1,43 @@
-"""What the caller asks for: the raw target, the headers, the body, and the two fields we read.
+"""The proxy request: what the client asks for, as far as the gateway has to know it.
 
 A body is held in memory only where a field of it decides (JSON: `model`, `stream`), goes to a
-temporary file where a form field may stand behind a large file part, and otherwise flows
-through. Whatever is read here is read beside the bytes; the bytes stay the caller's.
+temporary file where a form field may follow a large file part, and otherwise streams through.
+Fields are read beside the bytes; the bytes stay the client's.
 
-The rule protected here: nothing ambiguous reaches a provider. A target with two readings, a
-JSON object with two `model`s, a body shorter than its length are refused before anything is
-sent, in words that say what was wrong.
+Invariant: nothing ambiguous reaches a provider. A target with two readings, a JSON object with two
+`model`s, a body shorter than its length are refused before anything is sent, with a message that says
+what was wrong.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-import tempfile
-from collections.abc import Iterable, Mapping
-from typing import IO, Any, Final
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
 
 from wrapper import errors
+from wrapper.auth import Principal
+from wrapper.cancellation import TIMEOUT, Interrupted
+from wrapper.endpoints import Endpoint, find_endpoint
 from wrapper.formats import jsonbytes
 from wrapper.formats.multipart import FieldFinder
 from wrapper.metering import set_include_usage
-from wrapper.proxy.body import RawBody, Spooled, body_seconds, close_after, content_length, has_body
-from wrapper.proxy.target import split_target
-
-__all__ = [
-    "Call",
-    "RawBody",
-    "Spooled",
-    "body_seconds",
-    "close_after",
-    "content_length",
-    "has_body",
-    "is_json_type",
-    "refuse_compressed",
-    "refuse_other_method",
-    "split_target",
-]
-
-
-log = logging.getLogger("wrapper")
+from wrapper.proxy import timeouts
+from wrapper.config import Server
+from wrapper.proxy.body import (
+    Body,
+    RequestBody,
+    SpooledForm,
+    content_length,
+    has_body,
+    spool_form,
+)
+from wrapper.record import MAX_NAME
+from wrapper.runtime import RequestContext
 
 _METHOD_OVERRIDES: Final = (
     "HTTP_X_HTTP_METHOD_OVERRIDE",
@@ -51,7 +46,17 @@ _METHOD_OVERRIDES: Final = (
 )
 _PARAMETERS: Final = re.compile("[;?#][^/]*")  # RFC 3986 section 3.3: readers may leave them out
 _CHARSET: Final = re.compile(r";[ \t]*charset[ \t]*=[ \t]*\"?([^\";, \t]*)")
+LARGE: Final = 1 << 20  # bytes of a body
 _READ_FIELDS: Final = frozenset({"model", "models", "stream", "stream_options"})
+
+# Characters and sequences of a path that one reader takes for something else than another:
+# dot segments, empty segments, encoded slashes, backslashes, dots and controls.
+_AMBIGUOUS: Final = re.compile(
+    r"//|\\|[\x00-\x20\x7f-\xff#]|%(?![0-9a-fA-F]{2})|%(?:2[fF]|5[cC]|[01][0-9a-fA-F]|7[fF])"
+    r"|/(?:\.|%2[eE]){1,2}(?:/|;|%3[bB]|$)"
+)
+_ENCODED_SLASH: Final = re.compile("%2[fF]")
+_BAD_QUERY: Final = re.compile(r"[\x00-\x20\x7f#]")
 
 
 class _Fields(msgspec.Struct):
@@ -64,107 +69,38 @@ _decode = msgspec.json.Decoder(_Fields).decode
 _decode_names = msgspec.json.Decoder(list[str] | None).decode
 
 
-class Call:
-    """One request as the relay needs it.
-
-    `model` is None where none could be read. `target` is the raw path, `path` the one by which
-    things are decided: decoded, in lower case, without parameters and without a slash at the end,
-    as the most lenient provider may read it. `body_seconds` is how long the body may take to come.
-    `strip_usage` says that the stream's use was asked for in the caller's place, so that he must
-    not see it.
+class Prepared(NamedTuple):
+    """Body and headers for one target. `strip_usage`: the stream's usage is asked for in the client's
+    place, so the client must not see it.
     """
 
-    __slots__ = (
-        *(
-            "_finder",
-            "_models",
-            "body",
-            "body_seconds",
-            "environ",
-            "method",
-            "model",
-            "path",
-            "query",
-        ),
-        *("raw", "stream", "strip_usage", "target"),
-    )
+    body: Body
+    headers: dict[str, str]
+    strip_usage: bool = False
 
-    def __init__(self, environ: Mapping[str, Any], body_seconds: float = 0.0) -> None:
-        self.environ = environ
-        self.body_seconds = body_seconds
-        self.method: str = environ["REQUEST_METHOD"]
-        self.target, self.query = split_target(environ)
-        self.path = _PARAMETERS.sub("", unquote(self.target)).rstrip("/").lower()
-        self._finder: FieldFinder | None = None
-        self.raw: RawBody | None = None
-        self.body: bytes | Iterable[bytes] | None = None
-        self.model: str | None = None
-        self._models = msgspec.Raw(b"[]")
-        self.stream = False
-        self.strip_usage = False
 
-    def read_json(self, limit: int, *, may_be_empty: bool = False) -> None:
-        """Take the body as a JSON object and read `model` and `stream` from it."""
-        self.raw = RawBody(self.environ, limit)
-        body = self.raw.read_all()
-        _check_charset(self.environ.get("CONTENT_TYPE", "").lower())
-        if not body and may_be_empty:
-            self.body = body
-            return
-        if not body:
-            raise errors.InvalidJson("The body is empty: send a JSON object.")
-        _check_utf8(body)
-        try:
-            fields = _decode(body)
-        except msgspec.ValidationError as error:
-            raise _wrong_field(str(error)) from None
-        except msgspec.DecodeError as error:
-            raise errors.InvalidJson(f"The body is not valid JSON: {error}.") from None
-        except RecursionError:
-            raise errors.InvalidJson("The body is nested too deep.") from None
-        if _is_ambiguous_object(body):
-            raise errors.InvalidBody(
-                "A field is given twice, or in capitals: 'model', 'models', 'stream' or "
-                "'stream_options'."
-            )
-        self.body = body
-        self.model, self.stream = fields.model, bool(fields.stream)
-        self._models = fields.models
+class ProxyRequest(NamedTuple):
+    """One request as the relay needs it.
 
-    def read_any(
-        self,
-        json_limit: int,
-        upload_limit: int,
-        *,
-        need_model: bool,
-        only_readable: bool,
-        only_json: bool = False,
-    ) -> None:
-        """Take a body of any kind; `need_model` says that a form's `model` field decides.
+    `target` is the raw path, `query` the raw `?query`. `model` is None where none could be read;
+    `models` are further ones that the body names, as JSON. `form` reads beside a form that streams
+    through.
+    """
 
-        JSON is read as in `read_json`. With `only_readable` everything that is neither JSON nor
-        a form is taken for JSON too, whatever its type says: there are providers that do. With
-        `only_json` a form is taken for JSON as well.
-        """
-        content_type = self.environ.get("CONTENT_TYPE", "").lower()
-        is_form = content_type.startswith("multipart/form-data") and not only_json
-        if not has_body(self.environ):
-            # An explicit Content-Length: 0 is repeated, a missing one stays missing.
-            self.body = b"" if self.environ.get("CONTENT_LENGTH") else None
-        elif only_json or is_json_type(content_type) or (only_readable and not is_form):
-            self.read_json(json_limit, may_be_empty=True)
-        elif need_model and is_form:
-            self._read_form(upload_limit)
-        else:
-            self.body = self.raw = RawBody(self.environ, upload_limit)
-            if is_form:
-                self._finder = FieldFinder(self.environ["CONTENT_TYPE"], "model")
-                self.raw.reader = self._finder.feed
+    method: str
+    target: str
+    query: str
+    endpoint: Endpoint
+    body: Body = None
+    model: str | None = None
+    stream: bool = False
+    models: msgspec.Raw = msgspec.Raw(b"[]")
+    form: FieldFinder | None = None
 
     @property
-    def told_model(self) -> str:
-        """The `model` that is known once the body has flowed by; empty where there is none."""
-        return self.model or (self._finder.value if self._finder else None) or ""
+    def named_model(self) -> str:
+        """The model that is known once the body has been sent; empty where there is none."""
+        return self.model or (self.form.value if self.form else None) or ""
 
     @property
     def further_models(self) -> list[str]:
@@ -172,84 +108,169 @@ class Call:
         `model`. Raises InvalidBody where they cannot be read.
         """
         try:
-            return _decode_names(self._models) or []
+            return _decode_names(self.models) or []
         except msgspec.DecodeError:
             raise errors.InvalidBody("'models' is not a list of names.", param="models") from None
 
-    def _read_form(self, limit: int) -> None:
-        """Find the form's `model`, wherever it stands, with the file parts on disk."""
-        raw = self.raw = RawBody(self.environ, limit)
-        finder = FieldFinder(self.environ["CONTENT_TYPE"], "model", scan_all=True)
-        file: IO[bytes] = tempfile.SpooledTemporaryFile(1 << 20)  # noqa: SIM115  # relay closes it
-        begins = b""
-        try:
-            for piece in raw:
-                begins = begins or piece.lstrip()[:1]
-                finder.feed(piece)
-                _keep(piece, file)
-                if finder.problem:
-                    break
-            finder.end()
-        except BaseException:
-            file.close()
-            raise
-        self.body = Spooled(file, raw.received, finder.spans)
-        problem = finder.problem
-        if begins == b"{":  # what stands before a form is nothing, but not to a reader of JSON
-            problem = "it begins as a JSON object does"
-        if problem:
-            file.close()
-            if not raw.ended:
-                close_after(self.environ)
-            raise errors.InvalidBody(f"The form cannot be read: {problem}.")
-        self.model = finder.value
-
     @property
-    def waited(self) -> float:
-        """Seconds spent waiting for the caller to send."""
-        return self.raw.waited if self.raw is not None else 0.0
+    def body_is_consumed(self) -> bool:
+        """Whether the body has been streamed and cannot be sent again."""
+        return isinstance(self.body, RequestBody) and self.body.received > 0
 
-    def body_for(
-        self, rename: str | None, headers: dict[str, str], *, ask_usage: bool
-    ) -> tuple[bytes | Iterable[bytes] | None, dict[str, str]]:
-        """Body and headers for one target: `model` renamed, a stream's use asked for.
+    def prepare(self, rename: str | None, headers: dict[str, str], *, ask_usage: bool) -> Prepared:
+        """What goes to one target: `model` renamed, a stream's usage asked for, nothing else changed.
 
-        Exactly that is changed. A stream whose usage event has to be taken out again must come
-        uncompressed.
+        A stream whose usage event has to be removed again must come uncompressed.
         """
+        body = self.body
         try:
-            return self._body_for(rename, headers, ask_usage=ask_usage)
+            if rename is not None and isinstance(body, bytes):
+                body = jsonbytes.replace_value(body, "model", msgspec.json.encode(rename))
+            elif rename is not None and isinstance(body, SpooledForm):
+                body = body.with_text(rename)
+            if ask_usage and isinstance(body, bytes):
+                asking = set_include_usage(body)
+                if asking is not body:
+                    return Prepared(asking, {**headers, "Accept-Encoding": "identity"}, True)
         except ValueError as error:
             raise errors.InvalidBody(f"The body cannot be changed: {error}.") from None
+        return Prepared(body, headers)
 
-    def _body_for(
-        self, rename: str | None, headers: dict[str, str], *, ask_usage: bool
-    ) -> tuple[bytes | Iterable[bytes] | None, dict[str, str]]:
-        body = self.body
-        if rename is not None:
-            value = msgspec.json.encode(rename)
-            if isinstance(body, bytes):
-                body = jsonbytes.replace_value(body, "model", value)
-            elif isinstance(body, Spooled):
-                body = body.with_text(rename)
-        self.strip_usage = False
-        if ask_usage and isinstance(body, bytes):
-            asking = set_include_usage(body)
-            if asking is not body:
-                body, self.strip_usage = asking, True
-                headers = {**headers, "Accept-Encoding": "identity"}
-        return body, headers
+    def release(self) -> None:
+        """Give back what the body holds."""
+        if isinstance(self.body, SpooledForm):
+            self.body.close()
 
 
-def _keep(piece: bytes, file: IO[bytes]) -> None:
+def read_request(context: RequestContext, principal: Principal, *, routed: bool) -> ProxyRequest:
+    """Read the request, within the time that a body of its size may take.
+
+    `routed`: the request's model decides where it goes, so that it has to be found. Raises Overloaded
+    where the worker has no room for the request, Drained, RequestTimeout, and the errors of a body
+    that cannot be read.
+    """
+    environ, scope = context.environ, context.scope
+    server = context.snapshot.settings.server
+    if len(context.runtime.scopes) >= server.max_in_flight:
+        raise overloaded()
+    scope.open()
+    _refuse_compressed(environ)
+    _refuse_method_override(environ)
+    timeouts.arm_client(environ.get("gunicorn.socket"), server)
+    scope.set_deadline(timeouts.body_seconds(environ, server))
     try:
-        file.write(piece)
-    except OSError as error:
-        log.error("an upload cannot be kept: %s", error.strerror)
-        raise errors.NoRoom(
-            "There is no room to keep the upload at the moment; try again later.",
-            headers=(("Retry-After", "10"),),
-        ) from None
+        with scope, _large_body_slot(context, principal):
+            request = _read(context, principal, routed, server)
+    except Interrupted as interruption:
+        if interruption.reason != TIMEOUT:
+            context.record.drained()
+            raise errors.Drained() from None
+        raise errors.RequestTimeout("The request body did not arrive in time.") from None
+    finally:
+        scope.set_deadline(None)
+    context.record.model = (request.model or "")[:MAX_NAME]
+    context.record.stream = request.stream
+    return request
+
+
+def _read(
+    context: RequestContext, principal: Principal, routed: bool, server: Server
+) -> ProxyRequest:
+    """How a body is read follows from the endpoint, its type, and whether its model matters."""
+    environ = context.environ
+    method: str = environ["REQUEST_METHOD"]
+    target, query = split_target(environ)
+    endpoint = find_endpoint(method, _PARAMETERS.sub("", unquote(target)).rstrip("/").lower())
+    request = ProxyRequest(method, target, query, endpoint)
+    if not has_body(environ):
+        # An explicit Content-Length: 0 is repeated, a missing one stays missing.
+        return request._replace(body=b"" if environ.get("CONTENT_LENGTH") else None)
+    content_type: str = environ.get("CONTENT_TYPE", "")
+    kind = content_type.lower()
+    is_form = kind.startswith("multipart/form-data") and not endpoint.json_body
+    # There are providers that take anything for JSON, whatever its type says.
+    as_json = principal.is_restricted or (routed and endpoint.metered)
+    if endpoint.json_body or is_json_type(kind) or (as_json and not is_form):
+        content = context.record.content = RequestBody(environ, server.max_body_bytes)
+        return _read_json(request, content.read_all(), kind)
+    if is_form and (routed or principal.is_restricted):
+        finder = FieldFinder(content_type, "model", scan_all=True)
+        content = context.record.content = RequestBody(environ, server.max_upload_bytes)
+        return request._replace(body=spool_form(content, finder), model=finder.value)
+    finder = FieldFinder(content_type, "model") if is_form else None
+    content = context.record.content = RequestBody(environ, server.max_upload_bytes, finder)
+    return request._replace(body=content, form=finder)
+
+
+def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRequest:
+    """Take the body as a JSON object and read `model` and `stream` from it; it may be empty."""
+    _check_charset(content_type)
+    if not body:
+        return request._replace(body=body)
+    _check_utf8(body)
+    try:
+        fields = _decode(body)
+    except msgspec.ValidationError as error:
+        raise _wrong_field(str(error)) from None
+    except msgspec.DecodeError as error:
+        raise errors.InvalidJson(f"The body is not valid JSON: {error}.") from None
+    except RecursionError:
+        raise errors.InvalidJson("The body is nested too deep.") from None
+    if _is_ambiguous_object(body):
+        raise errors.InvalidBody(
+            "A field is given twice, or in capitals: 'model', 'models', 'stream' or "
+            "'stream_options'."
+        )
+    return request._replace(
+        body=body, model=fields.model, models=fields.models, stream=bool(fields.stream)
+    )
+
+
+@contextmanager
+def _large_body_slot(context: RequestContext, principal: Principal) -> Iterator[None]:
+    """Limit concurrent large bodies from callers who use their own provider key: no key of the
+    gateway stands behind them.
+    """
+    environ = context.environ
+    length = content_length(environ)
+    large = has_body(environ) and (length is None or length > LARGE)
+    if principal.credential is None or not large:
+        yield
+        return
+    slots = context.runtime.large_bodies
+    if not slots.acquire(blocking=False):
+        raise overloaded()
+    try:
+        yield
+    finally:
+        slots.release()
+
+
+def overloaded() -> errors.Overloaded:
+    """The response to a request that the worker has no room for."""
+    return errors.Overloaded(
+        "The gateway is serving as many requests as it can; try again shortly.",
+        headers=(("Retry-After", "1"),),
+    )
+
+
+def split_target(environ: Mapping[str, Any]) -> tuple[str, str]:
+    """The raw path and `?query` of the request line, refused where they have two readings.
+
+    RFC 3986 sections 3.3 and 6.2.2; RFC 9112 section 3.2: only the origin form is served.
+    """
+    raw: str = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
+    path, mark, query = raw.partition("?")
+    # A model's name is all that follows `/models/`, with slashes or, as the SDKs write them there,
+    # with encoded ones: both readings are the same, so both are taken.
+    before, models, name = path.partition("/models/")
+    plain = before + models + _ENCODED_SLASH.sub("/", name) if models else path
+    if not path.startswith("/") or _AMBIGUOUS.search(plain) or _BAD_QUERY.search(query):
+        raise errors.InvalidPath(
+            "The path could be read in two ways: no dot segments, encoded slashes, '//', "
+            "backslashes, malformed percent-encodings or control characters."
+        )
+    return path, mark + query
 
 
 def is_json_type(content_type: str) -> bool:
@@ -258,7 +279,7 @@ def is_json_type(content_type: str) -> bool:
     return kind == "application/json" or kind.endswith("+json")
 
 
-def refuse_compressed(environ: Mapping[str, Any]) -> None:
+def _refuse_compressed(environ: Mapping[str, Any]) -> None:
     """A compressed request body cannot be read beside the bytes (RFC 9110 section 15.5.16)."""
     encoding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     transfer = environ.get("HTTP_TRANSFER_ENCODING", "").strip().lower()
@@ -268,8 +289,8 @@ def refuse_compressed(environ: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_other_method(environ: Mapping[str, Any]) -> None:
-    """A header that makes another method of this one, for readers that know it, is refused."""
+def _refuse_method_override(environ: Mapping[str, Any]) -> None:
+    """A header that replaces the method, for readers that know it, is refused."""
     method = environ["REQUEST_METHOD"]
     for name in _METHOD_OVERRIDES:
         if environ.get(name, method).strip().upper() != method:
@@ -277,7 +298,7 @@ def refuse_other_method(environ: Mapping[str, Any]) -> None:
 
 
 def _check_charset(content_type: str) -> None:
-    """RFC 8259 section 8.1. Another one named is one that another reader may go by."""
+    """RFC 8259 section 8.1. Another charset that is named is one that another reader may use."""
     named = _CHARSET.search(content_type)
     if named and named[1] not in ("utf-8", "utf8", "us-ascii", "ascii"):
         raise errors.InvalidJson("JSON is UTF-8: leave the charset out of Content-Type.")

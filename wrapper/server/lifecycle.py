@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from wrapper.cancellation import active, drain
 from wrapper.config import (
     MAX_IN_FLIGHT,
     ConfigError,
@@ -151,7 +150,7 @@ def make_app() -> GatewayApp:
         settings = load(environ, environ.get(DEMO_URL))
         prices = load_prices(settings, environ)
         app = create_app(settings, prices, environ.get("LOG_LEVEL", "info"))
-        gateway = app.extensions["gateway"]
+        gateway = app.extensions["wrapper"]
         gateway.store.check()
         if settings.server.metering:
             gateway.telemetry.take_up(all_time(gateway.store))
@@ -186,23 +185,33 @@ def start_worker(app: GatewayApp) -> None:
 
 def patience(app: GatewayApp) -> float:
     """Seconds that a caller may take to send the next piece of a body, or to take one."""
-    seconds: float = app.extensions["gateway"].current.settings.server.body_timeout
+    seconds: float = app.extensions["wrapper"].snapshot.settings.server.body_timeout
     return seconds
+
+
+def drain(app: GatewayApp) -> None:
+    """End every wait of the worker's requests, now and from now on."""
+    app.extensions["wrapper"].scopes.drain()
+
+
+def active(app: GatewayApp) -> int:
+    """Requests in this worker whose body is being read, or that are with a provider."""
+    return len(app.extensions["wrapper"].scopes)
 
 
 def end_worker(app: GatewayApp) -> None:
     """The worker ends in order: what the usage table could not take yet gets its last chance."""
-    app.extensions["gateway"].store.close()
+    app.extensions["wrapper"].store.close()
 
 
 class Follower:
     """Puts in force what the files say."""
 
     def __init__(self, app: GatewayApp) -> None:
-        self._gateway = app.extensions["gateway"]
+        self._gateway = app.extensions["wrapper"]
         self._environ = dict(os.environ)
-        self._prices: Prices = self._gateway.current.prices
-        current = self._gateway.current.settings
+        self._prices: Prices = self._gateway.snapshot.prices
+        current = self._gateway.snapshot.settings
         self._reloader = Reloader(self._load, self._apply, self._problem, current)
         with contextlib.suppress(ConfigError):
             # This worker may be younger than the configuration it inherited, and the files may
@@ -239,7 +248,7 @@ class Follower:
         return load_prices(settings, self._environ)
 
     def _apply(self, settings: Settings) -> None:
-        before = self._gateway.current.settings
+        before = self._gateway.snapshot.settings
         self._gateway.apply(settings, self._prices)
         with contextlib.suppress(OSError):
             accept(settings, self._environ, _accepted())
@@ -258,7 +267,7 @@ def refusal(app: GatewayApp, error: BaseException, client: str) -> bytes:
     """The answer to what gunicorn could not read as a request; see `wrapper.server.malformed`."""
     from wrapper.server.malformed import answer
 
-    return answer(app.extensions["gateway"], error, client)
+    return answer(app.extensions["wrapper"], error, client)
 
 
 def worker_gone(pid: int) -> None:

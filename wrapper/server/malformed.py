@@ -11,7 +11,8 @@ from http import HTTPStatus
 
 from wrapper import errors
 from wrapper.record import RequestRecord
-from wrapper.runtime import Gateway
+from wrapper.proxy.finalize import finalize_record
+from wrapper.runtime import Runtime
 
 log = logging.getLogger("wrapper")
 
@@ -27,7 +28,7 @@ _PARSERS = ("Inval", "Chunk", "Obsol", "NoMor", "Limit")
 _WORDS = "The request is not well-formed HTTP/1.1."
 
 
-def answer(gateway: Gateway, error: BaseException, client: str) -> bytes:
+def answer(runtime: Runtime, error: BaseException, client: str) -> bytes:
     """The whole answer, head and body; the connection is closed after it.
 
     `client` is the peer's address.
@@ -41,9 +42,9 @@ def answer(gateway: Gateway, error: BaseException, client: str) -> bytes:
         status, code = errors.InternalError.status, errors.InternalError.code
         body = errors.InternalError("An internal error.").body()
     record = RequestRecord(method="", client=client, bytes_out=len(body))
-    record.refuse(status, code)
-    gateway.telemetry.begin(record, looks=True)
-    gateway.settle(record, gateway.current, call=False)
+    record.refused(status, code)
+    runtime.telemetry.begin(record, looks=True)
+    finalize_record(record, runtime, runtime.snapshot)
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"

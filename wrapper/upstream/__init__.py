@@ -1,52 +1,47 @@
-"""Sending a call to a provider: what goes up, what comes down, and what failures mean.
+"""The provider as an HTTP peer: sending a request, its response, and what failures mean.
 
-The rules protected here: a request goes to one provider, once, with that provider's credential
-and never with the caller's gateway key; a failure is told apart by whether anything was sent.
+Invariant: a request goes to one provider, once, with that provider's credential and never with the
+caller's gateway key; an error says whether anything may have been sent.
 """
 
 from __future__ import annotations
 
-import socket
-import ssl
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import requests
-from requests.exceptions import (
-    ChunkedEncodingError,
-    ConnectTimeout,
-    ReadTimeout,
-)
-from requests.exceptions import (
-    ConnectionError as RequestsConnectionError,
-)
+from requests.exceptions import RequestException
 
 from wrapper import errors
+from wrapper.cancellation import Interrupted, within
 from wrapper.config import Provider
-from wrapper.formats import http1
+from wrapper.upstream.adapter import ProviderAdapter, RawResponse
+from wrapper.upstream.failures import gateway_error
 from wrapper.upstream.headers import headers_down, headers_up
-from wrapper.upstream.transport import Raw, Transport
 
-__all__ = ["Answer", "Upstream", "headers_up"]
+__all__ = ["Upstream", "UpstreamResponse", "headers_up"]
 
 
-class Answer:
-    """A provider's answer: `status`, `headers` fit to go down, and the body as it comes."""
+class UpstreamResponse:
+    """A provider's response: `status`, `headers` fit to go down, and the body as it comes."""
 
-    __slots__ = ("_raw", "headers", "length", "reason", "request_id", "status")
+    __slots__ = ("_provider", "_raw", "headers", "length", "reason", "request_id", "status")
 
-    def __init__(self, response: requests.Response) -> None:
-        self._raw = cast(Raw, response.raw)
-        head = self._raw.head
+    def __init__(self, provider: str, raw: RawResponse) -> None:
+        self._provider = provider
+        self._raw = raw
+        head = raw.head
         self.status = head.status
         self.reason = head.reason
         self.headers = headers_down(head.headers)
-        self.length = _declared_length(head)
+        # The Content-Length to repeat to the client: on HEAD and 304 it is not the body's.
+        length = head.get("content-length")
+        self.length = int(length) if length else None
         self.request_id = head.get("x-request-id") or None
 
-    def patience(self, seconds: float | None) -> None:
-        """How long one wait for more of the body may take; None: somebody else sees to it."""
+    def set_timeout(self, seconds: float | None) -> None:
+        """How long one wait for more of the body may take; None: a cancel scope watches it."""
         self._raw.body.connection.sock.settimeout(seconds)
 
     @property
@@ -58,26 +53,27 @@ class Answer:
         """The first value of a header by its lower-case name, empty where there is none."""
         return self._raw.head.get(name)
 
-    def read1(self) -> bytes:
+    def read1(self, *, begun: bool = True) -> bytes:
         """The bytes that have come, waiting for some; empty at a clean end only.
 
         Raises UpstreamTimeout when nothing came for the provider's idle timeout, and
-        UpstreamInterrupted when the answer broke off.
+        UpstreamInterrupted when the response broke off.
         """
         try:
-            data = self._raw.body.read1()
-        except TimeoutError:
-            raise errors.UpstreamTimeout("The provider stopped sending.") from None
-        except (http1.ProtocolError, OSError) as error:
-            raise errors.UpstreamInterrupted(
-                f"The provider's answer broke off: {_told(error)}."
-            ) from error
-        if self._raw.body.complete:
-            self._raw.close()
-        return data
+            return self._raw.read1()
+        except RequestException as error:
+            raise gateway_error(error, self._provider, begun=begun) from error
+
+    def read_first(self) -> bytes:
+        """The first bytes of the body: a response that breaks off before them counts as none."""
+        try:
+            return b"" if self.complete else self.read1(begun=False)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Cut an answer short, or give back the connection of a whole one."""
+        """Cut a response short, or give back the connection of a complete one."""
         self._raw.close()
 
 
@@ -86,17 +82,12 @@ class Upstream:
 
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
-        self._transport = Transport(provider)
         self.host = urlsplit(provider.origin).hostname or ""
-        self._extra = {name.title(): value for name, value in provider.headers}
-        self._open_extra = {
-            name.title(): value
-            for name, value in provider.headers
-            if name.lower() not in provider.secret_headers
-        }
-        self._credential = (
-            f"Bearer {provider.api_key.reveal()}" if provider.api_key is not None else None
-        )
+        self._adapter = ProviderAdapter(provider)
+        self._timeout = (provider.connect_timeout, provider.first_byte_timeout)
+        self._own = _headers(provider, with_secrets=True)
+        self._open = _headers(provider, with_secrets=False)
+        self._credential = f"Bearer {provider.api_key.reveal()}" if provider.api_key else None
 
     def send(
         self,
@@ -105,54 +96,83 @@ class Upstream:
         headers: Mapping[str, str],
         body: bytes | Iterable[bytes] | None,
         credential: str | None = None,
-        first_byte_timeout: float | None = None,
-    ) -> Answer:
-        """Send one request and return its answer as soon as the head is there.
+    ) -> UpstreamResponse:
+        """Send one request and return its response as soon as the head is there.
 
         `target` is the raw path and query on the provider's origin. `headers` have been through
-        `headers_up`. `credential` is the caller's own `Authorization`, where that is to be used
-        instead of the gateway's; `first_byte_timeout` (seconds) stands in for the provider's.
-        Raises the kinds of UpstreamError.
+        `headers_up`. `credential` is the caller's own `Authorization`, used instead of the gateway's:
+        then no secret of the gateway goes up. Raises the kinds of UpstreamError.
         """
-        request = requests.PreparedRequest()
-        request.method, request.url = method, target
-        prepared = dict(headers)
-        # A caller with a credential of his own must not get the gateway's with it.
-        prepared.update(self._extra if credential is None else self._open_extra)
+        prepared = {**headers, **(self._own if credential is None else self._open)}
         if credential or self._credential:
             prepared["Authorization"] = credential or self._credential or ""
         _set_framing(prepared, method, body)
+        request = requests.PreparedRequest()
+        request.method, request.url = method, target
         request.headers = prepared  # type: ignore[assignment]  # already as they go out
-        request.body = body  # type: ignore[assignment]  # an iterable is allowed in fact
-        provider = self.provider
+        request.body = body  # type: ignore[assignment]  # requests sends iterables too
         try:
-            patience = first_byte_timeout or provider.first_byte_timeout
-            response = self._transport.send(request, timeout=(provider.connect_timeout, patience))
-        except ConnectTimeout:
-            raise errors.UpstreamTimeout(
-                f"No connection to provider {provider.name!r} within its connect_timeout.",
-                sent=False,
-            ) from None
-        except ReadTimeout:
-            raise errors.UpstreamTimeout(
-                f"Provider {provider.name!r} did not answer within its first_byte_timeout."
-            ) from None
-        except ChunkedEncodingError as error:
-            raise errors.UpstreamProtocolError(
-                f"Provider {provider.name!r} gave no proper answer: {_told(error.args[0])}."
-            ) from error
-        except RequestsConnectionError as error:  # SSLError is one of its kinds
-            raise errors.UpstreamUnreachable(
-                f"Provider {provider.name!r} cannot be reached: {_told(error.args[0])}.",
-                sent=False,
-            ) from error
-        answer = Answer(response)
-        answer.patience(provider.idle_timeout)
-        return answer
+            response = self._adapter.send(request, stream=True, timeout=self._timeout)
+        except RequestException as error:
+            raise gateway_error(error, self.provider.name) from error
+        upstream_response = UpstreamResponse(self.provider.name, cast(RawResponse, response.raw))
+        upstream_response.set_timeout(self.provider.idle_timeout)
+        return upstream_response
+
+    def fetch(self, path: str, *, timeout: float, limit: int) -> bytes:
+        """The body of a GET of `path` below the base URL: what the gateway itself asks for.
+
+        At most `timeout` seconds and `limit` bytes. Raises UpstreamError, also for a status that is
+        not 200.
+        """
+        body = b""
+        try:
+            with within(timeout), self.session() as session:
+                response = session.get(
+                    self.provider.base_url + path,
+                    timeout=(timeout, timeout),
+                    stream=True,
+                    allow_redirects=False,
+                )
+                with response:
+                    pieces = response.iter_content(None)
+                    while len(body) < limit and (piece := next(pieces, b"")):
+                        body += piece
+        except Interrupted:
+            raise errors.UpstreamTimeout(f"No response within {timeout:g} s.") from None
+        except RequestException as error:
+            raise gateway_error(error, self.provider.name) from error
+        if response.status_code != 200:
+            raise errors.UpstreamError(f"The provider responded {response.status_code}.")
+        return body
+
+    def session(self) -> requests.Session:
+        """An ordinary session to this provider, with its credential: for what is not the hot path.
+
+        It follows no redirects, keeps no cookies and reads no `.netrc` or proxy variables.
+        """
+        session = requests.Session()
+        session.trust_env = False
+        session.max_redirects = 0
+        session.headers.clear()
+        session.headers.update({"User-Agent": "wrapper", "Accept-Encoding": "identity", **self._own})
+        if self._credential:
+            session.headers["Authorization"] = self._credential
+        session.mount(self.provider.origin, self._adapter)
+        return session
 
     def close(self) -> None:
         """Close the idle connections."""
-        self._transport.close()
+        self._adapter.close()
+
+
+def _headers(provider: Provider, *, with_secrets: bool) -> dict[str, str]:
+    """The headers that the configuration adds."""
+    return {
+        name.title(): value
+        for name, value in provider.headers
+        if with_secrets or name.lower() not in provider.secret_headers
+    }
 
 
 def _set_framing(
@@ -169,24 +189,3 @@ def _set_framing(
             headers["Content-Length"] = str(length)
     elif method in ("POST", "PUT", "PATCH"):
         headers["Content-Length"] = "0"
-
-
-def _declared_length(head: http1.Head) -> int | None:
-    """The Content-Length to repeat to the caller: on HEAD and 304 it is not the body's."""
-    text = head.get("content-length")
-    return int(text) if text else None
-
-
-def _told(error: BaseException | Any) -> str:
-    """An error in words fit for a caller: no addresses, no repr of objects."""
-    if isinstance(error, http1.ProtocolError):
-        return str(error)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"TLS certificate not accepted ({error.verify_message})"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed ({error.reason or 'handshake'})"
-    if isinstance(error, socket.gaierror):
-        return "its name does not resolve"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return type(error).__name__

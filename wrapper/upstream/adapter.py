@@ -1,11 +1,11 @@
-"""A `requests` transport adapter over the strict client of `http1`, with its pool.
+"""A `requests` transport adapter over the strict HTTP/1.1 client, with its own connection pool.
 
-`requests` gives the vocabulary (PreparedRequest, Response, its exceptions); the adapter sees to
-it that target and body go out byte for byte, that a TLS context is made once for a provider, and
-that no cookie jar, `.netrc`, redirect or retry comes between.
+It can be mounted on a `requests.Session`. The hot path calls `send` itself, with a prepared request
+whose `url` is the raw target: target and body then go out byte for byte, a TLS context is made once
+for a provider, and no cookie jar, `.netrc`, redirect or retry comes between.
 
-The rule protected here: a connection serves one call at a time, and serves again only when the
-last answer on it was whole and nothing followed.
+Invariant: a connection serves one request at a time, and serves again only when the last response on
+it was complete and nothing followed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from requests.exceptions import (
 from requests.exceptions import (
     ConnectionError as RequestsConnectionError,
 )
+from requests.structures import CaseInsensitiveDict
 
-from wrapper import errors
 from wrapper.cancellation import TIMEOUT, Interrupted, within
 from wrapper.config import Provider
 from wrapper.formats import http1
@@ -38,7 +38,11 @@ from wrapper.formats import http1
 MAX_IDLE = 45.0  # seconds; providers close idle connections after 60 or more
 
 
-class Transport(BaseAdapter):
+class PoolFull(RequestsConnectionError):
+    """The provider's `max_connections` are in use: nothing was sent."""
+
+
+class ProviderAdapter(BaseAdapter):
     """A `requests` adapter for one provider, with its own pool of kept connections.
 
     Timeouts are seconds; `timeout=(connect, read)` as in requests, each bounding one wait.
@@ -65,12 +69,13 @@ class Transport(BaseAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send `request` once; its `url` is the raw target, beginning with a slash.
+        """Send `request` once; its `url` is the raw target, or an absolute address as a session has.
 
-        Raises ConnectTimeout, SSLError or ConnectionError with nothing sent, and ReadTimeout or
+        With `stream` the body is left to be read from `Response.raw`, else it is read here. Raises
+        PoolFull, ConnectTimeout, SSLError or ConnectionError with nothing sent, and ReadTimeout or
         ChunkedEncodingError when something may have been.
         """
-        connect_timeout, read_timeout = timeout
+        connect_timeout, read_timeout = timeout if isinstance(timeout, tuple) else (timeout,) * 2
         connection = self._checkout(request, connect_timeout)
         try:
             connection.send(_head(request, self._authority), _pieces(request), read_timeout)
@@ -84,15 +89,17 @@ class Transport(BaseAdapter):
         except BaseException:
             self.release(connection)
             raise
-        response = requests.Response()
+        response = _Response()
         response.status_code = head.status
         response.reason = head.reason
         response.request = request
-        response.raw = Raw(head, connection.body(head), partial(self.release, connection))
+        response.raw = RawResponse(head, connection.body(head), partial(self.release, connection))
+        if not stream:
+            response.content  # noqa: B018  # reads the body and gives the connection back
         return response
 
     def release(self, connection: http1.Connection) -> None:
-        """Keep a connection whose answer was whole, close any other."""
+        """Keep a connection whose response was complete, close any other."""
         self._open -= 1
         if connection.reusable and not self._closed:
             self._idle.append(connection)
@@ -100,16 +107,14 @@ class Transport(BaseAdapter):
             connection.close()
 
     def close(self) -> None:
-        """Close what is idle; what is in use closes when its answer ends."""
+        """Close the idle connections; one in use closes when its response ends."""
         self._closed = True
         while self._idle:
             self._idle.pop().close()
 
     def _checkout(self, request: requests.PreparedRequest, timeout: float) -> http1.Connection:
         if self._open >= self._max:
-            raise errors.UpstreamFull(
-                "All connections to the provider are in use; try again shortly."
-            )
+            raise PoolFull("all connections are in use", request=request)
         self._open += 1
         try:
             return self._idle_connection() or self._connect(timeout)
@@ -148,8 +153,21 @@ class Transport(BaseAdapter):
         return None
 
 
-class Raw:
-    """`Response.raw`: the head and the bytes of an answer, nothing decoded."""
+class _Response(requests.Response):
+    """A response whose header mapping is made when it is asked for: the hot path does not ask."""
+
+    @property
+    def headers(self) -> CaseInsensitiveDict[str]:  # type: ignore[override]
+        """The headers; of several with one name, the last."""
+        return CaseInsensitiveDict(self.raw.head.headers if self.raw is not None else ())
+
+    @headers.setter
+    def headers(self, value: object) -> None:
+        """`requests.Response` begins with an empty mapping."""
+
+
+class RawResponse:
+    """`Response.raw`: the head and the bytes of a response, nothing decoded."""
 
     __slots__ = ("_release", "body", "head")
 
@@ -158,15 +176,42 @@ class Raw:
         self.body = body
         self._release: Callable[[], None] | None = release
 
+    def read1(self) -> bytes:
+        """The bytes that have come, waiting for some; empty at a clean end only.
+
+        Raises ReadTimeout, or ChunkedEncodingError where the response broke off.
+        """
+        try:
+            data = self.body.read1()
+        except TimeoutError as error:
+            raise ReadTimeout(error) from error
+        except (http1.ProtocolError, OSError) as error:
+            raise ChunkedEncodingError(error) from error
+        if self.body.complete:
+            self.close()
+        return data
+
+    def stream(self, size: int, decode_content: bool | None = None) -> Iterator[bytes]:
+        """The pieces of the body as they come, for `Response.iter_content`. Not decompressed: ask
+        for `identity`.
+        """
+        while piece := self.read1():
+            yield piece
+
     def close(self) -> None:
-        """Give the connection back, or cut it where the answer is not whole. Safe to repeat."""
+        """Give the connection back, or cut it where the response is incomplete. Safe to repeat."""
         release, self._release = self._release, None
         if release is not None:
             release()
 
+    release_conn = close  # what `Response.close` calls
+
 
 def _head(request: requests.PreparedRequest, authority: str) -> bytes:
-    lines = [f"{request.method} {request.url} HTTP/1.1\r\nHost: {authority}\r\n"]
+    target = request.url or ""
+    if not target.startswith("/"):
+        target = request.path_url
+    lines = [f"{request.method} {target} HTTP/1.1\r\nHost: {authority}\r\n"]
     lines += [f"{name}: {value}\r\n" for name, value in request.headers.items()]
     lines.append("\r\n")
     return "".join(lines).encode("latin-1")

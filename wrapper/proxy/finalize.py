@@ -1,0 +1,69 @@
+"""The end of every request, whatever kind of response it got: price it, settle it, count it, log it.
+
+Invariant: every request is finalized exactly once, when its last byte has left; whatever fails here,
+it is no longer in flight, and a request that is not in flight is in the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from wrapper.record import NO_KEY, RequestRecord
+from wrapper.runtime import RequestContext, Runtime, Snapshot
+from wrapper.store import Entry, StoreError
+
+log = logging.getLogger("wrapper")
+
+
+def finalize(context: RequestContext) -> None:
+    """The response has been sent, or will never be."""
+    context.scope.close()
+    finalize_record(context.record, context.runtime, context.snapshot)
+
+
+def finalize_record(record: RequestRecord, runtime: Runtime, snapshot: Snapshot) -> None:
+    """As `finalize`, for a record alone: what never became a request has no context."""
+    telemetry = runtime.telemetry
+    metering, counts = snapshot.settings.server.metering, record.is_proxy_request
+    record.finish()
+    try:
+        if counts and metering:
+            _price(record, snapshot)
+            _settle(record, runtime)
+    finally:
+        try:
+            telemetry.record(record, call=counts, metering=metering)
+            telemetry.log(record)
+        finally:
+            telemetry.end(record, call=counts)
+
+
+def _price(record: RequestRecord, snapshot: Snapshot) -> None:
+    if record.usage is not None:
+        host = snapshot.upstreams[record.provider].host
+        record.cost = snapshot.prices.cost(record.provider, host, record.model, record.usage)
+
+
+def _settle(record: RequestRecord, runtime: Runtime) -> None:
+    """Write the request to the ledger. A failing store is logged and never fails the request."""
+    if record.api_key == NO_KEY:
+        return  # an unauthenticated request is nobody's use, and must not cost a write
+    entry = Entry(
+        at=time.time(),
+        key=record.api_key,
+        provider=record.provider or "none",
+        model=runtime.telemetry.model(record),
+        outcome=record.outcome,
+        usage=record.usage,
+        cost=record.cost,
+        unmetered=record.unmetered is not None,
+    )
+    try:
+        runtime.store.settle(entry)
+    except StoreError as error:
+        if not runtime.store_failing:
+            log.error("cannot record usage: %s", error)
+        runtime.store_failing = True
+    else:
+        runtime.store_failing = False

@@ -1,0 +1,64 @@
+"""The timeouts of a request, by phase, and the one place where they are armed.
+
+==============  ==================================================================  ==================
+phase           what it bounds                                                      setting
+==============  ==================================================================  ==================
+request head    from the first wait on a connection to the end of the head          `HEAD` (gunicorn)
+request body    each wait for the client, and the whole body by its size            `body_timeout`
+connect         name resolution, all addresses and TLS together                     `connect_timeout`
+first byte      from the connection to the response's first byte                    `first_byte_timeout`
+idle            each wait for more of the response                                  `idle_timeout`
+total           the whole exchange with one provider                                `total_timeout`
+client write    each wait for the client to take bytes                              `body_timeout`
+==============  ==================================================================  ==================
+
+Deadlines are timers of the request's cancel scope; waits on a socket alone (the client's) are the
+socket's own timeout. All values are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from wrapper.cancellation import CancelScope
+from wrapper.config import Provider, Server
+from wrapper.proxy.body import content_length
+
+HEAD: Final = 15
+"""Seconds for a request's head; it is also how long an idle connection is kept. SDKs reuse idle
+connections for about 5 s."""
+
+SLOWEST_BYTES_PER_SECOND: Final = 32768
+
+
+def body_seconds(environ: Mapping[str, Any], server: Server) -> float:
+    """How long a request's whole body may take: a grace period, then a slow modem's pace."""
+    length = content_length(environ)
+    most = server.max_upload_bytes if length is None else min(length, server.max_upload_bytes)
+    return server.body_timeout + most / SLOWEST_BYTES_PER_SECOND
+
+
+def arm_client(sock: Any | None, server: Server) -> None:
+    """Each wait for the client to send or to take bytes."""
+    if sock is not None:
+        sock.settimeout(server.body_timeout)
+
+
+def arm_first_byte(scope: CancelScope, provider: Provider, upload_seconds: float | None) -> None:
+    """From now to the response's first byte; `upload_seconds` where the body is streamed through:
+    the client's time to send it is not the provider's.
+    """
+    if upload_seconds is not None:
+        scope.set_deadline(provider.total_timeout + upload_seconds)
+    else:
+        patient = provider.connect_timeout + provider.first_byte_timeout
+        scope.set_deadline(min(patient, provider.total_timeout))
+
+
+def arm_response(scope: CancelScope, provider: Provider, took: float) -> bool:
+    """The rest of the response, `took` seconds into it. Whether the scope watches each wait, so that
+    the provider's socket needs no timeout.
+    """
+    scope.set_deadline(provider.total_timeout - took)
+    return scope.set_idle_timeout(provider.idle_timeout)
