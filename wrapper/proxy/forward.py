@@ -25,7 +25,7 @@ from typing import Any
 from wrapper import errors
 from wrapper import record as outcomes
 from wrapper.cancellation import CLIENT_GONE, DRAINED, Interrupted, Watch, take_turns
-from wrapper.metering import Tap
+from wrapper.metering import UsageExtractor
 from wrapper.metering.usage import ABORTED, TRUNCATED
 from wrapper.proxy.request import Call, RawBody, Spooled
 from wrapper.record import MAX_NAME, RequestRecord, is_providers_failure
@@ -61,7 +61,7 @@ class Relayed:
         record: RequestRecord,
         answer: Answer,
         first: bytes,
-        tap: Tap,
+        tap: UsageExtractor,
         watch: Watch,
         settle: Callable[[Relayed], None],
         *,
@@ -287,7 +287,7 @@ def read_use(relayed: Relayed, *, used: bool, expected: bool) -> None:
     was made.) `expected`: it should tell what, so that a missing use is counted.
     """
     record = relayed.record
-    reading = relayed.tap.reading()
+    reading = relayed.tap.extracted()
     if used and reading.usage is not None:
         record.usage = reading.usage
         # A call may leave the model to the provider, as one of a stored prompt does.

@@ -17,7 +17,7 @@ from wrapper import errors
 from wrapper.auth import CLIENT, Principal, bearer, is_gateway_key
 from wrapper.cancellation import TIMEOUT, Interrupted, Watch, active
 from wrapper.config import Server, Target
-from wrapper.metering import NullTap, tap_for
+from wrapper.metering import NullExtractor, extractor_for
 from wrapper.proxy.forward import Attempt, Relayed, ask, read_use, release
 from wrapper.proxy.model_access import is_metered, uses_something, with_model
 from wrapper.proxy.request import (
@@ -166,7 +166,11 @@ class Visit:
         record.status = answer.status
         record.stream = content_type.startswith("text/event-stream")
         strip = call.strip_usage and record.stream and not encoding
-        tap = tap_for(content_type, encoding, strip_usage=strip) if self.metering else NullTap()
+        tap = (
+            extractor_for(content_type, encoding, strip_usage=strip)
+            if self.metering
+            else NullExtractor()
+        )
         promised = answer.length is not None and not strip and answer.status != 204
         in_words = record.stream and encoding in ("", "identity") and not promised
         relayed = Relayed(record, answer, first, tap, watch, self.settle, in_words=in_words)
