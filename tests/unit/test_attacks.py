@@ -18,7 +18,7 @@ from wrapper.cancellation import Watch
 from wrapper.config import ConfigError, Server, load
 from wrapper.formats import http1
 from wrapper.formats.jsonbytes import MAX_MEMBERS, has_duplicate, members
-from wrapper.metering.include_usage import set_include_usage
+from wrapper.metering import set_include_usage
 from wrapper.proxy.request import Call
 from wrapper.proxy.visit import Visit
 from wrapper.record import RequestRecord

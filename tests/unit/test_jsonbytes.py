@@ -18,7 +18,7 @@ from wrapper.formats.jsonbytes import (
     replace_value,
     skip_value,
 )
-from wrapper.metering.include_usage import set_include_usage
+from wrapper.metering import set_include_usage
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     ["model", "stream", "}", "{", '"', "\\", '{"model":', "\u2028", "é", "model\\", ","]

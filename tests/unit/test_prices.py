@@ -1,4 +1,4 @@
-"""What a use costs: known prices to the last pico-USD, unknown ones as unknown."""
+"""What usage costs: known prices to the last pico-USD, unknown ones as unknown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from wrapper.config import ConfigError, Price
 from wrapper.metering import Usage
-from wrapper.metering.pricing import MAX_REMEMBERED, Prices
+from wrapper.metering.pricing import MAX_CACHED, Prices, undated
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "config" / "prices.toml"
@@ -89,6 +89,19 @@ def test_a_version_has_its_own_price_or_that_of_its_model(
     assert openai(prices, model, usage) == input_price * PER_MILLION
 
 
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("gpt-4o-2024-08-06", "gpt-4o"),
+        ("gpt-4o", "gpt-4o"),
+        ("gpt-4o-2024-08", "gpt-4o-2024-08"),
+        ("gpt-4o-2024-08-06-preview", "gpt-4o-2024-08-06-preview"),
+    ],
+)
+def test_the_date_of_a_version_is_taken_off_the_name(model: str, name: str) -> None:
+    assert undated(model) == name
+
+
 @pytest.mark.parametrize("model", ["gpt-4o-mini", "gpt-4", "gpt-4o-2024", "", "embed-x", "ft"])
 def test_an_unknown_model_costs_none_and_not_zero(prices: Prices, model: str) -> None:
     assert openai(prices, model, Usage(10, 10, 20)) is None
@@ -108,7 +121,7 @@ def test_the_host_decides_and_then_the_name(prices: Prices) -> None:
     assert prices.cost("mine", "notother.example", "gpt-4o", usage) is None
 
 
-def test_a_kind_of_use_without_a_price_is_unknown(prices: Prices) -> None:
+def test_a_kind_of_usage_without_a_price_is_unknown(prices: Prices) -> None:
     assert openai(prices, "embed", Usage(1000, 0, 1000)) == 130_000_000
     assert openai(prices, "embed", Usage(1000, 1, 1001)) is None
     assert openai(prices, "whisper-1", Usage(10, 0, 10)) is None
@@ -146,10 +159,10 @@ def test_prices_of_the_configuration_win_everywhere(file: Path) -> None:
     assert prices.cost("demo", "127.0.0.1", "llama3.2:1b", usage) == pico
 
 
-def test_what_is_remembered_about_names_is_bounded(prices: Prices) -> None:
-    for index in range(MAX_REMEMBERED * 2):
+def test_the_cache_of_prices_is_bounded(prices: Prices) -> None:
+    for index in range(MAX_CACHED * 2):
         openai(prices, f"made-up-{index}", Usage(1, 1, 2))
-    assert len(prices._found) <= MAX_REMEMBERED
+    assert len(prices._found) <= MAX_CACHED
     assert openai(prices, "gpt-4o", Usage(1, 0, 1)) == 2_500_000
 
 

@@ -1,33 +1,48 @@
-"""How much was used: readers beside the bytes of an answer, and what it cost."""
+"""How much a proxy request used, extracted from the response, and what it cost."""
 
 from __future__ import annotations
 
-from wrapper.metering.decoding import DecodingTap, decoder_for
-from wrapper.metering.extractor import JsonTap, NullTap, Tap
-from wrapper.metering.include_usage import set_include_usage
-from wrapper.metering.stream import StreamTap
-from wrapper.metering.usage import ENCODING, NOT_METERED_TYPE, Reading, Usage
+from wrapper.metering.decoding import DecodingExtractor, decoder_for
+from wrapper.metering.json_body import JsonExtractor
+from wrapper.metering.stream import StreamExtractor, set_include_usage
+from wrapper.metering.usage import (
+    ENCODING,
+    NOT_METERED_TYPE,
+    PICO,
+    ExtractedUsage,
+    NullExtractor,
+    Usage,
+    UsageExtractor,
+)
 
-__all__ = ["NullTap", "Reading", "Tap", "Usage", "set_include_usage", "tap_for"]
+__all__ = [
+    "PICO",
+    "ExtractedUsage",
+    "NullExtractor",
+    "Usage",
+    "UsageExtractor",
+    "extractor_for",
+    "set_include_usage",
+]
 
 
-def tap_for(
+def extractor_for(
     content_type: str | None, content_encoding: str | None, *, strip_usage: bool = False
-) -> Tap:
-    """The reader for an answer with these headers.
+) -> UsageExtractor:
+    """The extractor for a response with these headers.
 
     `strip_usage`: the client did not ask for the usage chunk of a stream, so it is taken out.
-    That cannot be done to a compressed stream, which stays as it is: who puts `include_usage`
-    in must not let the provider compress (`Accept-Encoding: identity`).
+    A compressed stream cannot be stripped and stays as it is: a request to which the gateway
+    adds `include_usage` must not allow compression (`Accept-Encoding: identity`).
     """
     media = (content_type or "").partition(";")[0].strip().lower()
     is_stream = media == "text/event-stream"
     if not is_stream and media != "application/json" and not media.endswith("+json"):
-        return NullTap(NOT_METERED_TYPE)
+        return NullExtractor(NOT_METERED_TYPE)
     encoding = (content_encoding or "").strip().lower()
     if encoding in ("", "identity"):
-        return StreamTap(strip_usage=strip_usage) if is_stream else JsonTap()
+        return StreamExtractor(strip_usage=strip_usage) if is_stream else JsonExtractor()
     decoder = decoder_for(encoding)
     if decoder is None:
-        return NullTap(ENCODING)
-    return DecodingTap(decoder, StreamTap() if is_stream else JsonTap())
+        return NullExtractor(ENCODING)
+    return DecodingExtractor(decoder, StreamExtractor() if is_stream else JsonExtractor())

@@ -1,9 +1,10 @@
-"""Reads a compressed answer beside the compressed bytes.
+"""Usage in a compressed response.
 
-The client gets what the provider sent, true to its `Content-Encoding`; the tap inside reads a
-decompressed copy (RFC 9110 section 8.4.1: gzip, deflate with and without the zlib header; br
-is RFC 7932). The rules protected here: a few bytes that unfold into gigabytes cost neither
-memory nor much time, and broken compression is a reason, not an exception.
+The client gets the compressed bytes unchanged; another extractor reads a decompressed copy (RFC
+9110 section 8.4.1: gzip, deflate with and without the zlib header; br is RFC 7932).
+
+Invariant: a decompression bomb costs neither memory nor much time, and broken compression is a
+reason, not an exception.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ from typing import Protocol
 
 import brotli
 
-from wrapper.metering.extractor import Tap
-from wrapper.metering.usage import TOO_LARGE, UNREADABLE, Reading
+from wrapper.metering.usage import TOO_LARGE, UNREADABLE, ExtractedUsage, UsageExtractor
 
-# The copy is made in pieces of this size …
+# The copy is decompressed in pieces of this size …
 PIECE_BYTES = 64 * 1024
-# … and no longer than an honest answer: this much, and this many times what came in.
+# … up to this size plus this many times the compressed size.
 FREE_BYTES = 8 << 20
 MAX_RATIO = 200
 
 
-class Broken(Exception):
+class DecompressionError(Exception):
     """The compressed data cannot be read."""
 
 
@@ -32,7 +32,7 @@ class Decoder(Protocol):
     """Decompresses one stream."""
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """The decompressed pieces of `data`. Raises Broken."""
+        """The decompressed pieces of `data`. Raises DecompressionError."""
 
 
 class Inflate:
@@ -54,19 +54,19 @@ class Inflate:
             try:
                 piece = self._inflate.decompress(data, PIECE_BYTES)
             except zlib.error as error:
-                raise Broken(str(error)) from error
+                raise DecompressionError(str(error)) from error
             if piece:
                 yield piece
             data = self._inflate.unconsumed_tail
             if self._inflate.eof:
                 data = self._inflate.unused_data
-                # What follows the last member and is none is padding (gzip(1) ignores it too).
+                # Data after the last member is padding (gzip(1) ignores it too).
                 if not self._gzip or data[:1] not in (b"", b"\x1f"):
                     return
                 self._inflate = zlib.decompressobj(wbits=31)
 
 
-class Unbrotli:
+class Brotli:
     """br."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Unbrotli:
                 if self._decompressor.is_finished() or self._decompressor.can_accept_more_data():
                     return
         except brotli.error as error:
-            raise Broken(str(error)) from error
+            raise DecompressionError(str(error)) from error
 
 
 def _has_zlib_header(data: bytes) -> bool:
@@ -92,31 +92,31 @@ def _has_zlib_header(data: bytes) -> bool:
     return data[0] & 0x0F == 8 and (data[0] * 256 + data[1]) % 31 == 0
 
 
-class DecodingTap:
-    """Hands a decompressed copy to `inner` and every byte on as it came."""
+class DecodingExtractor:
+    """Feeds a decompressed copy to `inner`; the compressed bytes pass through unchanged."""
 
-    __slots__ = ("_came", "_decoder", "_inner", "_made", "_reason")
+    __slots__ = ("_compressed", "_decoder", "_decompressed", "_inner", "_reason")
 
-    def __init__(self, decoder: Decoder, inner: Tap) -> None:
+    def __init__(self, decoder: Decoder, inner: UsageExtractor) -> None:
         self._decoder = decoder
         self._inner = inner
-        self._came = 0
-        self._made = 0
+        self._compressed = 0
+        self._decompressed = 0
         self._reason: str | None = None
 
     def feed(self, data: bytes) -> bytes:
         if self._reason is None:
-            self._came += len(data)
+            self._compressed += len(data)
             try:
                 self._decode(data)
-            except Broken:
+            except DecompressionError:
                 self._reason = UNREADABLE
         return data
 
     def _decode(self, data: bytes) -> None:
         for piece in self._decoder.decode(data):
-            self._made += len(piece)
-            if self._made > FREE_BYTES + MAX_RATIO * self._came:
+            self._decompressed += len(piece)
+            if self._decompressed > FREE_BYTES + MAX_RATIO * self._compressed:
                 self._reason = TOO_LARGE
                 return
             self._inner.feed(piece)
@@ -126,11 +126,11 @@ class DecodingTap:
             self._inner.flush()
         return b""
 
-    def reading(self) -> Reading:
-        reading = self._inner.reading()
-        if reading.usage is not None or self._reason is None:
-            return reading
-        return reading._replace(reason=self._reason)
+    def extracted(self) -> ExtractedUsage:
+        extracted = self._inner.extracted()
+        if extracted.usage is not None or self._reason is None:
+            return extracted
+        return extracted._replace(reason=self._reason)
 
 
 def decoder_for(encoding: str) -> Decoder | None:
@@ -140,5 +140,5 @@ def decoder_for(encoding: str) -> Decoder | None:
     if encoding == "deflate":
         return Inflate(gzip=False)
     if encoding == "br":
-        return Unbrotli()
+        return Brotli()
     return None

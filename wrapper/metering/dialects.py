@@ -1,7 +1,7 @@
-"""Where the dialects put their numbers.
+"""Where each dialect reports its usage.
 
 ========================================  ====================================================
-answer                                    usage
+response                                  usage
 ========================================  ====================================================
 chat, old completions (and stream chunk)  usage.{prompt,completion,total}_tokens
 embeddings                                usage.{prompt,total}_tokens
@@ -13,9 +13,10 @@ Groq stream, last chunk                   x_groq.usage
 
 Sources: https://platform.openai.com/docs/api-reference and https://console.groq.com/docs.
 
-Only these members are decoded, everything else is skipped over by the decoder. The rule
-protected here: a number that cannot be a count (negative, a fraction, a string, a boolean, over
-1e12) makes a report unreadable; it is never repaired.
+Only these members are decoded; the decoder skips everything else.
+
+Invariant: a number that cannot be a count (negative, a fraction, a string, a boolean, over 1e12)
+makes the usage unreadable; it is never repaired.
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ class _Report(msgspec.Struct):
     completion_tokens_details: _CompletionDetails | None = None
     input_tokens_details: _PromptDetails | None = None
     output_tokens_details: _CompletionDetails | None = None
-    # Audio spells it in the singular.
+    # The audio endpoints use the singular.
     input_token_details: _PromptDetails | None = None
     output_token_details: _CompletionDetails | None = None
     seconds: _Seconds = None
 
 
-class _Answer(msgspec.Struct):
-    """A JSON answer or the data of one event. Raw members are looked at only where needed."""
+class _Body(msgspec.Struct):
+    """A JSON response or the data of one event. Raw members are decoded only where needed."""
 
     model: msgspec.Raw = _NOTHING
     usage: msgspec.Raw = _NOTHING
@@ -77,7 +78,7 @@ class _Answer(msgspec.Struct):
     type: msgspec.Raw = _NOTHING
 
 
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_body = msgspec.json.Decoder(_Body).decode
 _decode_report = msgspec.json.Decoder(_Report).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
@@ -88,8 +89,8 @@ _EMPTY = (b"", b"null")
 _EMPTY_LIST = re.compile(rb"\[[ \t\r\n]*\]")
 
 
-class Seen:
-    """What one JSON text says. `unreadable`: it has a usage that could not be read."""
+class JsonUsage:
+    """What one JSON text reports. `unreadable`: it has a usage that could not be read."""
 
     __slots__ = ("error", "model", "only_usage", "unreadable", "usage")
 
@@ -98,52 +99,51 @@ class Seen:
         self.model: str | None = None
         self.error = False
         self.unreadable = False
-        # The extra chunk of `stream_options.include_usage`: a usage and empty `choices`.
+        # The additional chunk of `stream_options.include_usage`: a usage and empty `choices`.
         self.only_usage = False
 
 
-def read(text: bytes) -> Seen:
-    """What `text`, one JSON value, says. Raises DECODING_ERRORS where it is not an object."""
-    answer = _decode_answer(text)
-    seen = Seen()
-    _read_level(answer, seen)
-    nested = bytes(answer.response)
+def read(text: bytes) -> JsonUsage:
+    """What `text`, one JSON value, reports. Raises DECODING_ERRORS where it is no object."""
+    body = _decode_body(text)
+    found = JsonUsage()
+    _read_level(body, found)
+    nested = bytes(body.response)
     if nested.startswith(b"{"):
-        _read_level(_decode_answer(nested), seen)
-    groq = bytes(answer.x_groq)
-    # Groq's own place counts only where the usual one is empty: in an unary answer it holds
-    # numbers about caches.
+        _read_level(_decode_body(nested), found)
+    groq = bytes(body.x_groq)
+    # `x_groq.usage` counts only where `usage` is empty: outside streams it is about caches.
     if groq.startswith(b"{"):
-        extra = _decode_answer(groq)
-        seen.error = seen.error or bytes(extra.error) not in _EMPTY
-        if seen.usage is None and not seen.unreadable:
-            _read_usage(bytes(extra.usage), seen)
-    seen.error = seen.error or bytes(answer.type) in (b'"error"', b'"response.failed"')
-    seen.only_usage = (
-        bytes(answer.usage).startswith(b"{")
-        and _EMPTY_LIST.fullmatch(bytes(answer.choices)) is not None
-        and not seen.error
+        extra = _decode_body(groq)
+        found.error = found.error or bytes(extra.error) not in _EMPTY
+        if found.usage is None and not found.unreadable:
+            _read_usage(bytes(extra.usage), found)
+    found.error = found.error or bytes(body.type) in (b'"error"', b'"response.failed"')
+    found.only_usage = (
+        bytes(body.usage).startswith(b"{")
+        and _EMPTY_LIST.fullmatch(bytes(body.choices)) is not None
+        and not found.error
     )
-    return seen
+    return found
 
 
-def _read_level(answer: _Answer, seen: Seen) -> None:
-    if seen.model is None:
-        seen.model = _model(bytes(answer.model))
-    seen.error = seen.error or bytes(answer.error) not in _EMPTY
-    _read_usage(bytes(answer.usage), seen)
+def _read_level(body: _Body, found: JsonUsage) -> None:
+    if found.model is None:
+        found.model = _model(bytes(body.model))
+    found.error = found.error or bytes(body.error) not in _EMPTY
+    _read_usage(bytes(body.usage), found)
 
 
-def _read_usage(text: bytes, seen: Seen) -> None:
+def _read_usage(text: bytes, found: JsonUsage) -> None:
     if text in _EMPTY:
         return
     try:
         usage = read_usage(text)
     except DECODING_ERRORS:
-        seen.unreadable = True
+        found.unreadable = True
         return
     if usage is not None:
-        seen.usage = usage
+        found.usage = usage
 
 
 def read_usage(text: bytes) -> Usage | None:

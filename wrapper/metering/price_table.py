@@ -1,7 +1,9 @@
 """Reads config/prices.toml into rates, in pico-USD per token.
 
-The layout is described in `wrapper.metering.pricing`. The rule protected here: a price that cannot
-be read is a problem with a file and a key path, never a price of zero.
+The layout is described in `wrapper.metering.pricing`.
+
+Invariant: a price that cannot be read is a problem with a file and a key path, never a price of
+zero.
 """
 
 from __future__ import annotations
@@ -13,10 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wrapper.config import ConfigError, Problem
-from wrapper.metering.usage import Usage
+from wrapper.metering.usage import PICO, Usage
 
 _PICO_PER_MILLION = 10**6
-_PICO = 10**12
 
 _PER_TOKEN = (
     "input",
@@ -31,9 +32,10 @@ _KNOWN = frozenset((*_PER_TOKEN, "audio_hour", "tiers", "above"))
 
 
 class Rate(NamedTuple):
-    """Pico-USD per token (`audio_hour`: per hour); None where it has no price.
+    """Pico-USD per token (`audio_hour`: per hour); None where there is no price.
 
-    It applies to prompts of more than `above` tokens. `apart`: a kind of token has its own price.
+    It applies to prompts of more than `above` tokens. `separate`: audio or image tokens have
+    their own price.
     """
 
     above: int = -1
@@ -45,7 +47,7 @@ class Rate(NamedTuple):
     audio_output: int | None = None
     image_output: int | None = None
     audio_hour: int | None = None
-    apart: bool = False
+    separate: bool = False
 
     def cost(self, usage: Usage) -> int | None:
         if usage.seconds and not usage.total:
@@ -58,10 +60,10 @@ class Rate(NamedTuple):
             (cached, self.cached_input),
             (usage.completion, self.output),
         )
-        if self.apart:
+        if self.separate:
             audio, image = usage.audio_prompt, usage.image_prompt
             if cached and (audio or image):
-                return None  # nobody says how many of the cached tokens were text
+                return None  # how many of the cached tokens were text is unknown
             special = usage.audio_completion + usage.image_completion
             parts = (
                 (max(usage.prompt - cached - audio - image, 0), self.input),
@@ -105,7 +107,7 @@ def read(path: Path) -> dict[str, Table]:
     stamp = (str(path), state.st_ino, state.st_size, state.st_mtime_ns)
     if stamp not in _read:
         tables = _parse(path)
-        # A reload of the configuration must not stop the worker for as long as this takes.
+        # Why: parsing would stop the worker at every reload of the configuration.
         _read.clear()
         _read[stamp] = tables
     return _read[stamp]
@@ -130,11 +132,11 @@ def pico(per_million: Decimal) -> int:
 
 def _unreadable(path: Path, error: Exception) -> Problem:
     reason = error.strerror if isinstance(error, OSError) else str(error)
-    return Problem(str(path), "", f"cannot be read: {reason}", "`make prices` writes it anew")
+    return Problem(str(path), "", f"cannot be read: {reason}", "`make prices` writes a new one")
 
 
 class _Reader:
-    """Reads the tables of the file and notes every problem."""
+    """Reads the tables of the file and collects every problem."""
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
         self._file = file
@@ -178,7 +180,7 @@ class _Reader:
         prices = {name: self._price(entry.get(name), f"{where}.{name}") for name in _PER_TOKEN}
         hour = self._number(entry.get("audio_hour"), f"{where}.audio_hour")
         above = self._number(entry.get("above"), f"{where}.above", 10**9)
-        apart = any(prices[name] is not None for name in _PER_TOKEN[3:])
+        separate = any(prices[name] is not None for name in _PER_TOKEN[3:])
         if prices["cached_input"] is None:
             prices["cached_input"] = prices["input"]
         for kind in ("audio", "image"):
@@ -187,8 +189,8 @@ class _Reader:
                     prices[f"{kind}_{direction}"] = prices[direction]
         return Rate(
             above=-1 if above is None else int(above),
-            audio_hour=None if hour is None else round(hour * _PICO),
-            apart=apart,
+            audio_hour=None if hour is None else round(hour * PICO),
+            separate=separate,
             **prices,
         )
 
@@ -215,4 +217,4 @@ class _Reader:
         return {}
 
     def _problem(self, where: str, message: str) -> None:
-        self._problems.append(Problem(self._file, where, message, "`make prices` writes it anew"))
+        self._problems.append(Problem(self._file, where, message, "`make prices` writes a new one"))

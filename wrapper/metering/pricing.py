@@ -1,20 +1,20 @@
-"""What a use cost: config/prices.toml, and the overrides of gateway.toml.
+"""What usage costs: config/prices.toml, and the overrides of gateway.toml.
 
     [providers.groq]
-    match = ["api.groq.com"]              # hosts of `base_url` that this table is for
+    match = ["api.groq.com"]              # the hosts of `base_url` that this table applies to
 
     [providers.groq.models]
     "llama-3.1-8b-instant" = { input = 0.05, output = 0.08 }
 
-Prices are USD per million tokens: `input`, `cached_input` (without one cached input costs as
-much as input), `output`; `audio_input`, `image_input`, `audio_output`, `image_output` where a
-kind of token is priced apart; `audio_hour` is USD per hour of audio. `tiers` holds prices that
-apply to the whole request when its prompt has more than `above` tokens. A name that ends with
-`*` is a prefix.
+Prices are USD per million tokens: `input`, `cached_input` (default: the price of `input`),
+`output`; `audio_input`, `image_input`, `audio_output`, `image_output` where such tokens have
+their own price; `audio_hour` is USD per hour of audio. `tiers` holds prices that apply to the
+whole request when its prompt has more than `above` tokens. A name that ends with `*` is a prefix.
 
-Money is counted in whole pico-USD (1e-12 USD): 0.05 USD per million tokens are 50,000 of them
-per token, so that sums never round. The rule protected here: what has no known price costs
-None, never zero.
+Cost is counted in whole pico-USD (1e-12 USD): 0.05 USD per million tokens are 50,000 of them per
+token, so sums never round.
+
+Invariant: what has no known price costs None, never zero.
 """
 
 from __future__ import annotations
@@ -27,14 +27,19 @@ from wrapper.config import Price
 from wrapper.metering.price_table import Rate, Rates, Table, pico, read
 from wrapper.metering.usage import Usage
 
-# Model names come from answers: what is remembered about them is bounded.
-MAX_REMEMBERED = 4096
+# Model names come from responses, so the cache is bounded.
+MAX_CACHED = 4096
 
-_DATED = re.compile(r"(.+)-\d{4}-\d{2}-\d{2}")
+_DATE = re.compile(r"-\d{4}-\d{2}-\d{2}\Z", re.ASCII)
+
+
+def undated(model: str) -> str:
+    """The model's name without the date of its version: `gpt-4o` for `gpt-4o-2024-08-06`."""
+    return _DATE.sub("", model)
 
 
 class Prices:
-    """Finds the price of a model; what was found is remembered."""
+    """Finds the price of a model; results are cached."""
 
     def __init__(self, tables: Mapping[str, Table], overrides: Mapping[str, Price]) -> None:
         self._tables = tables
@@ -44,20 +49,18 @@ class Prices:
         self._found: dict[tuple[str, str, str], Rates | None] = {}
 
     @classmethod
-    def load(
-        cls, path: Path, overrides: Mapping[str, Price], stand_in: str | None = None
-    ) -> Prices:
-        """The prices of the file at `path`; without a file only the overrides are known.
+    def load(cls, path: Path, overrides: Mapping[str, Price], demo: str | None = None) -> Prices:
+        """The prices of the file at `path`; without a file only the overrides.
 
-        The provider `stand_in` answers in place of all others: its models cost what they cost
-        there. Raises ConfigError with all problems of the file.
+        The provider `demo` serves the models of all others, and they cost what they cost there.
+        Raises ConfigError with all problems of the file.
         """
         tables = read(path)
-        if stand_in is not None:
+        if demo is not None:
             models = {
                 name: rates for table in tables.values() for name, rates in table.models.items()
             }
-            tables = {**tables, stand_in: Table((), models)}
+            tables = {**tables, demo: Table((), models)}
         return cls(tables, overrides)
 
     def cost(self, provider: str, host: str, model: str, usage: Usage) -> int | None:
@@ -69,7 +72,7 @@ class Prices:
         try:
             rates = self._found[key]
         except KeyError:
-            if len(self._found) >= MAX_REMEMBERED:
+            if len(self._found) >= MAX_CACHED:
                 self._found.clear()
             rates = self._found[key] = self._find(provider, host, model.lower())
         if rates is None:
@@ -80,7 +83,7 @@ class Prices:
         return None
 
     def names(self, provider: str, host: str) -> set[str]:
-        """The models that have a price of their own at this provider."""
+        """The models that are listed with a price for this provider."""
         listed = self._overrides.keys() | self._models(provider, host).keys()
         return {name for name in listed if not name.endswith("*")}
 
@@ -89,7 +92,7 @@ class Prices:
         return _match(self._models(provider, host), model) if found is None else found
 
     def _models(self, provider: str, host: str) -> Mapping[str, Rates]:
-        """The price list of the provider's host, else the one of its name."""
+        """The table that matches the provider's host, else the one with the provider's name."""
         host = host.lower()
         for table in self._tables.values():
             if any(host == name or host.endswith("." + name) for name in table.hosts):
@@ -99,12 +102,11 @@ class Prices:
 
 
 def _match(models: Mapping[str, Rates], model: str) -> Rates | None:
-    """The model itself, else without the date of its version, else the longest prefix."""
+    """The model itself, else the model without a version date, else the longest prefix."""
     if model in models:
         return models[model]
-    dated = _DATED.fullmatch(model)
-    if dated and dated[1] in models:
-        return models[dated[1]]
+    if undated(model) in models:
+        return models[undated(model)]
     prefixes = [name for name in models if name.endswith("*") and model.startswith(name[:-1])]
     return models[max(prefixes, key=len)] if prefixes else None
 

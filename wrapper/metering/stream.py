@@ -1,41 +1,91 @@
-"""The tap for event streams.
+"""Usage in an event stream: asking the provider for it, and extracting it.
+
+A chat stream reports its usage only where the request sets `stream_options.include_usage`
+(https://platform.openai.com/docs/api-reference/chat/create#chat-create-stream_options). Where
+the client did not, the gateway does, and takes the additional chunk (a usage and empty
+`choices`) out of the stream again, with its blank line (`strip_usage`).
 
 Nearly every piece of a stream is one event with a few letters of text. So a piece is searched
 for the words that matter (`"usage"` with a value, `"error"`, and `"model"` until it is known)
-and is decoded only when one is there: an event without them costs about a microsecond. The last
-usage seen counts; they are never added up, for Groq reports the same numbers three times.
+and decoded only when one is there: an event without them costs about a microsecond. The last
+usage counts; usages are never added up, because Groq reports the same numbers three times.
 
-Where the gateway asked for usage in the client's place (`strip_usage`), the chunk that was
-made for it (a usage and empty `choices`) is taken out with its blank line. The rule protected
-here: all other bytes stay as they were, however the stream is cut into pieces.
+Invariant: all other bytes, of the request and of the stream, stay as they were, however the
+stream is cut into pieces.
 """
 
 from __future__ import annotations
 
 import re
 
+from wrapper.formats.jsonbytes import insert_member, members
 from wrapper.formats.sse import Reader, Span, payload
-from wrapper.metering.dialects import DECODING_ERRORS, Seen, read
-from wrapper.metering.head_tail import Windows
-from wrapper.metering.usage import NO_USAGE, TOO_LARGE, TRUNCATED, UNREADABLE, Reading, Usage
+from wrapper.metering.dialects import DECODING_ERRORS, JsonUsage, read
+from wrapper.metering.json_body import HeadTailBuffer
+from wrapper.metering.usage import (
+    NO_USAGE,
+    TOO_LARGE,
+    TRUNCATED,
+    UNREADABLE,
+    ExtractedUsage,
+    Usage,
+)
 
 _ENDS = (b"\n\n", b"\r\n\r\n")
 _DATA = re.compile(rb"(?:\A|[\r\n])data: ?")
 
+_OPTIONS = "stream_options"
+_FLAG = "include_usage"
+_WITH_FLAG = b'{"include_usage":true}'
 
-class StreamTap:
-    """Reads the events of one stream; see the module's text for `strip_usage`."""
+
+def set_include_usage(body: bytes) -> bytes:
+    """`body`, a JSON object, with `stream_options.include_usage` true.
+
+    The very same object where that is so already. A `stream_options` of a wrong type stays, so
+    that the provider reports the error.
+    """
+    if b"stream_options" not in body and b"\\u" not in body:
+        return insert_member(body, _OPTIONS, _WITH_FLAG)
+    found = [member for member in members(body) if member.key == _OPTIONS]
+    if not found:
+        return insert_member(body, _OPTIONS, _WITH_FLAG)
+    # Of duplicate members every one is changed: parsers differ in which one they use.
+    for member in reversed(found):
+        old = body[member.value_start : member.value_end]
+        new = _set_flag(old)
+        if new is not old:
+            body = body[: member.value_start] + new + body[member.value_end :]
+    return body
+
+
+def _set_flag(options: bytes) -> bytes:
+    if options == b"null":
+        return _WITH_FLAG
+    if not options.startswith(b"{"):
+        return options
+    found = [member for member in members(options) if member.key == _FLAG]
+    if not found:
+        return insert_member(options, _FLAG, b"true")
+    for member in reversed(found):
+        if options[member.value_start : member.value_end] != b"true":
+            options = options[: member.value_start] + b"true" + options[member.value_end :]
+    return options
+
+
+class StreamExtractor:
+    """For `text/event-stream`; `strip_usage` as in the module's docstring."""
 
     __slots__ = (
         "_ended",
         "_error",
         "_first",
-        "_gone_at_cr",
         "_model",
         "_oversized",
         "_reader",
         "_reason",
         "_strip",
+        "_stripped_at_cr",
         "_usage",
     )
 
@@ -48,16 +98,16 @@ class StreamTap:
         self._error = False
         self._ended = False
         self._first = True
-        self._oversized: Windows | None = None
+        self._oversized: HeadTailBuffer | None = None
         # The event that was taken out ended with CR: an LF that follows belongs to it.
-        self._gone_at_cr = False
+        self._stripped_at_cr = False
 
     def feed(self, data: bytes) -> bytes:
-        # Whole events with nothing of interest: the reader need not see them.
+        # Complete events with nothing of interest bypass the reader.
         if (
             data.endswith(_ENDS)
             and not self._reader.pending
-            and not self._gone_at_cr
+            and not self._stripped_at_cr
             and not self._interesting(data)
         ):
             self._first = False
@@ -65,43 +115,43 @@ class StreamTap:
         spans = self._reader.feed(data)
         if not self._strip:
             for span in spans:
-                self._look_at(span)
+                self._inspect(span)
             return data
-        return b"".join([span.raw for span in spans if self._stays(span)])
+        return b"".join([span.raw for span in spans if self._is_kept(span)])
 
     def flush(self) -> bytes:
         self._ended = True
         # The standard drops an event without its blank line; its tokens were used all the same.
         rest = Span(self._reader.flush(), whole=self._oversized is None)
-        stays = self._stays(rest)
-        return rest.raw if self._strip and stays else b""
+        kept = self._is_kept(rest)
+        return rest.raw if self._strip and kept else b""
 
-    def reading(self) -> Reading:
+    def extracted(self) -> ExtractedUsage:
         if self._usage is not None:
-            return Reading(self._usage, self._model, None, self._error)
+            return ExtractedUsage(self._usage, self._model, None, self._error)
         reason = self._reason or (NO_USAGE if self._ended else TRUNCATED)
-        return Reading(None, self._model, reason, self._error)
+        return ExtractedUsage(None, self._model, reason, self._error)
 
     def _interesting(self, data: bytes) -> bool:
         if b'"usage"' in data and data.count(b'"usage"') > data.count(b'"usage":null'):
             return True
         return b'"error"' in data or (self._model is None and b'"model"' in data)
 
-    def _stays(self, span: Span) -> bool:
-        if self._gone_at_cr:
-            self._gone_at_cr = False
+    def _is_kept(self, span: Span) -> bool:
+        if self._stripped_at_cr:
+            self._stripped_at_cr = False
             if span.raw == b"\n":
                 return False
-        seen = self._look_at(span)
-        if seen is None or not seen.only_usage:
+        found = self._inspect(span)
+        if found is None or not found.only_usage:
             return True
-        self._gone_at_cr = span.raw.endswith(b"\r")
+        self._stripped_at_cr = span.raw.endswith(b"\r")
         return False
 
-    def _look_at(self, span: Span) -> Seen | None:
+    def _inspect(self, span: Span) -> JsonUsage | None:
         first, self._first = self._first, False
         if not span.whole:
-            self._look_at_piece(span)
+            self._inspect_piece(span)
             return None
         if not self._interesting(span.raw):
             return None
@@ -109,34 +159,34 @@ class StreamTap:
         if data is None:
             return None
         try:
-            seen = read(data)
+            found = read(data)
         except DECODING_ERRORS:
             if b'"usage"' in data:
                 self._reason = UNREADABLE
             return None
-        self._note(seen)
-        return seen
+        self._note(found)
+        return found
 
-    def _look_at_piece(self, span: Span) -> None:
-        # An image in base64 makes such an event, and its usage stands beside it.
+    def _inspect_piece(self, span: Span) -> None:
+        """One piece of an oversized event, such as one with an image in base64."""
         if self._oversized is None:
-            self._oversized = Windows()
+            self._oversized = HeadTailBuffer()
         self._oversized.feed(span.raw)
         if not span.last:
             return
         start = _DATA.search(self._oversized.head)
         if start is not None:
             del self._oversized.head[: start.end()]
-        seen = self._oversized.read()
+        found = self._oversized.read()
         self._oversized = None
-        if seen.usage is None and not seen.unreadable:
+        if found.usage is None and not found.unreadable:
             self._reason = self._reason or TOO_LARGE
-        self._note(seen)
+        self._note(found)
 
-    def _note(self, seen: Seen) -> None:
-        self._model = self._model or seen.model
-        self._error = self._error or seen.error
-        if seen.usage is not None:
-            self._usage = seen.usage
-        elif seen.unreadable:
+    def _note(self, found: JsonUsage) -> None:
+        self._model = self._model or found.model
+        self._error = self._error or found.error
+        if found.usage is not None:
+            self._usage = found.usage
+        elif found.unreadable:
             self._reason = UNREADABLE

@@ -1,29 +1,36 @@
-"""What was used: the numbers that a provider reported, and what is known where it did not.
+"""What a response used: the numbers that the provider reported, or the reason why there are none.
 
-The rule protected here: nothing is silently zero. A `Reading` has either a `Usage` or the reason
-why there is none.
+    extractor = extractor_for(content_type, content_encoding)
+    for piece in body:
+        send(extractor.feed(piece))    # the same bytes, unless a usage chunk is taken out
+    send(extractor.flush())            # at a clean end
+    extractor.extracted()              # at any time, also after the response broke off
+
+Invariant: nothing is silently zero. An `ExtractedUsage` has either a `Usage` or a reason.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+PICO = 10**12  # pico-USD in a USD
 
 # Reasons, the label values of `unmetered_responses_total`.
-NO_USAGE = "no_usage"  # a whole answer that reports none
-UNREADABLE = "unreadable"  # not JSON, broken compression, numbers that cannot be
-ENCODING = "encoding"  # a content encoding that is not read here
+NO_USAGE = "no_usage"  # a complete response that reports none
+UNREADABLE = "unreadable"  # not JSON, broken compression, numbers that cannot be counts
+ENCODING = "encoding"  # an unsupported content encoding
 TOO_LARGE = "too_large"  # beyond what is kept in memory
-TRUNCATED = "truncated"  # the answer broke off before it was reported
-ABORTED = "aborted"  # the caller left, or the gateway stopped, before it was reported
-NOT_METERED_TYPE = "not_metered_type"  # audio, files, text: a type that reports nothing
+TRUNCATED = "truncated"  # the response broke off before usage was reported
+ABORTED = "aborted"  # the client left, or the gateway stopped, before usage was reported
+NOT_METERED_TYPE = "not_metered_type"  # audio, files, text: a type that reports no usage
 
 
 class Usage(NamedTuple):
     """Tokens as the provider counts them.
 
     `cached` and the audio and image tokens of the prompt are parts of `prompt`; `reasoning` and
-    the audio and image tokens of the completion are parts of `completion`: named apart because
-    they are priced apart. `seconds` is audio that is billed by its length instead of by tokens.
+    the audio and image tokens of the completion are parts of `completion`. They are separate
+    fields because they have separate prices. `seconds` is audio that is billed by its length.
     """
 
     prompt: int
@@ -38,15 +45,50 @@ class Usage(NamedTuple):
     image_completion: int = 0
 
 
-class Reading(NamedTuple):
-    """What a tap has seen up to now.
+class ExtractedUsage(NamedTuple):
+    """What an extractor has found so far.
 
     `usage` is the last one reported, `model` the first one named. `reason` says why `usage` is
-    None and is None otherwise. `error` is true where the provider reported an error inside of
-    the answer (an event of a stream; an `error` member that is not null).
+    None and is None otherwise. `error`: the provider reported an error inside the response (an
+    event of a stream, or an `error` member that is not null).
     """
 
     usage: Usage | None
     model: str | None
     reason: str | None
     error: bool = False
+
+
+class UsageExtractor(Protocol):
+    """Reads usage out of one response body while its bytes pass through.
+
+    Invariant: bytes come out as they went in (except for the one chunk that the client did not
+    ask for), no input makes an extractor raise, and its memory is bounded.
+    """
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next bytes of the body and return the bytes to send now."""
+
+    def flush(self) -> bytes:
+        """Note the clean end of the body and return the bytes that were held back."""
+
+    def extracted(self) -> ExtractedUsage:
+        """What is known so far."""
+
+
+class NullExtractor:
+    """For a body that reports no usage or cannot be read; `reason` says which."""
+
+    __slots__ = ("_reason",)
+
+    def __init__(self, reason: str = NOT_METERED_TYPE) -> None:
+        self._reason = reason
+
+    def feed(self, data: bytes) -> bytes:
+        return data
+
+    def flush(self) -> bytes:
+        return b""
+
+    def extracted(self) -> ExtractedUsage:
+        return ExtractedUsage(None, None, self._reason)

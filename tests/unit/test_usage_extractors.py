@@ -1,4 +1,4 @@
-"""Taps beside bytes of any kind: unchanged bytes, bounded memory, one chunk taken out."""
+"""Usage extractors: bytes pass unchanged, memory is bounded, one chunk is taken out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import effort
-from wrapper.metering import Tap, Usage, tap_for
+from wrapper.metering import Usage, UsageExtractor, extractor_for
 
 USAGE = b'{"prompt_tokens":19,"completion_tokens":10,"total_tokens":29}'
 CHUNK = (
@@ -30,8 +30,8 @@ FINISH = (
 DONE = b"data: [DONE]\n\n"
 
 
-def pour(tap: Tap, pieces: list[bytes]) -> bytes:
-    return b"".join([*(tap.feed(piece) for piece in pieces), tap.flush()])
+def pour(extractor: UsageExtractor, pieces: list[bytes]) -> bytes:
+    return b"".join([*(extractor.feed(piece) for piece in pieces), extractor.flush()])
 
 
 def cut(stream: bytes, at: list[int]) -> list[bytes]:
@@ -55,11 +55,11 @@ EVENTS = st.lists(
 @given(st.binary(max_size=300), CUTS, st.sampled_from(["application/json", "text/event-stream"]))
 def test_any_bytes_come_out_as_they_went_in(data: bytes, at: list[int], kind: str) -> None:
     for encoding in (None, "gzip", "deflate", "br", "zstd", "gzip, br"):
-        tap = tap_for(kind, encoding)
+        extractor = extractor_for(kind, encoding)
         for piece in cut(data, at):
-            assert tap.feed(piece) == piece
-        assert tap.flush() == b""
-        tap.reading()
+            assert extractor.feed(piece) == piece
+        assert extractor.flush() == b""
+        extractor.extracted()
 
 
 @given(EVENTS, CUTS)
@@ -68,66 +68,66 @@ def test_the_stripped_stream_is_the_same_however_it_is_cut(
 ) -> None:
     stream = b"".join(events)
     pieces = cut(stream, at)
-    stripping, once = (tap_for("text/event-stream", None, strip_usage=True) for _ in range(2))
+    stripping, once = (extractor_for("text/event-stream", None, strip_usage=True) for _ in range(2))
     stripped = pour(stripping, pieces)
     assert stripped == pour(once, [stream])
-    assert stripping.reading() == once.reading()
-    single = tap_for("text/event-stream", None, strip_usage=True)
+    assert stripping.extracted() == once.extracted()
+    single = extractor_for("text/event-stream", None, strip_usage=True)
     assert stripped == pour(single, [stream[i : i + 1] for i in range(len(stream))])
 
 
 @given(st.integers(0, 3), st.sampled_from([b"\n", b"\r\n", b"\r"]), CUTS)
-def test_exactly_the_extra_chunk_is_taken_out(before: int, end: bytes, at: list[int]) -> None:
+def test_exactly_the_additional_chunk_is_taken_out(before: int, end: bytes, at: list[int]) -> None:
     head, tail = CHUNK * before, DONE
     stream = (head + ASKED + tail).replace(b"\n", end)
-    tap = tap_for("text/event-stream", None, strip_usage=True)
-    assert pour(tap, cut(stream, at)) == (head + tail).replace(b"\n", end)
-    assert tap.reading().usage == Usage(19, 10, 29)
+    extractor = extractor_for("text/event-stream", None, strip_usage=True)
+    assert pour(extractor, cut(stream, at)) == (head + tail).replace(b"\n", end)
+    assert extractor.extracted().usage == Usage(19, 10, 29)
 
 
 def test_a_finish_chunk_with_usage_stays() -> None:
-    tap = tap_for("text/event-stream", None, strip_usage=True)
-    assert pour(tap, [CHUNK, FINISH, ASKED, DONE]) == CHUNK + FINISH + DONE
+    extractor = extractor_for("text/event-stream", None, strip_usage=True)
+    assert pour(extractor, [CHUNK, FINISH, ASKED, DONE]) == CHUNK + FINISH + DONE
 
 
 def test_empty_choices_without_usage_stay() -> None:
     first = b'data: {"choices":[],"prompt_filter_results":[{}],"usage":null}\n\n'
-    tap = tap_for("text/event-stream", None, strip_usage=True)
-    assert pour(tap, [first, CHUNK]) == first + CHUNK
+    extractor = extractor_for("text/event-stream", None, strip_usage=True)
+    assert pour(extractor, [first, CHUNK]) == first + CHUNK
 
 
-def test_the_extra_chunk_goes_even_where_its_numbers_cannot_be_read() -> None:
+def test_the_additional_chunk_is_taken_out_even_where_its_numbers_are_unreadable() -> None:
     broken = ASKED.replace(b":19", b":-19")
-    tap = tap_for("text/event-stream", None, strip_usage=True)
-    assert pour(tap, [CHUNK, broken, DONE]) == CHUNK + DONE
-    assert tap.reading().reason == "unreadable"
+    extractor = extractor_for("text/event-stream", None, strip_usage=True)
+    assert pour(extractor, [CHUNK, broken, DONE]) == CHUNK + DONE
+    assert extractor.extracted().reason == "unreadable"
 
 
 def test_whole_events_are_not_held_back_while_stripping() -> None:
-    tap = tap_for("text/event-stream", None, strip_usage=True)
-    assert tap.feed(CHUNK) == CHUNK
-    assert tap.feed(CHUNK + CHUNK[:50]) == CHUNK
-    assert tap.feed(CHUNK[50:-1]) == b""
-    assert tap.feed(CHUNK[-1:]) == CHUNK
+    extractor = extractor_for("text/event-stream", None, strip_usage=True)
+    assert extractor.feed(CHUNK) == CHUNK
+    assert extractor.feed(CHUNK + CHUNK[:50]) == CHUNK
+    assert extractor.feed(CHUNK[50:-1]) == b""
+    assert extractor.feed(CHUNK[-1:]) == CHUNK
 
 
 def test_an_event_without_its_blank_line_is_metered_and_stripped_too() -> None:
     for rest in (ASKED[:-1], ASKED[:-2]):
-        tap = tap_for("text/event-stream", None, strip_usage=True)
-        assert pour(tap, [CHUNK, rest]) == CHUNK
-        assert tap.reading().usage == Usage(19, 10, 29)
-    tap = tap_for("text/event-stream", None, strip_usage=True)
-    assert pour(tap, [CHUNK, DONE[:-1]]) == CHUNK + DONE[:-1]
+        extractor = extractor_for("text/event-stream", None, strip_usage=True)
+        assert pour(extractor, [CHUNK, rest]) == CHUNK
+        assert extractor.extracted().usage == Usage(19, 10, 29)
+    extractor = extractor_for("text/event-stream", None, strip_usage=True)
+    assert pour(extractor, [CHUNK, DONE[:-1]]) == CHUNK + DONE[:-1]
 
 
 def test_a_byte_order_mark_does_not_hide_the_first_event() -> None:
-    tap = tap_for("text/event-stream", None)
-    tap.feed(b"\xef\xbb\xbf" + ASKED)
-    assert tap.reading().usage == Usage(19, 10, 29)
+    extractor = extractor_for("text/event-stream", None)
+    extractor.feed(b"\xef\xbb\xbf" + ASKED)
+    assert extractor.extracted().usage == Usage(19, 10, 29)
 
 
 @pytest.mark.parametrize("place", ["beginning", "end", "middle"])
-def test_ten_megabytes_of_embeddings_are_read_at_their_ends(place: str) -> None:
+def test_of_ten_megabytes_of_embeddings_the_head_and_the_tail_are_read(place: str) -> None:
     vectors = json.dumps([{"embedding": [0.123456789] * 1000}] * 800).encode()
     text = b'"a \\"usage\\":{\\"prompt_tokens\\":1} text"'
     before = b'{"object":"list","usage": ' + USAGE + b',"data":' + vectors + b',"model":"e"}'
@@ -137,19 +137,19 @@ def test_ten_megabytes_of_embeddings_are_read_at_their_ends(place: str) -> None:
     middle = b'{"model":"e","a":' + vectors + b',"usage":' + USAGE + b',"b":' + vectors + b"}"
     body = {"beginning": before, "end": after, "middle": middle}[place]
     assert len(body) > 10_000_000
-    tap = tap_for("application/json", None)
+    extractor = extractor_for("application/json", None)
     tracemalloc.start()
     for start in range(0, len(body), 65_536):
-        tap.feed(body[start : start + 65_536])
-    tap.flush()
-    reading = tap.reading()
+        extractor.feed(body[start : start + 65_536])
+    extractor.flush()
+    extracted = extractor.extracted()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000
     if place == "middle":
-        assert (reading.usage, reading.reason) == (None, "too_large")
+        assert (extracted.usage, extracted.reason) == (None, "too_large")
     else:
-        assert reading.usage == Usage(19, 10, 29)
+        assert extracted.usage == Usage(19, 10, 29)
 
 
 @pytest.mark.parametrize(
@@ -162,44 +162,46 @@ def test_ten_megabytes_of_embeddings_are_read_at_their_ends(place: str) -> None:
         b',"usage":' + USAGE + b',"broken',
     ],
 )
-def test_at_the_end_of_a_large_answer_only_the_real_usage_is_taken(tail: bytes) -> None:
-    tap = tap_for("application/json", None)
-    tap.feed(b'{"model":"e","data":"' + b"x" * 1_000_000 + b'"' + tail)
-    tap.flush()
-    assert tap.reading().usage is None
-    assert tap.reading().model == "e"
+def test_in_the_tail_of_a_large_response_only_the_real_usage_is_read(tail: bytes) -> None:
+    extractor = extractor_for("application/json", None)
+    extractor.feed(b'{"model":"e","data":"' + b"x" * 1_000_000 + b'"' + tail)
+    extractor.flush()
+    assert extractor.extracted().usage is None
+    assert extractor.extracted().model == "e"
 
 
-def test_an_end_full_of_false_usages_costs_little_time() -> None:
-    tap = tap_for("application/json", None)
-    tap.feed(b'{"data":[' + b'{"usage":{}},' * 100_000 + b"{}]}")
-    assert effort.calls(tap.reading) < 2_000
-    assert tap.reading().usage is None
+def test_a_tail_full_of_false_usages_costs_little_time() -> None:
+    extractor = extractor_for("application/json", None)
+    extractor.feed(b'{"data":[' + b'{"usage":{}},' * 100_000 + b"{}]}")
+    assert effort.calls(extractor.extracted) < 2_000
+    assert extractor.extracted().usage is None
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200))
-def test_large_answers_of_any_bytes_do_not_make_a_tap_raise(head: bytes, tail: bytes) -> None:
-    tap = tap_for("application/json", None)
-    tap.feed(b'{"model":' + head + b"x" * 300_000 + tail)
-    tap.feed(b',"usage":' + USAGE + tail)
-    tap.reading()
+def test_large_responses_of_any_bytes_do_not_make_an_extractor_raise(
+    head: bytes, tail: bytes
+) -> None:
+    extractor = extractor_for("application/json", None)
+    extractor.feed(b'{"model":' + head + b"x" * 300_000 + tail)
+    extractor.feed(b',"usage":' + USAGE + tail)
+    extractor.extracted()
 
 
-def test_a_json_answer_in_many_small_pieces_is_read() -> None:
+def test_a_json_response_in_many_small_pieces_is_read() -> None:
     body = b'{"model":"m","usage":' + USAGE + b',"x":"' + b"y" * 3000 + b'"}'
-    tap = tap_for("application/json", None)
-    assert pour(tap, []) == b""
+    extractor = extractor_for("application/json", None)
+    assert pour(extractor, []) == b""
     for i in range(len(body)):
-        tap.feed(body[i : i + 1])
-    assert tap.reading().usage == Usage(19, 10, 29)
+        extractor.feed(body[i : i + 1])
+    assert extractor.extracted().usage == Usage(19, 10, 29)
 
 
-def test_nan_in_an_answer_does_not_cost_its_usage() -> None:
-    tap = tap_for("application/json", None)
-    tap.feed(b'{"model":"m","choices":[{"logprobs":[NaN,-Infinity]}],"usage":' + USAGE + b"}")
-    tap.flush()
-    assert tap.reading().usage == Usage(19, 10, 29)
-    assert tap.reading().model == "m"
+def test_nan_in_a_response_does_not_hide_its_usage() -> None:
+    extractor = extractor_for("application/json", None)
+    extractor.feed(b'{"model":"m","choices":[{"logprobs":[NaN,-Infinity]}],"usage":' + USAGE + b"}")
+    extractor.flush()
+    assert extractor.extracted().usage == Usage(19, 10, 29)
+    assert extractor.extracted().model == "m"
 
 
 IMAGE_EVENTS = {
@@ -218,31 +220,31 @@ IMAGE_EVENTS = {
 @pytest.mark.parametrize("name", IMAGE_EVENTS)
 def test_an_event_with_an_image_in_it_is_metered(name: str) -> None:
     stream = CHUNK + IMAGE_EVENTS[name] % (b"A" * 3_000_000) + DONE
-    tap = tap_for("text/event-stream", None)
-    assert pour(tap, []) == b""
+    extractor = extractor_for("text/event-stream", None)
+    assert pour(extractor, []) == b""
     for start in range(0, len(stream), 65_536):
-        tap.feed(stream[start : start + 65_536])
-    assert tap.reading().usage == Usage(50, 4160, 4210)
+        extractor.feed(stream[start : start + 65_536])
+    assert extractor.extracted().usage == Usage(50, 4160, 4210)
 
 
-def test_a_huge_event_without_usage_is_said_to_be_too_large() -> None:
-    tap = tap_for("text/event-stream", None, strip_usage=True)
+def test_a_huge_event_without_usage_is_reported_as_too_large() -> None:
+    extractor = extractor_for("text/event-stream", None, strip_usage=True)
     huge = b'data: {"x":"' + b"A" * 2_000_000 + b'"}\n\n'
-    assert pour(tap, cut(huge, [1, 1999, 77])) == huge
-    assert tap.reading().reason == "too_large"
+    assert pour(extractor, cut(huge, [1, 1999, 77])) == huge
+    assert extractor.extracted().reason == "too_large"
 
 
-def test_a_huge_event_that_the_end_cuts_off_is_metered_or_said_to_be_too_large() -> None:
+def test_a_huge_event_without_its_end_is_metered_or_reported_as_too_large() -> None:
     for name, whole in IMAGE_EVENTS.items():
         event = (whole % (b"A" * 3_000_000)).rstrip()
         for strip in (False, True):
-            tap = tap_for("text/event-stream", None, strip_usage=strip)
-            out = pour(tap, cut(event, [1_000_000, 2_000_000]))
+            extractor = extractor_for("text/event-stream", None, strip_usage=strip)
+            out = pour(extractor, cut(event, [1_000_000, 2_000_000]))
             assert out == event, name
-            assert tap.reading().usage == Usage(50, 4160, 4210), name
-    tap = tap_for("text/event-stream", None)
-    pour(tap, [b'data: {"x":"' + b"A" * 2_000_000])
-    assert tap.reading().reason == "too_large"
+            assert extractor.extracted().usage == Usage(50, 4160, 4210), name
+    extractor = extractor_for("text/event-stream", None)
+    pour(extractor, [b'data: {"x":"' + b"A" * 2_000_000])
+    assert extractor.extracted().reason == "too_large"
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -262,57 +264,57 @@ PACKERS = {
 
 @pytest.mark.parametrize("encoding", PACKERS)
 @pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
-def test_a_compressed_answer_passes_untouched_and_is_read(encoding: str, kind: str) -> None:
+def test_a_compressed_response_passes_unchanged_and_is_read(encoding: str, kind: str) -> None:
     plain = CHUNK * 30 + ASKED if "stream" in kind else b'{"model":"m","usage":' + USAGE + b"}"
     packed = PACKERS[encoding](plain)
     for size in (1, 7, len(packed)):
-        tap = tap_for(kind, encoding, strip_usage=True)
+        extractor = extractor_for(kind, encoding, strip_usage=True)
         pieces = [packed[i : i + size] for i in range(0, len(packed), size)]
-        assert pour(tap, pieces) == packed
-        assert tap.reading().usage == Usage(19, 10, 29)
+        assert pour(extractor, pieces) == packed
+        assert extractor.extracted().usage == Usage(19, 10, 29)
 
 
-def test_an_encoding_that_is_not_known_says_so() -> None:
+def test_an_unsupported_encoding_is_the_reason() -> None:
     for encoding in ("zstd", "gzip, br", "compress"):
-        assert tap_for("application/json", encoding).reading().reason == "encoding"
-    assert tap_for("application/json", "identity").reading().reason == "truncated"
+        assert extractor_for("application/json", encoding).extracted().reason == "encoding"
+    assert extractor_for("application/json", "identity").extracted().reason == "truncated"
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
 def test_broken_compression_is_unreadable(encoding: str) -> None:
     packed = bytearray(PACKERS[encoding](random.Random(1).randbytes(5000)))
     packed[3:60] = b"\xff" * 57
-    tap = tap_for("application/json", encoding)
-    assert pour(tap, [bytes(packed)]) == packed
-    assert tap.reading().reason == "unreadable"
+    extractor = extractor_for("application/json", encoding)
+    assert pour(extractor, [bytes(packed)]) == packed
+    assert extractor.extracted().reason == "unreadable"
 
 
 def test_compression_that_breaks_keeps_the_usage_that_was_read() -> None:
     packed = gzip.compress(ASKED)
-    tap = tap_for("text/event-stream", "gzip")
-    pour(tap, [packed[:-8], b"\xff" * 8])
-    assert tap.reading().usage == Usage(19, 10, 29)
+    extractor = extractor_for("text/event-stream", "gzip")
+    pour(extractor, [packed[:-8], b"\xff" * 8])
+    assert extractor.extracted().usage == Usage(19, 10, 29)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br"])
 def test_a_bomb_costs_neither_memory_nor_time(encoding: str) -> None:
     bomb = PACKERS[encoding](b'{"model":"' + b"x" * 100_000_000 + b'"}')
-    tap = tap_for("application/json", encoding)
+    extractor = extractor_for("application/json", encoding)
     tracemalloc.start()
     for i in range(0, len(bomb), 65_536):
-        tap.feed(bomb[i : i + 65_536])
-    tap.flush()
+        extractor.feed(bomb[i : i + 65_536])
+    extractor.flush()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert tap.reading().reason == "too_large"
+    assert extractor.extracted().reason == "too_large"
     assert peak < 4_000_000
-    # What comes after is not even unpacked.
-    assert effort.calls(lambda: tap.feed(bomb)) < 20
+    # What comes after is not decompressed.
+    assert effort.calls(lambda: extractor.feed(bomb)) < 20
 
 
 @pytest.mark.parametrize("strip", [False, True])
 def test_an_event_of_no_interest_costs_a_handful_of_calls(strip: bool) -> None:
-    """What that is in microseconds is told by `make bench`."""
-    tap = tap_for("text/event-stream", None, strip_usage=strip)
-    tap.feed(CHUNK)
-    assert effort.calls(lambda: [tap.feed(CHUNK) for _ in range(100)]) < 100 * 12
+    """`make bench` measures it in microseconds."""
+    extractor = extractor_for("text/event-stream", None, strip_usage=strip)
+    extractor.feed(CHUNK)
+    assert effort.calls(lambda: [extractor.feed(CHUNK) for _ in range(100)]) < 100 * 12

@@ -1,4 +1,4 @@
-"""Every dialect's numbers are read from where they stand, and from nowhere else."""
+"""The usage of every dialect is read from its place, and from nowhere else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrapper.metering import Reading, Usage, tap_for
+from wrapper.metering import ExtractedUsage, Usage, extractor_for
 
 CHAT = {
     "prompt_tokens": 19,
@@ -20,22 +20,22 @@ CHAT = {
 }
 
 
-def read_json(answer: Any, *, kind: str = "application/json") -> Reading:
+def read_json(answer: Any, *, kind: str = "application/json") -> ExtractedUsage:
     body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-    tap = tap_for(kind, None)
-    assert tap.feed(body) == body
-    assert tap.flush() == b""
-    return tap.reading()
+    extractor = extractor_for(kind, None)
+    assert extractor.feed(body) == body
+    assert extractor.flush() == b""
+    return extractor.extracted()
 
 
-def read_stream(*events: Any) -> Reading:
-    tap = tap_for("text/event-stream; charset=utf-8", None)
+def read_stream(*events: Any) -> ExtractedUsage:
+    extractor = extractor_for("text/event-stream; charset=utf-8", None)
     for event in events:
         data = event if isinstance(event, str) else json.dumps(event)
         piece = f"data: {data}\n\n".encode()
-        assert tap.feed(piece) == piece
-    tap.flush()
-    return tap.reading()
+        assert extractor.feed(piece) == piece
+    extractor.flush()
+    return extractor.extracted()
 
 
 ANSWERS: dict[str, tuple[dict[str, Any], Usage]] = {
@@ -127,9 +127,9 @@ ANSWERS: dict[str, tuple[dict[str, Any], Usage]] = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_in_json_is_read(name: str) -> None:
+def test_a_json_response_is_read(name: str) -> None:
     answer, usage = ANSWERS[name]
-    assert read_json(answer) == Reading(usage, answer.get("model"), None)
+    assert read_json(answer) == ExtractedUsage(usage, answer.get("model"), None)
 
 
 def test_json_is_read_under_any_of_its_media_types() -> None:
@@ -139,57 +139,57 @@ def test_json_is_read_under_any_of_its_media_types() -> None:
 
 
 def test_a_stream_of_openai_ends_with_its_usage() -> None:
-    reading = read_stream(
+    extracted = read_stream(
         {"model": "gpt-4o-mini", "choices": [{"delta": {"content": "hi"}}], "usage": None},
         {"model": "gpt-4o-mini", "choices": [], "usage": CHAT},
         "[DONE]",
     )
-    assert reading == Reading(ANSWERS["chat"][1], "gpt-4o-mini", None)
+    assert extracted == ExtractedUsage(ANSWERS["chat"][1], "gpt-4o-mini", None)
 
 
-def test_groq_says_it_three_times_and_the_last_one_counts() -> None:
+def test_groq_reports_usage_three_times_and_the_last_one_counts() -> None:
     first = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-    reading = read_stream(
+    extracted = read_stream(
         {"model": "llama", "x_groq": {"id": "req_1"}, "choices": [{"delta": {}}]},
         {"model": "llama", "choices": [{"finish_reason": "stop"}], "x_groq": {"usage": first}},
         {"model": "llama", "choices": [{"finish_reason": "stop"}], "usage": first},
         {"model": "llama", "choices": [], "usage": CHAT},
         "[DONE]",
     )
-    assert reading.usage == ANSWERS["chat"][1]
+    assert extracted.usage == ANSWERS["chat"][1]
 
 
-def test_groq_s_own_place_is_enough() -> None:
+def test_x_groq_usage_is_enough() -> None:
     usage = {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9}
-    reading = read_stream(
+    extracted = read_stream(
         {"model": "llama", "choices": [{"finish_reason": "stop"}], "x_groq": {"usage": usage}},
     )
-    assert reading == Reading(Usage(4, 5, 9), "llama", None)
+    assert extracted == ExtractedUsage(Usage(4, 5, 9), "llama", None)
 
 
-def test_an_error_in_groq_s_place_is_an_error() -> None:
-    reading = read_stream({"model": "llama", "choices": [], "x_groq": {"error": "over capacity"}})
-    assert reading == Reading(None, "llama", "no_usage", error=True)
+def test_an_error_in_x_groq_is_an_error() -> None:
+    extracted = read_stream({"model": "llama", "choices": [], "x_groq": {"error": "over capacity"}})
+    assert extracted == ExtractedUsage(None, "llama", "no_usage", error=True)
 
 
 @pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])
 def test_a_stream_of_responses_is_read(kind: str) -> None:
     answer, usage = ANSWERS["responses"]
-    reading = read_stream(
+    extracted = read_stream(
         {"type": "response.created", "response": {**answer, "usage": None, "error": None}},
         {"type": "response.output_text.delta", "delta": "hi"},
         {"type": f"response.{kind}", "response": answer},
     )
-    assert reading == Reading(usage, "gpt-4.1", None, error=kind == "failed")
+    assert extracted == ExtractedUsage(usage, "gpt-4.1", None, error=kind == "failed")
 
 
 @pytest.mark.parametrize("kind", ["transcript.text.done", "image_generation.completed"])
 def test_a_stream_of_audio_or_images_carries_it_in_its_last_event(kind: str) -> None:
-    reading = read_stream(
+    extracted = read_stream(
         {"type": "transcript.text.delta", "delta": "he"},
         {"type": kind, "text": "hello", "usage": {"input_tokens": 14, "output_tokens": 45}},
     )
-    assert reading.usage == Usage(14, 45, 59)
+    assert extracted.usage == Usage(14, 45, 59)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_stream_of_audio_or_images_carries_it_in_its_last_event(kind: str) -> 
         {"type": "response.failed", "response": {"error": {"code": "server_error"}}},
     ],
 )
-def test_an_error_event_is_seen(event: dict[str, Any]) -> None:
+def test_an_error_event_is_detected(event: dict[str, Any]) -> None:
     assert read_stream({"model": "m", "choices": [{}]}, event).error
 
 
@@ -229,15 +229,15 @@ def test_an_error_that_is_null_is_none() -> None:
         True,
     ],
 )
-def test_numbers_that_cannot_be_are_unreadable_and_never_repaired(usage: Any) -> None:
-    assert read_json({"model": "m", "usage": usage}) == Reading(None, "m", "unreadable")
+def test_numbers_that_cannot_be_counts_are_unreadable_and_never_repaired(usage: Any) -> None:
+    assert read_json({"model": "m", "usage": usage}) == ExtractedUsage(None, "m", "unreadable")
     stream = read_stream({"model": "m", "choices": [], "usage": usage})
-    assert stream == Reading(None, "m", "unreadable")
+    assert stream == ExtractedUsage(None, "m", "unreadable")
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"queue_time": 0.1}])
-def test_a_usage_that_says_nothing_is_none(usage: Any) -> None:
-    assert read_json({"model": "m", "usage": usage}) == Reading(None, "m", "no_usage")
+def test_a_usage_without_numbers_is_none(usage: Any) -> None:
+    assert read_json({"model": "m", "usage": usage}) == ExtractedUsage(None, "m", "no_usage")
 
 
 def test_what_merely_looks_like_a_usage_is_not_taken() -> None:
@@ -271,35 +271,37 @@ def test_a_name_with_escapes_is_decoded_and_broken_utf_8_is_none() -> None:
         (b'{"a":' * 50_000, "unreadable"),
     ],
 )
-def test_a_body_that_says_nothing_has_a_reason(body: bytes, reason: str) -> None:
+def test_a_body_without_usage_has_a_reason(body: bytes, reason: str) -> None:
     assert read_json(body).reason == reason
 
 
-def test_an_answer_that_broke_off_is_truncated_and_not_empty() -> None:
+def test_a_response_that_broke_off_is_truncated_and_not_empty() -> None:
     for kind in ("application/json", "text/event-stream"):
-        tap = tap_for(kind, None)
-        tap.feed(b'{"model":"m","usa' if "json" in kind else b'data: {"model":"m"}\n\n')
-        assert tap.reading().reason == "truncated"
+        extractor = extractor_for(kind, None)
+        extractor.feed(b'{"model":"m","usa' if "json" in kind else b'data: {"model":"m"}\n\n')
+        assert extractor.extracted().reason == "truncated"
 
 
-def test_a_stream_that_broke_off_keeps_what_was_seen() -> None:
-    tap = tap_for("text/event-stream", None)
-    tap.feed(b'data: {"model":"m","usage":{"prompt_tokens":5,"completion_tokens":1}}\n\ndata: {"mo')
-    assert tap.reading() == Reading(Usage(5, 1, 6), "m", None)
+def test_a_stream_that_broke_off_keeps_the_usage_reported_before() -> None:
+    extractor = extractor_for("text/event-stream", None)
+    extractor.feed(
+        b'data: {"model":"m","usage":{"prompt_tokens":5,"completion_tokens":1}}\n\ndata: {"mo'
+    )
+    assert extractor.extracted() == ExtractedUsage(Usage(5, 1, 6), "m", None)
 
 
 def test_an_unreadable_event_does_not_hide_a_later_usage() -> None:
-    reading = read_stream('{"usage": {broken', {"model": "m", "choices": [], "usage": CHAT})
-    assert reading == Reading(ANSWERS["chat"][1], "m", None)
+    extracted = read_stream('{"usage": {broken', {"model": "m", "choices": [], "usage": CHAT})
+    assert extracted == ExtractedUsage(ANSWERS["chat"][1], "m", None)
     assert read_stream('{"usage": {broken').reason == "unreadable"
 
 
-def test_types_that_report_nothing_say_so() -> None:
+def test_types_that_report_no_usage_are_the_reason() -> None:
     for kind in (None, "", "audio/mpeg", "application/octet-stream", "text/plain", "text/html"):
-        tap = tap_for(kind, None)
-        assert tap.feed(b"\x00\xff") == b"\x00\xff"
-        assert tap.flush() == b""
-        assert tap.reading() == Reading(None, None, "not_metered_type")
+        extractor = extractor_for(kind, None)
+        assert extractor.feed(b"\x00\xff") == b"\x00\xff"
+        assert extractor.flush() == b""
+        assert extractor.extracted() == ExtractedUsage(None, None, "not_metered_type")
 
 
 @given(
@@ -326,6 +328,6 @@ def test_types_that_report_nothing_say_so() -> None:
         ),
     )
 )
-def test_no_json_at_all_makes_a_tap_raise(answer: Any) -> None:
+def test_no_json_makes_an_extractor_raise(answer: Any) -> None:
     read_json(answer)
     read_stream(answer)
