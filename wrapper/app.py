@@ -101,8 +101,9 @@ def _record_requests(app: Flask) -> None:
 def _discard_body(context: RequestContext) -> None:
     """A body that was not read to its end stands between this response and the next request.
 
-    One that was begun closes the connection after the response, and so does a large one. A small one
-    is read and discarded by gunicorn before the next request, and the response does not wait for it.
+    One that was begun closes the connection after the response, and so does a large one. A small
+    one is read and discarded by gunicorn before the next request, and the response does not wait
+    for it.
     """
     content = context.record.content
     if not has_body(context.environ) or (content is not None and content.ended):
@@ -174,4 +175,5 @@ def _allow_origins(app: Flask) -> None:
     def allow(response: Response) -> Response:
         if request.path == "/metrics":
             return response  # no page in a browser may read the keys' names
-        return set_cors_headers(response, options(current_runtime().snapshot.settings.server.cors_origins))
+        origins = request_context().snapshot.settings.server.cors_origins
+        return set_cors_headers(response, options(origins))

@@ -1,9 +1,9 @@
 """Authentication: from an Authorization header to a `Principal`.
 
-Invariant: a key is recognised by the SHA-256 of its secret, looked up in a dictionary, and no message
-about a refused key repeats any part of it. The look-up needs no constant-time comparison: it
-compares digests, and a caller who cannot choose the digest of what they send learns nothing about the
-stored one from the time that a comparison takes.
+Invariant: a key is recognised by the SHA-256 of its secret, looked up in a dictionary, and no
+message about a refused key repeats any part of it. The look-up needs no constant-time comparison:
+it compares digests, and a caller who cannot choose the digest of what they send learns nothing
+about the stored one from the time that a comparison takes.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ Theory of operation. A request is one greenlet, and most of its life it waits fo
 inside `with scope:`. Three things may end such a wait. The client's socket turns readable and a
 peek finds it closed (RFC 9112 section 9.6 allows taking that as a cancellation); a deadline's timer
 fires; the worker drains. Each throws `Interrupted` into the greenlet from the event loop, at a
-moment when the greenlet is parked, so that nothing is interrupted half way. Outside of `with scope:`
-the cause is only noted and is raised at the next wait: gunicorn's own writing is never interrupted.
+moment when the greenlet is parked, so that nothing is interrupted half way. Outside of `with
+scope:` the cause is only noted and is raised at the next wait: gunicorn's own writing is never
+interrupted.
 
 Invariant: a provider never goes on working for a client that has gone.
 
@@ -114,7 +115,8 @@ class CancelScope:
             self._io.start(self._check_connection)
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Waits end `seconds` from now at the latest. None clears the deadline and the idle timeout.
+        """Waits end `seconds` from now at the latest. None clears the deadline and the idle
+        timeout.
 
         Setting a deadline clears one that has passed: the next target has its own time.
         """

@@ -1,8 +1,8 @@
 """The table of OpenAI-dialect endpoints: what the gateway knows about each kind of request.
 
 Whoever asks "what kind of request is this" reads this table: authorization (may it name models that
-the gateway cannot see?), reading the body, metering, routing of stored objects, and the tables of the
-documentation. A new endpoint is one row.
+the gateway cannot see?), reading the body, metering, routing of stored objects, and the tables of
+the documentation. A new endpoint is one row.
 
 A row is matched by the end of the path, so that it holds below `/v1` and below any provider's own
 prefix alike. Paths are compared as the most lenient provider may read them: percent-decoded, in

@@ -23,7 +23,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from wrapper.metering import ABORTED, TRUNCATED, ExtractedUsage, Usage
+from wrapper.metering import ExtractedUsage, Usage
+from wrapper.metering.usage import ABORTED, TRUNCATED
 
 COMPLETED: Final = "completed"
 CLIENT_ERROR: Final = "client_error"

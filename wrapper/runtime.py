@@ -1,8 +1,8 @@
 """What a worker serves with, and what one request is handled with.
 
 Invariant: a request sees one configuration from its beginning to its end. It takes
-`Runtime.snapshot` once; a reload puts a new `Snapshot` in its place, and the old one lives on in the
-requests that hold it.
+`Runtime.snapshot` once; a reload puts a new `Snapshot` in its place, and the old one lives on in
+the requests that hold it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Snapshot:
 
 
 class Runtime:
-    """The present `Snapshot`, and what outlives every one: the ledger, the telemetry, the requests in
-    progress.
+    """The present `Snapshot`, and what outlives every one: the ledger, the telemetry, the requests
+    in progress.
     """
 
     def __init__(

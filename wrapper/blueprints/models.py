@@ -1,7 +1,7 @@
 """`GET /v1/models`: what a key may call, over all providers and aliases.
 
-Invariant: a model is listed exactly when a request with its name would be routed to the provider that
-has it and the key may make that request.
+Invariant: a model is listed exactly when a request with its name would be routed to the provider
+that has it and the key may make that request.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def get_model(model: str) -> Response:
 class ModelLists:
     """The providers' lists in this worker.
 
-    Each provider is asked at most once a minute, beside the callers but for the first; one that cannot
-    respond keeps the list it gave last and is not asked again for some seconds.
+    Each provider is asked at most once a minute, beside the callers but for the first; one that
+    cannot respond keeps the list it gave last and is not asked again for some seconds.
     """
 
     def __init__(self) -> None:
@@ -73,8 +73,8 @@ class ModelLists:
     def of(self, upstreams: dict[str, Upstream]) -> dict[str, list[Model]]:
         """Every usable provider's list; those that are not fresh are asked at the same time.
 
-        A provider without a list yet is waited for; where there is an older list, the next request sees
-        the new one.
+        A provider without a list yet is waited for; where there is an older list, the next request
+        sees the new one.
         """
         now = time.monotonic()
         usable = {name: up for name, up in upstreams.items() if up.provider.usable}

@@ -16,8 +16,8 @@ the body was streamed through      part of the body           no failover: it ca
 the first byte went to the client  the request                no failover: the response has begun
 =================================  =========================  ======================================
 
-Retry: never. A request is sent to a provider once; clients retry by themselves, and know better than the
-gateway whether that is safe.
+Retry: never. A request is sent to a provider once; clients retry by themselves, and know better
+than the gateway whether that is safe.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The end of every request, whatever kind of response it got: price it, settle it, count it, log it.
+"""The end of every request, whatever kind of response it got: price it, settle it, count it, log
+it.
 
-Invariant: every request is finalized exactly once, when its last byte has left; whatever fails here,
-it is no longer in flight, and a request that is not in flight is in the ledger.
+Invariant: every request is finalized exactly once, when its last byte has left; whatever fails
+here, it is no longer in flight, and a request that is not in flight is in the ledger.
 """
 
 from __future__ import annotations

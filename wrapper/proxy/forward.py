@@ -1,7 +1,7 @@
 """Sends a request to its targets in order, until one responds.
 
-For each target: prepare body and headers, send them, wait for the first byte of the response. A failure
-before that byte goes on to the next target where `failover_and_retry` allows it.
+For each target: prepare body and headers, send them, wait for the first byte of the response. A
+failure before that byte goes on to the next target where `failover_and_retry` allows it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def forward(
 
 
 def _attempt(
-    context: RequestContext, request: ProxyRequest, attempt: UpstreamAttempt, headers: dict[str, str]
+    context: RequestContext,
+    request: ProxyRequest,
+    attempt: UpstreamAttempt,
+    headers: dict[str, str],
 ) -> Forwarded:
     record, provider = context.record, attempt.upstream.provider
     record.attempted(provider.name, attempt.model)
@@ -95,7 +98,10 @@ def _waited(record: RequestRecord) -> float:
 
 
 def _send(
-    context: RequestContext, request: ProxyRequest, attempt: UpstreamAttempt, headers: dict[str, str]
+    context: RequestContext,
+    request: ProxyRequest,
+    attempt: UpstreamAttempt,
+    headers: dict[str, str],
 ) -> Forwarded:
     scope, upstream = context.scope, attempt.upstream
     if attempt.credential is None and not upstream.provider.usable:

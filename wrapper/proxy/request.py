@@ -5,8 +5,8 @@ temporary file where a form field may follow a large file part, and otherwise st
 Fields are read beside the bytes; the bytes stay the client's.
 
 Invariant: nothing ambiguous reaches a provider. A target with two readings, a JSON object with two
-`model`s, a body shorter than its length are refused before anything is sent, with a message that says
-what was wrong.
+`model`s, a body shorter than its length are refused before anything is sent, with a message that
+says what was wrong.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import msgspec
 from wrapper import errors
 from wrapper.auth import Principal
 from wrapper.cancellation import TIMEOUT, Interrupted
+from wrapper.config import Server
 from wrapper.endpoints import Endpoint, find_endpoint
 from wrapper.formats import jsonbytes
 from wrapper.formats.multipart import FieldFinder
 from wrapper.metering import set_include_usage
 from wrapper.proxy import timeouts
-from wrapper.config import Server
 from wrapper.proxy.body import (
     Body,
     RequestBody,
@@ -70,8 +70,8 @@ _decode_names = msgspec.json.Decoder(list[str] | None).decode
 
 
 class Prepared(NamedTuple):
-    """Body and headers for one target. `strip_usage`: the stream's usage is asked for in the client's
-    place, so the client must not see it.
+    """Body and headers for one target. `strip_usage`: the stream's usage is asked for in the
+    client's place, so the client must not see it.
     """
 
     body: Body
@@ -118,7 +118,8 @@ class ProxyRequest(NamedTuple):
         return isinstance(self.body, RequestBody) and self.body.received > 0
 
     def prepare(self, rename: str | None, headers: dict[str, str], *, ask_usage: bool) -> Prepared:
-        """What goes to one target: `model` renamed, a stream's usage asked for, nothing else changed.
+        """What goes to one target: `model` renamed, a stream's usage asked for, nothing else
+        changed.
 
         A stream whose usage event has to be removed again must come uncompressed.
         """
@@ -145,9 +146,9 @@ class ProxyRequest(NamedTuple):
 def read_request(context: RequestContext, principal: Principal, *, routed: bool) -> ProxyRequest:
     """Read the request, within the time that a body of its size may take.
 
-    `routed`: the request's model decides where it goes, so that it has to be found. Raises Overloaded
-    where the worker has no room for the request, Drained, RequestTimeout, and the errors of a body
-    that cannot be read.
+    `routed`: the request's model decides where it goes, so that it has to be found. Raises
+    Overloaded where the worker has no room for the request, Drained, RequestTimeout, and the errors
+    of a body that cannot be read.
     """
     environ, scope = context.environ, context.scope
     server = context.snapshot.settings.server
@@ -197,9 +198,9 @@ def _read(
         finder = FieldFinder(content_type, "model", scan_all=True)
         content = context.record.content = RequestBody(environ, server.max_upload_bytes)
         return request._replace(body=spool_form(content, finder), model=finder.value)
-    finder = FieldFinder(content_type, "model") if is_form else None
-    content = context.record.content = RequestBody(environ, server.max_upload_bytes, finder)
-    return request._replace(body=content, form=finder)
+    beside = FieldFinder(content_type, "model") if is_form else None
+    content = context.record.content = RequestBody(environ, server.max_upload_bytes, beside)
+    return request._replace(body=content, form=beside)
 
 
 def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRequest:

@@ -5,8 +5,9 @@ Invariants:
 * Bytes go down as they came, as soon as they came.
 * A response that broke off never looks complete: the connection is cut, and a stream gets an error
   event first.
-* The body is an object with `close()`, not a generator: a generator that never starts never runs its
-  `finally` (HEAD). The server calls `close()` at the end, at a break, and when nothing was iterated.
+* The body is an object with `close()`, not a generator: a generator that never starts never runs
+  its `finally` (HEAD). The server calls `close()` at the end, at a break, and when nothing was
+  iterated.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _EVENT_ENDS = (b"\n\n", b"\r\n", b"\r\r", b"")
 
 
 def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> Response:
-    """The client's response: the provider's status, headers and body, with the gateway's headers."""
+    """The client's response: the provider's status, headers and body, and the gateway's headers."""
     record, response = context.record, forwarded.response
     content_type = response.get("content-type").lower()
     encoding = response.get("content-encoding").lower()
@@ -86,8 +87,8 @@ class StreamedResponse(Response):
 class StreamingBody:
     """A response's body on its way down: an iterator of bytes.
 
-    `error_event`: an event reports that it broke off. (Not so in compressed bytes, nor where the event
-    would count into a length that was promised.)
+    `error_event`: an event reports that it broke off. (Not so in compressed bytes, nor where the
+    event would count into a length that was promised.)
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class StreamingBody:
         return between + b"data: " + last.body() + b"\n\n"
 
     def close(self) -> None:
-        """Give the connection back or cut it, and take the usage into the record. Safe to repeat."""
+        """Give back the connection or cut it; take the usage into the record. Safe to repeat."""
         if self._closed:
             return
         self._closed = True

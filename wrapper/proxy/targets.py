@@ -1,48 +1,93 @@
-"""The request line's target: the raw path and query, refused where they have two readings.
-
-RFC 3986 sections 3.3 and 6.2.2, RFC 9112 section 3.2. The rule protected here: the provider reads
-in a path what the gateway read in it.
-"""
+"""Where a request goes: the upstream attempts that may be made for it, in their order."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 from wrapper import errors
-
-# Characters and sequences of a path that one reader takes for something else than another:
-# dot segments, empty segments, encoded slashes, backslashes, dots and controls.
-_AMBIGUOUS = re.compile(
-    r"//|\\|[\x00-\x20\x7f-\xff#]|%(?![0-9a-fA-F]{2})|%(?:2[fF]|5[cC]|[01][0-9a-fA-F]|7[fF])"
-    r"|/(?:\.|%2[eE]){1,2}(?:/|;|%3[bB]|$)"
-)
-_ENCODED_SLASH = re.compile("%2[fF]")
-_BAD_QUERY = re.compile(r"[\x00-\x20\x7f#]")
+from wrapper.auth import Principal
+from wrapper.config import Target
+from wrapper.proxy.model_access import requested_model, with_model
+from wrapper.proxy.request import ProxyRequest
+from wrapper.runtime import RequestContext
+from wrapper.upstream import Upstream
 
 
-def split_target(environ: Mapping[str, Any]) -> tuple[str, str]:
-    """The raw path and `?query` of the request line, refused where they have two readings.
+class UpstreamAttempt(NamedTuple):
+    """One target of a request: the provider, the path there, and what has to be changed."""
 
-    RFC 3986 section 3.3 and 6.2.2; RFC 9112 section 3.2: only the origin form is served.
+    upstream: Upstream
+    target: str  # raw path and query on the provider's origin
+    model: str  # the model's name at this provider, empty where the request names none
+    rename: bool = False  # the body's model has to be changed to `model`
+    credential: str | None = None  # the caller's own Authorization, in place of the gateway's
+    ask_usage: bool = False  # the stream reports its usage only when asked
+
+
+def resolve(
+    context: RequestContext, principal: Principal, request: ProxyRequest, *, path: str | None = None
+) -> list[UpstreamAttempt]:
+    """The targets of the route for the request's model, `path` being below the base URL.
+
+    Where a target uses another name for the model, that one value is changed, in the body or, where
+    the body has none, in the path. Raises ModelNotAllowed, ModelNotFound, UnknownUrl.
     """
-    raw: str = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
-    path, mark, query = raw.partition("?")
-    if not path.startswith("/") or _is_ambiguous(path) or _BAD_QUERY.search(query):
-        raise errors.InvalidPath(
-            "The path could be read in two ways: no dot segments, encoded slashes, '//', "
-            "backslashes, malformed percent-encodings or control characters."
-        )
-    return path, mark + query
+    if path is None:
+        path = below_first_segment(request.target)
+    model = requested_model(principal, request, path)
+    routes = context.snapshot.routes
+    # A file or a batch lives at one provider: another one could only respond that it has none.
+    targets = routes.for_model(model) if model else routes.catch_all()[:1]
+    if not targets:
+        raise errors.UnknownUrl("No route leads there: the configuration has no '*' route.")
+    return [_routed(context, request, target, path, model) for target in targets]
 
 
-def _is_ambiguous(path: str) -> bool:
-    """Whether readers could differ on where the path leads.
+def _routed(
+    context: RequestContext, request: ProxyRequest, target: Target, path: str, asked: str
+) -> UpstreamAttempt:
+    model = target.model or asked
+    rename = model != asked
+    if rename and request.model is None:
+        path = with_model(path, model)
+    upstream = _upstream(context, target.provider)
+    path = context.snapshot.upstreams[target.provider].provider.base_path + path
+    ask = _asks_usage(context, request, upstream)
+    return UpstreamAttempt(upstream, path + request.query, model, rename, ask_usage=ask)
 
-    A model's name is all that stands behind `/models/`, with slashes or, as the SDKs write them
-    there, with encoded ones: both readings are the same, so both are taken.
-    """
-    before, models, name = path.partition("/models/")
-    plain = before + models + _ENCODED_SLASH.sub("/", name)
-    return _AMBIGUOUS.search(plain) is not None
+
+def resolve_provider(
+    context: RequestContext, principal: Principal, request: ProxyRequest, provider: str
+) -> list[UpstreamAttempt]:
+    """The one target of a provider's own path, with the caller's own credential if they use one."""
+    path = below_first_segment(request.target)
+    model = requested_model(principal, request, path)
+    if principal.credential is None:
+        upstream = _upstream(context, provider)
+    else:
+        upstream = context.snapshot.upstreams[provider]
+    ask = _asks_usage(context, request, upstream)
+    target = path + request.query
+    return [UpstreamAttempt(upstream, target, model, False, principal.credential, ask)]
+
+
+def _upstream(context: RequestContext, provider: str) -> Upstream:
+    """The provider, or the demo provider in place of one without a credential."""
+    upstream, demo = context.snapshot.upstreams[provider], context.snapshot.settings.stand_in
+    if demo and not upstream.provider.usable:
+        return context.snapshot.upstreams[demo]
+    return upstream
+
+
+def _asks_usage(context: RequestContext, request: ProxyRequest, upstream: Upstream) -> bool:
+    return (
+        request.stream
+        and request.endpoint.ask_stream_usage
+        and upstream.provider.stream_usage == "ask"
+        and context.snapshot.settings.server.metering
+    )
+
+
+def below_first_segment(target: str) -> str:
+    """The raw path without its first segment."""
+    return "/" + target[1:].partition("/")[2]

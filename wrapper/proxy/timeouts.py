@@ -1,16 +1,16 @@
 """The timeouts of a request, by phase, and the one place where they are armed.
 
-==============  ==================================================================  ==================
-phase           what it bounds                                                      setting
-==============  ==================================================================  ==================
-request head    from the first wait on a connection to the end of the head          `HEAD` (gunicorn)
-request body    each wait for the client, and the whole body by its size            `body_timeout`
-connect         name resolution, all addresses and TLS together                     `connect_timeout`
-first byte      from the connection to the response's first byte                    `first_byte_timeout`
-idle            each wait for more of the response                                  `idle_timeout`
-total           the whole exchange with one provider                                `total_timeout`
-client write    each wait for the client to take bytes                              `body_timeout`
-==============  ==================================================================  ==================
+==============  ========================================================  ====================
+phase           what it bounds                                            setting
+==============  ========================================================  ====================
+request head    from the first wait on a connection to the head's end     `HEAD` (gunicorn)
+request body    each wait for the client, and the whole body by its size  `body_timeout`
+connect         name resolution, all addresses and TLS together           `connect_timeout`
+first byte      from the connection to the response's first byte          `first_byte_timeout`
+idle            each wait for more of the response                        `idle_timeout`
+total           everything with one provider                              `total_timeout`
+client write    each wait for the client to take bytes                    `body_timeout`
+==============  ========================================================  ====================
 
 Deadlines are timers of the request's cancel scope; waits on a socket alone (the client's) are the
 socket's own timeout. All values are seconds.
@@ -52,13 +52,13 @@ def arm_first_byte(scope: CancelScope, provider: Provider, upload_seconds: float
     if upload_seconds is not None:
         scope.set_deadline(provider.total_timeout + upload_seconds)
     else:
-        patient = provider.connect_timeout + provider.first_byte_timeout
-        scope.set_deadline(min(patient, provider.total_timeout))
+        first_byte = provider.connect_timeout + provider.first_byte_timeout
+        scope.set_deadline(min(first_byte, provider.total_timeout))
 
 
 def arm_response(scope: CancelScope, provider: Provider, took: float) -> bool:
-    """The rest of the response, `took` seconds into it. Whether the scope watches each wait, so that
-    the provider's socket needs no timeout.
+    """The rest of the response, `took` seconds into it. Whether the scope watches each wait, so
+    that the provider's socket needs no timeout.
     """
     scope.set_deadline(provider.total_timeout - took)
     return scope.set_idle_timeout(provider.idle_timeout)

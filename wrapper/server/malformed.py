@@ -10,8 +10,8 @@ import logging
 from http import HTTPStatus
 
 from wrapper import errors
-from wrapper.record import RequestRecord
 from wrapper.proxy.finalize import finalize_record
+from wrapper.record import RequestRecord
 from wrapper.runtime import Runtime
 
 log = logging.getLogger("wrapper")

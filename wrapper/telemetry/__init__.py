@@ -99,7 +99,7 @@ class Telemetry:
         if not name:
             return NO_MODEL
         answered = record.relayed and record.method == "POST" and 200 <= record.status < 300
-        if record.api_key == CLIENT.name and not answered:
+        if record.api_key == CLIENT and not answered:
             return OTHER  # anybody may say so
         if name in self.models:
             return name
@@ -191,7 +191,7 @@ class Telemetry:
 
 def _is_strangers(record: RequestRecord) -> bool:
     """Whether nobody has vouched for the caller: no key, or a provider's that it did not take."""
-    return record.api_key == NO_KEY or (record.api_key == CLIENT.name and record.status >= 400)
+    return record.api_key == NO_KEY or (record.api_key == CLIENT and record.status >= 400)
 
 
 def _seconds(value: float) -> float:

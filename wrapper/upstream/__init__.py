@@ -100,8 +100,8 @@ class Upstream:
         """Send one request and return its response as soon as the head is there.
 
         `target` is the raw path and query on the provider's origin. `headers` have been through
-        `headers_up`. `credential` is the caller's own `Authorization`, used instead of the gateway's:
-        then no secret of the gateway goes up. Raises the kinds of UpstreamError.
+        `headers_up`. `credential` is the caller's own `Authorization`, used instead of the
+        gateway's: then no secret of the gateway goes up. Raises the kinds of UpstreamError.
         """
         prepared = {**headers, **(self._own if credential is None else self._open)}
         if credential or self._credential:
@@ -155,7 +155,9 @@ class Upstream:
         session.trust_env = False
         session.max_redirects = 0
         session.headers.clear()
-        session.headers.update({"User-Agent": "wrapper", "Accept-Encoding": "identity", **self._own})
+        session.headers.update(
+            {"User-Agent": "wrapper", "Accept-Encoding": "identity", **self._own}
+        )
         if self._credential:
             session.headers["Authorization"] = self._credential
         session.mount(self.provider.origin, self._adapter)

@@ -4,8 +4,8 @@ It can be mounted on a `requests.Session`. The hot path calls `send` itself, wit
 whose `url` is the raw target: target and body then go out byte for byte, a TLS context is made once
 for a provider, and no cookie jar, `.netrc`, redirect or retry comes between.
 
-Invariant: a connection serves one request at a time, and serves again only when the last response on
-it was complete and nothing followed.
+Invariant: a connection serves one request at a time, and serves again only when the last response
+on it was complete and nothing followed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class ProviderAdapter(BaseAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send `request` once; its `url` is the raw target, or an absolute address as a session has.
+        """Send `request` once; its `url` is the raw target, or an absolute address as a session
+        has.
 
         With `stream` the body is left to be read from `Response.raw`, else it is read here. Raises
         PoolFull, ConnectTimeout, SSLError or ConnectionError with nothing sent, and ReadTimeout or
@@ -157,9 +158,10 @@ class _Response(requests.Response):
     """A response whose header mapping is made when it is asked for: the hot path does not ask."""
 
     @property
-    def headers(self) -> CaseInsensitiveDict[str]:  # type: ignore[override]
+    def headers(self) -> CaseInsensitiveDict[str]:
         """The headers; of several with one name, the last."""
-        return CaseInsensitiveDict(self.raw.head.headers if self.raw is not None else ())
+        raw: Any = self.raw
+        return CaseInsensitiveDict(raw.head.headers if raw is not None else ())
 
     @headers.setter
     def headers(self, value: object) -> None:
