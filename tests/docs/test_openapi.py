@@ -14,18 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from harness.gateway import Gateway
 from wrapper import errors
-from wrapper.blueprints.openapi.failures import SAMPLES
-from wrapper.blueprints.openapi.openapi import document
+from wrapper.blueprints.openapi import document, error_kinds
 
 ROOT = Path(__file__).resolve().parents[2]
-VENDOR = ROOT / "wrapper" / "blueprints" / "openapi" / "static" / "vendor"
+SOURCE = ROOT / "wrapper" / "blueprints" / "openapi" / "openapi.yaml"
+VENDOR = SOURCE.parent / "static" / "vendor"
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch"}
 DOCUMENT = document()
+KINDS = error_kinds()
+# The gateway's own errors, by code.
+ERRORS = {
+    code: example["value"]
+    for code, example in DOCUMENT["components"]["examples"].items()
+    if code != "provider_error"
+}
 
 Operation = dict[str, Any]
 
@@ -42,7 +50,7 @@ app = create_app(load(os.environ), Prices({}, {}))
 rules = [[rule.rule, sorted(rule.methods)] for rule in app.url_map.iter_rules()]
 match = app.url_map.bind("localhost").match
 taken = [match(path, method, return_rule=True)[0].rule for method, path in json.load(sys.stdin)]
-json.dump({"rules": rules, "taken": taken}, sys.stdout)
+json.dump({"rules": rules, "taken": taken, "parser": "yaml" in sys.modules}, sys.stdout)
 """
 
 
@@ -105,6 +113,23 @@ def url_map(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+def test_no_key_is_given_twice_in_the_source() -> None:
+    """The parser takes the last one silently."""
+
+    def mappings(node: yaml.Node) -> Iterator[yaml.MappingNode]:
+        if isinstance(node, yaml.MappingNode):
+            yield node
+            for _, value in node.value:
+                yield from mappings(value)
+        elif isinstance(node, yaml.SequenceNode):
+            for value in node.value:
+                yield from mappings(value)
+
+    for mapping in mappings(yaml.compose(SOURCE.read_text(), yaml.SafeLoader)):
+        keys = [key.value for key, _ in mapping.value]
+        assert len(keys) == len(set(keys)), f"{mapping.start_mark}: {keys}"
+
+
 def test_it_is_a_valid_openapi_3_1_document() -> None:
     assert list(OpenAPIV31SpecValidator(DOCUMENT).iter_errors()) == []
 
@@ -137,12 +162,21 @@ def test_every_error_of_the_gateway_has_an_example() -> None:
 
     # 499 is for the log: nobody is there to read it.
     codes = {kind.code for kind in leaves(errors.GatewayError) if kind.status != 499}
-    assert codes == set(SAMPLES)
-    for code, (_, error) in SAMPLES.items():
-        assert error.code == code
-        value = DOCUMENT["components"]["examples"][code]["value"]
-        assert value == json.loads(error.body())
+    assert codes == set(ERRORS)
+    for code, value in ERRORS.items():
+        kind, sample = KINDS[code], value["error"]
+        assert kind.code == code
+        body = errors.render(sample["message"], kind.type, sample["param"], code)
+        assert value == json.loads(body)
         schema(DOCUMENT["components"]["schemas"]["Error"]).validate(value)
+
+
+def test_errors_with_the_same_code_have_the_same_type_and_status() -> None:
+    served = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    for kind in served:
+        # Classes that only group others inherit the code of a bug and are never raised themselves.
+        if issubclass(kind, errors.GatewayError) and "code" in vars(kind):
+            assert (kind.type, kind.status) == (KINDS[kind.code].type, KINDS[kind.code].status)
 
 
 def test_every_error_is_attached_under_its_own_status() -> None:
@@ -151,16 +185,20 @@ def test_every_error_is_attached_under_its_own_status() -> None:
         for status, reference in operation["responses"].items():
             content = resolve(reference).get("content", {}).get("application/json", {})
             for code, example in content.get("examples", {}).items():
-                if code in SAMPLES:
+                if code in ERRORS:
                     attached.add(code)
-                    assert str(SAMPLES[code][1].status) == status
+                    assert str(KINDS[code].status) == status
                     assert resolve(example)["value"]["error"]["code"] == code
-    assert attached == set(SAMPLES) - {"upstream_interrupted"}
-    chat = DOCUMENT["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
-    assert (
-        "upstream_interrupted"
-        in chat["text/event-stream"]["examples"]["upstream_interrupted"]["value"]
-    )
+    assert attached == set(ERRORS) - {"upstream_interrupted"}
+    for path in ("/v1/chat/completions", "/chat/completions"):
+        chat = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]
+        stream = chat["text/event-stream"]["examples"]["upstream_interrupted"]["value"]
+        last = stream.removesuffix("\n\n").rpartition("\n\n")[2]
+        assert json.loads(last.removeprefix("data: ")) == ERRORS["upstream_interrupted"]
+
+
+def test_the_parser_of_the_document_is_not_loaded_at_the_start(url_map: dict[str, Any]) -> None:
+    assert url_map["parser"] is False
 
 
 def test_every_example_fits_its_schema() -> None:
@@ -245,7 +283,7 @@ def test_the_usage_that_is_answered_is_the_usage_that_is_described(gateway: Gate
     status, body = gateway.get("/usage?since=7d", headers=headers)
     assert status == 200
     answer = json.loads(body)
-    of = described["application/json"]["schema"]
+    of = resolve(described["application/json"]["schema"])
     schema(of).validate(answer)
     assert answer.keys() == of["properties"].keys()
     assert answer["limits"].keys() == of["properties"]["limits"]["properties"].keys()

@@ -75,7 +75,7 @@ def test_a_chat_request_is_authorized_sent_and_answered(
 def test_the_streaming_example_shows_the_whole_stream(page: Browser, gateway: Gateway) -> None:
     authorize(page, gateway.secrets["web-app"])
     page.click(f"{CHAT} .opblock-summary-control")
-    page.choose(f"{CHAT} .examples-select-element", "Streaming: the answer in pieces")
+    page.choose(f"{CHAT} .examples-select-element", "Streaming: the response in pieces")
     page.click(f"{CHAT} .execute")
     shown = answer(page, CHAT, 200)
     assert '"chat.completion.chunk"' in shown

@@ -114,7 +114,7 @@ def test_every_runtime_dependency_has_its_reason() -> None:
         for name in re.findall(r"^([a-z0-9-]+)[\[>=]", path.read_text(), re.MULTILINE)
     }
     assert names == {name for name in table_cells(CONTRIBUTING) if name in names}
-    assert len(names) == 11
+    assert len(names) == 12
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ ROOMS = {
     "sqlite3": {"store"},
     "redis": {"store"},
     "tomlkit": {"config"},
+    "yaml": {"blueprints"},
 }
 
 

@@ -1,25 +1,31 @@
 """Serves the API's description (`/openapi.json`) and Swagger UI (`/docs`) from local files.
 
-The rule it protects: the page is whole without any other host, and stays that way: its
-Content-Security-Policy lets the browser load, run and contact nothing but this gateway.
+The description is openapi.yaml, completed with the errors and the version from the code.
+
+Invariant: the page needs no other host: its Content-Security-Policy lets the browser load, run and
+contact nothing but this gateway.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
 from functools import cache
 from mimetypes import guess_type
 from pathlib import Path
+from typing import Any
 
 from flask import Blueprint, Response, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from wrapper.blueprints.openapi.openapi import encoded
-from wrapper.errors import UnknownUrl
+from wrapper import __version__
+from wrapper.errors import GatewayError, UnknownUrl, render
 
 bp = Blueprint("docs", __name__)
 
-_PIECE = 64 * 1024  # bytes; a caller that takes none for a while is noticed at each
+_CHUNK = 64 * 1024  # bytes; between two chunks a client that stopped reading is noticed
+_SOURCE = Path(__file__).parent / "openapi.yaml"
 _STATIC = Path(__file__).parent / "static"
 _ASSETS = {
     "init.js": _STATIC / "init.js",
@@ -28,7 +34,7 @@ _ASSETS = {
     "swagger-ui.css": _STATIC / "vendor" / "swagger-ui.css",
     "swagger-ui-bundle.js": _STATIC / "vendor" / "swagger-ui-bundle.js",
 }
-# Swagger UI draws its icons from data: URLs and offers binary answers as blob: URLs.
+# Swagger UI draws its icons from data: URLs and offers binary responses as blob: URLs.
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -46,8 +52,8 @@ _POLICY = "; ".join(
 
 @bp.get("/openapi.json")
 def openapi() -> Response:
-    """The OpenAPI document; 304 where the caller has it already (RFC 9110 section 13.1.2)."""
-    body, tag = encoded()
+    """The OpenAPI document; 304 where the client has it already (RFC 9110 section 13.1.2)."""
+    body, tag = _encoded()
     response = Response(body, mimetype="application/json")
     response.set_etag(tag)
     response.cache_control.no_cache = True
@@ -58,7 +64,7 @@ def openapi() -> Response:
 @bp.get("/docs")
 @bp.get("/swagger/index.html")
 def page() -> Response:
-    """The page itself."""
+    """Swagger UI."""
     response = _file(_STATIC / "index.html")
     response.headers["Content-Security-Policy"] = _POLICY
     response.headers["Referrer-Policy"] = "no-referrer"
@@ -67,36 +73,80 @@ def page() -> Response:
 
 @bp.get("/swagger")
 def swagger() -> AnyResponse:
-    """What people who know other gateways type first."""
+    """The address of the page in other gateways."""
     return redirect("/docs")
 
 
 @bp.get("/docs/<asset>")
 def asset(asset: str) -> Response:
-    """One of the page's own files; there is no way to any other."""
+    """One of the page's own files; no other file can be reached."""
     if asset not in _ASSETS:
         raise UnknownUrl("There is no such file: the page is at /docs.")
     return _file(_ASSETS[asset])
 
 
+def document() -> dict[str, Any]:
+    """The OpenAPI document: openapi.yaml, completed with what the code knows."""
+    import yaml  # not at the top: only requests for the document need it, the start does not
+
+    # The parser in C (libyaml), which all wheels of PyYAML contain, is several times faster.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    made: dict[str, Any] = loader(_SOURCE.read_bytes()).get_single_data()
+    parts, components = made.pop("x-parts"), made["components"]
+    made["info"]["version"] = __version__
+    kinds = error_kinds()
+    for code, example in components["examples"].items():
+        if code in kinds:
+            error = example["value"]["error"]
+            body = render(error["message"], kinds[code].type, error.get("param"), code)
+            example["value"] = json.loads(body)
+            if code == "upstream_interrupted":
+                parts["interrupted"]["value"] += f"data: {body.decode()}\n\n"
+    types = components["schemas"]["Error"]["properties"]["error"]["properties"]["type"]
+    types["enum"] = sorted({kind.type for kind in kinds.values()})
+    return made
+
+
+def error_kinds() -> dict[str, type[GatewayError]]:
+    """The gateway's errors by `code`; errors with the same code have the same type and status."""
+
+    def family(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
+        for child in kind.__subclasses__():
+            yield from family(child)
+        yield kind  # after its children, so that the class that introduces a code wins
+
+    return {kind.code: kind for kind in family(GatewayError)}
+
+
+@cache
+def _encoded() -> tuple[bytes, str]:
+    """The document as UTF-8 JSON, and its entity tag (without quotes)."""
+    body = json.dumps(document(), ensure_ascii=False, separators=(",", ":")).encode()
+    return body, _tag(body)
+
+
+def _tag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
 @cache
 def _content(path: Path) -> tuple[bytes, str]:
-    """The bytes, once for all who ask, and what they are known by."""
+    """A file's bytes and entity tag, read once."""
     data = path.read_bytes()
-    return data, hashlib.sha256(data).hexdigest()[:32]
+    return data, _tag(data)
 
 
 def _file(path: Path) -> Response:
-    """A file that the browser keeps, and asks about each time, in pieces of 64 KiB.
+    """A file that the browser caches and revalidates each time, sent in chunks of 64 KiB.
 
-    Not by `send_file`: its direct way to the server leaves out what is to happen at the
+    Not `send_file`: its direct way to the server (wsgi.file_wrapper) skips the callbacks at the
     response's end, and the request would never be recorded.
     """
-    data, stamp = _content(path)
-    pieces = (data[start : start + _PIECE] for start in range(0, len(data), _PIECE))
-    response = Response(pieces, mimetype=guess_type(path.name)[0])
+    data, tag = _content(path)
+    chunks = (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
+    response = Response(chunks, mimetype=guess_type(path.name)[0])
     response.content_length = len(data)
-    response.set_etag(stamp)
+    response.set_etag(tag)
     response.cache_control.no_cache = True
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.make_conditional(request)
