@@ -98,7 +98,7 @@ VARIANTS: dict[str, Variant] = {
 def chat_request(key: str, orders: str = "", *, stream: bool = False) -> bytes:
     """A chat completion as an SDK would send it, of some 400 bytes; `orders` for the simulator."""
     body = (
-        b'{"model":"llama-3.1-8b-instant","messages":[{"role":"system","content":"You are a'
+        b'{"model":"openai/gpt-oss-20b","messages":[{"role":"system","content":"You are a'
         b' helpful assistant that answers in one sentence."},{"role":"user","content":"What is'
         b' the tallest mountain between the two rivers, and who climbed it first?"}],'
         b'"temperature":0.2,"max_tokens":4096,"stream":%b}' % (b"true" if stream else b"false")

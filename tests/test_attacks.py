@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from harness.gateway import GatewayFactory
     from harness.simulator import Simulator
 
-# To a reader of forms the model is llama-x; to one of JSON that stops where it ends, gpt-4o.
+# To a reader of forms the model is llama-x; to one of JSON that stops where it ends, gpt-6-sol.
 JSON_THEN_FORM = (
-    b'{"model":"gpt-4o"}\r\n--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n'
+    b'{"model":"gpt-6-sol"}\r\n--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n'
     b"llama-x\r\n--b--\r\n"
 )
 Talk = Callable[[Any, list[bytes]], None]
@@ -128,10 +128,10 @@ def test_no_web_page_may_read_the_metrics(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     ("target", "kind", "body"),
     [
-        (chat.PATH, "application/json", b'{"model":"llama-x","Model":"gpt-4o"}'),
-        (chat.PATH, "application/json", b'{"model":"llama-x","MODEL":"gpt-4o"}'),
-        (chat.PATH, "application/json", b'{"model":"llama-x","mode\\u004c":"gpt-4o"}'),
-        ("/openai/v1/anything", "application/json", b'{"Model":"gpt-4o"}'),
+        (chat.PATH, "application/json", b'{"model":"llama-x","Model":"gpt-6-sol"}'),
+        (chat.PATH, "application/json", b'{"model":"llama-x","MODEL":"gpt-6-sol"}'),
+        (chat.PATH, "application/json", b'{"model":"llama-x","mode\\u004c":"gpt-6-sol"}'),
+        ("/openai/v1/anything", "application/json", b'{"Model":"gpt-6-sol"}'),
         (
             "/openai/v1/chat/completions",
             "multipart/form-data; boundary=b",
@@ -147,16 +147,16 @@ def test_no_web_page_may_read_the_metrics(gateway: Gateway) -> None:
         ("/v1/videos", "application/json", b'{"prompt":"a cat"}'),
         ("/openai/v1/fine_tuning/alpha/graders/run", "application/json", b'{"grader":{}}'),
         # OpenRouter tries these in place of `model`.
-        (chat.PATH, "application/json", b'{"model":"llama-x","models":["llama-y","gpt-4o"]}'),
-        ("/openai/v1/responses", "application/json", b'{"model":"llama-x","models":"gpt-4o"}'),
-        (chat.PATH, "application/json", b'{"model":"llama-x","models":[],"models":["gpt-4o"]}'),
+        (chat.PATH, "application/json", b'{"model":"llama-x","models":["llama-y","gpt-6-sol"]}'),
+        ("/openai/v1/responses", "application/json", b'{"model":"llama-x","models":"gpt-6-sol"}'),
+        (chat.PATH, "application/json", b'{"model":"llama-x","models":[],"models":["gpt-6-sol"]}'),
         # What comes after a semicolon is left out by some.
         ("/openai/v1/batches;x", "application/json", b'{"input_file_id":"file-1"}'),
         ("/openai/v1/threads/runs%3bx", "application/json", b'{"assistant_id":"asst_1"}'),
         (
             chat.PATH,
             "application/json; charset=utf-7",
-            b'{"model":"llama-x","x":"+ACI-,+ACI-model+ACI-:+ACI-gpt-4o"}',
+            b'{"model":"llama-x","x":"+ACI-,+ACI-model+ACI-:+ACI-gpt-6-sol"}',
         ),
     ],
 )
@@ -189,7 +189,7 @@ def test_no_header_makes_another_method_of_it(
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
 def test_a_streams_use_is_counted_whatever_its_type_is_called(gateway: Gateway, kind: str) -> None:
-    body = chat.body("gpt-4o", stream=True)
+    body = chat.body("gpt-6-sol", stream=True)
     head = (
         f"POST /openai/v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
     )
@@ -345,7 +345,7 @@ def test_a_thousand_mixed_calls_leave_nothing_behind(
         chat.request(gateway),
         chat.request(gateway, stream=True),
         chat.request(gateway, b'{"model":'),
-        chat.request(gateway, model="gpt-4o", key="narrow"),
+        chat.request(gateway, model="gpt-6-sol", key="narrow"),
         chat.request(gateway, key="sk-wr-unknown"),
         chat.request(gateway, orders="status=500"),
         chat.request(gateway, orders="cut=1", stream=True),

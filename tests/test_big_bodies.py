@@ -79,7 +79,7 @@ class Stream:
     leaving: threading.Event = field(default_factory=threading.Event)
 
     def read(self) -> None:
-        model = f"gpt-4o-mini?stamp&gap=0.02&events={self.events}"
+        model = f"gpt-6-luna?stamp&gap=0.02&events={self.events}"
         message = {"role": "user", "content": "go"}
         body = json.dumps({"model": model, "messages": [message], "stream": True}).encode()
         with raw.Connection(self.port, deadline=30) as connection:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.gateway import Gateway
 
 BODY = {
-    "model": "llama-3.1-8b-instant",
+    "model": "openai/gpt-oss-20b",
     "messages": [{"role": "user", "content": "Hello!"}],
 }
 

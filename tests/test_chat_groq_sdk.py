@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.gateway import Gateway
     from harness.simulator import Simulator
 
-MODEL = "llama-3.1-8b-instant"
+MODEL = "openai/gpt-oss-20b"
 HELLO: list[Any] = [{"role": "user", "content": "Say hello to the two of us."}]
 WEATHER: Any = {
     "type": "function",

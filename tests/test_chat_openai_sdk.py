@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.simulator import Simulator
 
 # The route `*` leads to groq, `gpt-*` to openai: both dialects through one SDK.
-MODELS = ["llama-3.1-8b-instant", "gpt-4o-mini"]
+MODELS = ["openai/gpt-oss-20b", "gpt-6-luna"]
 HELLO: list[Any] = [{"role": "user", "content": "Say hello to the two of us."}]
 WEATHER: Any = {
     "type": "function",
@@ -89,7 +89,7 @@ def test_a_stream_tells_its_use_when_asked_and_only_then(
 ) -> None:
     def usages(**extra: Any) -> list[Any]:
         stream = openai_client.chat.completions.create(
-            model="gpt-4o-mini", messages=HELLO, stream=True, **extra
+            model="gpt-6-luna", messages=HELLO, stream=True, **extra
         )
         with stream:
             return [chunk.usage for chunk in stream if chunk.usage]
@@ -160,9 +160,9 @@ def test_a_wrong_key_is_an_authentication_error(
 def test_a_model_that_the_key_may_not_call_is_a_permission_error(gateway: Gateway) -> None:
     secret = gateway.secrets["narrow"]
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=secret, max_retries=0) as client:
-        assert client.chat.completions.create(model="llama-3.1-8b-instant", messages=HELLO)
+        assert client.chat.completions.create(model="openai/gpt-oss-20b", messages=HELLO)
         with pytest.raises(openai.PermissionDeniedError) as caught:
-            client.chat.completions.create(model="gpt-4o-mini", messages=HELLO)
+            client.chat.completions.create(model="gpt-6-luna", messages=HELLO)
     assert caught.value.code == "model_not_allowed"
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.gateway import Gateway
     from harness.simulator import Simulator
 
-MODELS = {"llama-3.1-8b-instant": "GROQ_API_KEY", "gpt-4o-mini": "OPENAI_API_KEY"}
+MODELS = {"openai/gpt-oss-20b": "GROQ_API_KEY", "gpt-6-luna": "OPENAI_API_KEY"}
 # Everything that can come back: an answer, a stream, errors, a broken stream, garbage.
 ORDERS = [
     "",
@@ -76,8 +76,8 @@ def test_no_secret_is_ever_written_to_the_log(gateway: Gateway, key: str) -> Non
         f"/nowhere/{key}",
         f"/groq/openai/v1/models?key={key}",
     ):
-        raw.post(gateway.port, target, body("llama-3.1-8b-instant"), key=key)
-        raw.post(gateway.port, target, body("llama-3.1-8b-instant"), key=wrong)
+        raw.post(gateway.port, target, body("openai/gpt-oss-20b"), key=key)
+        raw.post(gateway.port, target, body("openai/gpt-oss-20b"), key=wrong)
     last = raw.exchange(gateway.port, raw.request(gateway.port, "GET", "/usage", key=key))
     gateway.log_line(last.header("x-request-id") or "")
     written = gateway.stdout() + gateway.stderr()
@@ -86,7 +86,7 @@ def test_no_secret_is_ever_written_to_the_log(gateway: Gateway, key: str) -> Non
 
 
 def test_the_metrics_name_keys_and_show_no_part_of_them(gateway: Gateway, key: str) -> None:
-    raw.post(gateway.port, "/v1/chat/completions", body("llama-3.1-8b-instant"), key=key)
+    raw.post(gateway.port, "/v1/chat/completions", body("openai/gpt-oss-20b"), key=key)
     text = gateway.metrics().text
     for secret in (*gateway.secrets.values(), *PROVIDER_KEYS.values()):
         assert secret[6:14] not in text

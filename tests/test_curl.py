@@ -92,7 +92,7 @@ def test_only_the_head(curl: Curl, base: str) -> None:
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate"])
 def test_compressed_answers(curl: Curl, base: str, coding: str) -> None:
-    body = '{"model": "gpt-4o-mini", "input": "how are you"}'
+    body = '{"model": "gpt-6-luna", "input": "how are you"}'
     told = curl(
         f"{base}/responses",
         *("--compressed", "-H", "Content-Type: application/json"),
@@ -103,7 +103,7 @@ def test_compressed_answers(curl: Curl, base: str, coding: str) -> None:
 
 @pytest.mark.parametrize("base", BASES)
 def test_events_of_the_responses_api(curl: Curl, base: str) -> None:
-    body = '{"model": "gpt-4o-mini", "input": "how are you", "stream": true}'
+    body = '{"model": "gpt-6-luna", "input": "how are you", "stream": true}'
     told = curl(f"{base}/responses", "-N", "-H", "Content-Type: application/json", "-d", body)
     events = [line for line in told.decode().splitlines() if line.startswith("event: ")]
     assert events[0] == "event: response.created"

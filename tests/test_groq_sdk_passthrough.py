@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from harness.gateway import Gateway
     from harness.simulator import Simulator
 
-MODEL = "llama-3.1-8b-instant"
+MODEL = "openai/gpt-oss-20b"
 QUESTION: Any = [{"role": "user", "content": "how are you"}]
 SECOND_OF_SOUND = b"\0\1" * 16_000
 

@@ -31,9 +31,9 @@ CLIENTS = 16
 KEYS = ("app-a", "app-b", "batch", "chat-ui", "research")
 # USD per million tokens are pico-USD per token times 1e-6: input, cached input, output.
 PRICES = {
-    "llama-3.1-8b-instant": (50_000, 25_000, 80_000),
-    "gpt-4o-mini": (150_000, 75_000, 600_000),
-    "gpt-4o": (2_500_000, 1_250_000, 10_000_000),
+    "openai/gpt-oss-20b": (75_000, 37_500, 300_000),
+    "gpt-6-luna": (100_000, 10_000, 500_000),
+    "gpt-6-sol": (2_000_000, 200_000, 10_000_000),
 }
 MODELS = tuple(PRICES)
 ALIAS = "fast"  # at its first target that is the first of them
@@ -196,7 +196,7 @@ def _reload(gateway: Gateway) -> None:
     text = gateway.config_file.read_text()
     gateway.write_config(
         text.replace(
-            "[[routes]]", "[[routes]]\nmodel = 'gpt-4.1*'\ntargets = ['openai']\n\n[[routes]]", 1
+            "[[routes]]", "[[routes]]\nmodel = 'gpt-6.1*'\ntargets = ['openai']\n\n[[routes]]", 1
         )
     )
     gateway.wait_for_reload(before, deadline=20)

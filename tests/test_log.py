@@ -88,7 +88,7 @@ def test_a_streams_line_comes_at_its_end_and_knows_its_use(gateway: Gateway) -> 
         ),
         ({"key": "expired"}, {"status": 401, "outcome": "rejected", "provider": None}),
         (
-            {"key": "narrow", "model": "gpt-4o"},
+            {"key": "narrow", "model": "gpt-6-sol"},
             {"status": 403, "outcome": "rejected", "api_key": "narrow"},
         ),
         ({"content": b"no"}, {"status": 400, "outcome": "client_error", "api_key": "web-app"}),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.defaults import CONFIG, PROVIDER_KEYS
+from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway, GatewayFactory
 from harness.poll import eventually
 from harness.programs import require
@@ -81,7 +81,7 @@ def metrics_directory(gateway: Gateway) -> Path:
     return found
 
 
-def chat(model: str = "llama-3.1-8b-instant", **more: object) -> dict[str, object]:
+def chat(model: str = "openai/gpt-oss-20b", **more: object) -> dict[str, object]:
     return {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
 
 
@@ -91,7 +91,7 @@ def metered(simulator: Simulator) -> Iterator[Gateway]:
     config = CONFIG.replace("{simulator}", simulator.url)
     env = {"GROQ_API_KEY": "g", "OPENAI_API_KEY": "o"}
     with Gateway(
-        config, workers=3, keys={"web-app": {}, "narrow": {"models": ["llama-*"]}}, env=env
+        config, workers=3, keys={"web-app": {}, "narrow": KEYS["narrow"]}, env=env
     ) as running:
         yield running
         running.assert_clean()
@@ -113,7 +113,7 @@ def test_every_metric_of_the_contract_is_there_with_its_labels(metered: Gateway)
     post(metered, "/v1/chat/completions", chat("of-no-known-price"), key)
     post(metered, "/v1/chat/completions", chat(), key, x_sim="no-usage")
     post(metered, "/v1/chat/completions", chat(), key, x_sim="status=500")
-    post(metered, "/v1/chat/completions", chat("gpt-4o"), metered.secrets["narrow"])
+    post(metered, "/v1/chat/completions", chat("gpt-6-sol"), metered.secrets["narrow"])
     metered.idle()
     scrape = metered.metrics()
     for name, labels in CONTRACT.items():
@@ -196,7 +196,7 @@ def test_a_2xx_without_readable_use_is_counted_and_never_silently_zero(
     metered: Gateway, orders: str, stream: bool, reason: str
 ) -> None:
     def act() -> None:
-        body = chat("gpt-4o", stream=stream)
+        body = chat("gpt-6-sol", stream=stream)
         post(metered, "/v1/chat/completions", body, metered.secrets["web-app"], x_sim=orders)
 
     assert change(metered, act, "unmetered_responses_total", provider="openai", reason=reason) == 1
@@ -208,7 +208,8 @@ def test_with_metering_switched_off_no_use_is_read_and_none_is_missed(
 ) -> None:
     gateway = gateway_factory("[server]\nmetering = false\n" + CONFIG)
     key = gateway.secrets["web-app"]
-    status, headers, _ = post(gateway, "/v1/chat/completions", chat("gpt-4o", stream=stream), key)
+    asked = chat("gpt-6-sol", stream=stream)
+    status, headers, _ = post(gateway, "/v1/chat/completions", asked, key)
     assert status == 200
     assert gateway.log_line(headers["x-request-id"])["prompt_tokens"] is None
     names = {sample.name for sample in gateway.metrics().samples}
@@ -229,7 +230,7 @@ def test_a_refused_call_is_counted_by_key_and_reason(metered: Gateway) -> None:
 
     def narrow() -> None:
         assert (
-            post(metered, "/v1/chat/completions", chat("gpt-4o"), metered.secrets["narrow"])[0]
+            post(metered, "/v1/chat/completions", chat("gpt-6-sol"), metered.secrets["narrow"])[0]
             == 403
         )
 
@@ -273,7 +274,7 @@ def test_a_strangers_five_hundred_requests_add_at_most_ten_series(
                 method = dice.choice(["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", odd])
                 path = dice.choice(["/", "/v1/", "/openai/v1/", "/chat/", f"/{word()}/", "/usage/"])
                 path += dice.choice([word(), "chat/completions"])
-                body = json.dumps(chat(dice.choice([word(), "gpt-4o", "gpt-4o-mini"])))
+                body = json.dumps(chat(dice.choice([word(), "gpt-6-sol", "gpt-6-luna"])))
                 key = dice.choice(["sk-wr-", "sk-"]) + word()
                 headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
                 sent = None if method in ("GET", "HEAD") else body

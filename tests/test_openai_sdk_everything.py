@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.gateway import Gateway
     from harness.simulator import Simulator
 
-MODEL = "gpt-4o-mini"
+MODEL = "gpt-6-luna"
 SECOND_OF_SOUND = b"\0\1" * 16_000
 PROVIDERS = {"/v1": "openai", "/openai/v1": "openai"}
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.gateway import Gateway
     from harness.simulator import Simulator
 
-MODEL = "gpt-4o-mini"
+MODEL = "gpt-6-luna"
 FORM = "multipart/form-data; boundary=b"
 SOUND = b"\0\1" * 60_000
 

@@ -76,7 +76,7 @@ def test_a_changed_limit_of_a_key_is_in_force_in_every_worker(gateway: Gateway) 
     gateway.revoke("changing")
     gateway.key("changing", models=["gpt-*"])
     assert statuses(gateway, key="changing") == {403}
-    assert statuses(gateway, key="changing", model="gpt-4o") == {200}
+    assert statuses(gateway, key="changing", model="gpt-6-sol") == {200}
 
 
 def test_a_changed_route_is_in_force_in_every_worker(gateway: Gateway) -> None:
@@ -112,7 +112,7 @@ def test_a_mistake_in_the_configuration_changes_nothing_and_is_told(
     eventually(lambda: problems(gateway) >= before + 2, what="both workers saying so")
     assert told in gateway.stderr()[length:]
     assert statuses(gateway) == {200}
-    assert providers(gateway, "gpt-4o") == {"openai"}
+    assert providers(gateway, "gpt-6-sol") == {"openai"}
     assert statuses(gateway, key="expired") == {401}
 
 
@@ -174,7 +174,7 @@ def test_a_worker_that_starts_while_the_files_are_broken_serves_what_was_in_forc
         )
     eventually(lambda: gateway.get("/healthz")[0] == 200, deadline=10, retry_on=(OSError,))
     assert statuses(gateway, key=secret) == {200}
-    assert providers(gateway, "gpt-4o") == {"openai"}
+    assert providers(gateway, "gpt-6-sol") == {"openai"}
     gateway.write_keys(good)
 
 

@@ -106,7 +106,7 @@ def test_an_expired_key_is_told_so(gateway: Gateway, nothing_sent: str) -> None:
 
 
 def test_a_model_that_the_key_may_not_call_is_a_403(gateway: Gateway, nothing_sent: str) -> None:
-    answer = chat.call(gateway, key="narrow", model="gpt-4o-mini", book=nothing_sent)
+    answer = chat.call(gateway, key="narrow", model="gpt-6-luna", book=nothing_sent)
     details = chat.error(answer)
     assert (answer.status, details["code"], details["param"]) == (403, "model_not_allowed", "model")
     assert details["type"] == "invalid_request_error"
@@ -158,7 +158,7 @@ def test_expect_continue_with_a_wrong_key_ends_in_a_401(gateway: Gateway) -> Non
 
 @pytest.mark.parametrize(
     ("model", "provider"),
-    [("gpt-4o-mini", "openai"), ("gpt-", "openai"), ("llama-3.1-8b-instant", "groq")],
+    [("gpt-6-luna", "openai"), ("gpt-", "openai"), ("openai/gpt-oss-20b", "groq")],
 )
 @pytest.mark.parametrize("target", ["/chat/completions", "/v1/chat/completions"])
 def test_the_first_route_that_matches_the_model_leads_the_way(
@@ -190,7 +190,7 @@ def test_an_alias_renames_exactly_the_models_bytes(
     gateway: Gateway, simulator: Simulator, spelling: bytes
 ) -> None:
     answer = chat.call(gateway, UNTIDY % spelling, orders="echo=raw")
-    assert answer.body == UNTIDY % b'"llama-3.1-8b-instant"'
+    assert answer.body == UNTIDY % b'"openai/gpt-oss-20b"'
 
 
 @pytest.mark.parametrize("model", [b'"llama-x"', b'"ll\\u0061ma-x"'])

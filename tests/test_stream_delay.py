@@ -31,7 +31,7 @@ TARGET = "/openai/v1/chat/completions"
 
 def request(port: int, target: str, key: str, events: int) -> bytes:
     body = {
-        "model": "llama-3.1-8b-instant",
+        "model": "openai/gpt-oss-20b",
         "messages": [{"role": "user", "content": "Count."}],
         "stream": True,
     }

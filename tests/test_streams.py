@@ -27,7 +27,7 @@ def own(simulator: Simulator, target: str, orders: str, content: bytes) -> Answe
     return raw.post(simulator.port, target, content, headers=chat.told(orders))
 
 
-@pytest.mark.parametrize("model", ["llama-3.1-8b-instant", "gpt-4o-mini"])
+@pytest.mark.parametrize("model", ["openai/gpt-oss-20b", "gpt-6-luna"])
 @pytest.mark.parametrize("framing", ["", "; framing=no-length", "; framing=http10", "; close"])
 def test_each_event_comes_as_soon_as_it_is_sent(gateway: Gateway, framing: str, model: str) -> None:
     """Were one held back until the next or to the end, it would be as old as the gap at least."""

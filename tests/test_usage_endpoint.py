@@ -16,7 +16,7 @@ from harness.gateway import Gateway
 from harness.poll import eventually
 from harness.simulator import Simulator
 
-CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}]}
+CHAT = {"model": "gpt-6-luna", "messages": [{"role": "user", "content": "hi"}]}
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def test_a_key_sees_its_own_use_and_cost(metered: Gateway) -> None:
         500,
     )
     assert (totals["cached_tokens"], totals["total_tokens"]) == (400, 2500)
-    # gpt-4o-mini: 0.15 / 0.075 / 0.60 USD per million tokens.
-    assert totals["cost_usd"] == pytest.approx((1600 * 0.15 + 400 * 0.075 + 500 * 0.6) / 1e6)
+    # gpt-6-luna: 0.10 / 0.01 / 0.50 USD per million tokens.
+    assert totals["cost_usd"] == pytest.approx((1600 * 0.1 + 400 * 0.01 + 500 * 0.5) / 1e6)
     assert [(row["provider"], row["model"]) for row in answer["by_model"]] == [
-        ("openai", "gpt-4o-mini")
+        ("openai", "gpt-6-luna")
     ]
 
 

@@ -46,16 +46,16 @@ class Persona:
 
 
 PERSONAS = (
-    Persona("demo-web-app", 40, ("fast", "fast", "gpt-4o-mini"), 600, 150, faults=("status=503",)),
-    Persona("demo-support-bot", 22, ("gpt-4o-mini", "llama-3.3-70b-versatile"), 1500, 220,
+    Persona("demo-web-app", 40, ("fast", "fast", "gpt-6-luna"), 600, 150, faults=("status=503",)),
+    Persona("demo-support-bot", 22, ("gpt-6-luna", "openai/gpt-oss-120b"), 1500, 220,
             faults=("cut=6", "status=429; retry-after=2")),
-    Persona("demo-reports", 10, ("llama-3.3-70b-versatile", "gpt-4o"), 6000, 900, streams=False,
+    Persona("demo-reports", 10, ("openai/gpt-oss-120b", "gpt-6-sol"), 6000, 900, streams=False,
             faults=("no-usage",), fault_every=30),
-    Persona("demo-notebook", 8, ("gpt-4o", "gpt-4o", "llama-tuned-by-us"), 900, 400,
+    Persona("demo-notebook", 8, ("gpt-6-sol", "gpt-6-sol", "llama-tuned-by-us"), 900, 400,
             faults=("status=400", "leave"), fault_every=8),
     Persona("demo-search", 16, ("text-embedding-3-small",), 300, 0, streams=False),
-    Persona("demo-intern", 4, ("llama-3.1-8b-instant", "llama-3.1-8b-instant", "gpt-4o"), 300, 80,
-            limits='models = ["llama-*"]'),
+    Persona("demo-intern", 4, ("openai/gpt-oss-20b", "openai/gpt-oss-20b", "gpt-6-sol"), 300, 80,
+            limits='models = ["openai/gpt-oss-*"]'),
     Persona("demo-old-phone-app", 1, ("fast",), limits="expires = 2020-01-01"),
 )  # fmt: skip
 STRANGER = Persona("(no key)", 1, ("fast",))
@@ -137,7 +137,7 @@ class Traffic:
     ) -> str:
         prompt = max(1, round(rng.lognormvariate(0, 0.5) * persona.prompt))
         completion = round(rng.lognormvariate(0, 0.5) * persona.completion)
-        large = not model.startswith(("fast", "llama-3.1", "gpt-4o-mini", "text-"))
+        large = not model.startswith(("fast", "openai/gpt-oss-20b", "gpt-6-luna", "text-"))
         orders = [
             f"prompt={prompt}",
             f"delay={rng.lognormvariate(-1.0 if large else -2.2, 0.4):.3f}",

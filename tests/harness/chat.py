@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .raw import Answer, Connection
 
 PATH = "/v1/chat/completions"
-MODEL = "llama-3.1-8b-instant"
+MODEL = "openai/gpt-oss-20b"
 MESSAGES = [{"role": "user", "content": "Say hello to the two of us."}]
 
 Headers = tuple[tuple[str, str], ...]

@@ -27,7 +27,7 @@ targets = ["openai"]
 
 [[routes]]
 model = "fast"
-targets = ["groq:llama-3.1-8b-instant", "openai:gpt-4o-mini"]
+targets = ["groq:openai/gpt-oss-20b", "openai:gpt-6-luna"]
 
 [[routes]]
 model = "*"
@@ -36,7 +36,7 @@ targets = ["groq"]
 
 KEYS: dict[str, dict[str, Any]] = {
     "web-app": {},
-    "narrow": {"models": ["llama-*"]},
+    "narrow": {"models": ["llama-*", "openai/gpt-oss-*"]},
     "expired": {"expires": date(2020, 1, 1)},
 }
 

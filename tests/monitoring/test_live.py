@@ -97,7 +97,7 @@ def test_a_panels_query_takes_a_choice_of_several_keys(stack: Stack, query: Quer
     chosen = {
         "api_key": "(demo-web-app|demo-reports)",
         "provider": "(simulated-groq)",
-        "model": "(gpt-4o|x)",
+        "model": "(gpt-6-sol|x)",
     }
     at(stack, filled(query.expr, chosen))
 

@@ -321,7 +321,7 @@ def test_the_first_start_makes_a_key_and_prints_a_line_that_can_be_pasted(
     assert words[:3] == ["curl", "-N", "http://127.0.0.1:8080/v1/chat/completions"]
     assert keys(here) == {"demo": {"sha256": digest(bearer.removeprefix("Authorization: Bearer "))}}
     body = json.loads(words[-1])
-    assert (body["model"], body["stream"]) == ("llama-3.1-8b-instant", True)
+    assert (body["model"], body["stream"]) == ("openai/gpt-oss-20b", True)
 
 
 def test_later_starts_make_no_key(run: Run, here: Path) -> None:
@@ -337,7 +337,7 @@ def test_later_starts_make_no_key(run: Run, here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "model"),
-    [("GROQ_API_KEY", "llama-3.1-8b-instant"), ("OPENAI_API_KEY", "gpt-4o-mini")],
+    [("GROQ_API_KEY", "openai/gpt-oss-20b"), ("OPENAI_API_KEY", "gpt-6-luna")],
 )
 def test_the_line_asks_for_a_model_of_a_provider_that_has_a_key(
     run: Run, monkeypatch: pytest.MonkeyPatch, name: str, model: str

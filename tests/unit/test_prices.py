@@ -222,11 +222,11 @@ def test_a_changed_file_is_read_again(file: Path) -> None:
 @pytest.mark.parametrize(
     ("host", "model", "input_price", "cached_price", "output_price"),
     [
-        ("api.groq.com", "llama-3.1-8b-instant", "0.05", "0.05", "0.08"),
-        ("api.groq.com", "llama-3.3-70b-versatile", "0.59", "0.59", "0.79"),
-        ("api.openai.com", "gpt-4o-mini", "0.15", "0.075", "0.6"),
+        ("api.groq.com", "openai/gpt-oss-20b", "0.075", "0.0375", "0.3"),
+        ("api.groq.com", "openai/gpt-oss-120b", "0.15", "0.075", "0.6"),
+        ("api.openai.com", "gpt-6-luna", "0.1", "0.01", "0.5"),
         ("api.openai.com", "gpt-4o-mini-2024-07-18", "0.15", "0.075", "0.6"),
-        ("api.openai.com", "gpt-4o", "2.5", "1.25", "10"),
+        ("api.openai.com", "gpt-6-sol", "2.0", "0.2", "10"),
     ],
 )
 def test_the_shipped_file_knows_the_well_known_prices(

@@ -23,7 +23,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 NOON = 1_795_262_400.0  # 2026-11-21T12:00Z
 MIDNIGHT = 1_795_219_200
-MODEL = "gpt-4o-mini-2024-07-18"
+MODEL = "gpt-6-luna-2026-09-22"
 
 OPENAI = {
     "object": "page",
@@ -75,7 +75,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     for _ in range(5):
         store.settle(Entry(NOON, "web", "openai", MODEL, "completed", usage, PICO // 100))
     store.settle(Entry(NOON, "web", "openai", MODEL, "client_error"))
-    store.settle(Entry(NOON, "web", "groq", "llama-3.1-8b-instant", "completed", usage, 1))
+    store.settle(Entry(NOON, "web", "groq", "openai/gpt-oss-20b", "completed", usage, 1))
     store.settle(Entry(NOON - 86_400, "web", "openai", MODEL, "completed", usage, 1))
     store.close()
 
@@ -239,19 +239,19 @@ def test_a_drift_over_the_tolerance_is_told_by_the_exit_code(
 
 def test_a_model_without_its_date_is_the_same_model(run: Run) -> None:
     code, out, _ = run(
-        b"date,model,requests\n2026-11-21,gpt-4o-mini,5\n", "--tolerance", "0", "--format", "csv"
+        b"date,model,requests\n2026-11-21,gpt-6-luna,5\n", "--tolerance", "0", "--format", "csv"
     )
     assert code == 0
-    assert "2026-11-21,gpt-4o-mini,requests,5,5,0,0.000" in out
+    assert "2026-11-21,gpt-6-luna,requests,5,5,0,0.000" in out
 
 
 def test_what_only_one_side_has_is_a_drift(run: Run) -> None:
-    text = b"date,model,requests\n2026-11-20,gpt-4o-mini,1\n2026-11-21,o3,2\n"
+    text = b"date,model,requests\n2026-11-20,gpt-6-luna,1\n2026-11-21,o3,2\n"
     code, out, _ = run(text, "--tolerance", "50", "--format", "csv")
     assert code == 3
     assert out.splitlines()[1:] == [
-        "2026-11-20,gpt-4o-mini,requests,1,1,0,0.000",
-        "2026-11-21,gpt-4o-mini,requests,0,5,5,",
+        "2026-11-20,gpt-6-luna,requests,1,1,0,0.000",
+        "2026-11-21,gpt-6-luna,requests,0,5,5,",
         "2026-11-21,o3,requests,2,0,-2,-100.000",
     ]
 
@@ -259,7 +259,7 @@ def test_what_only_one_side_has_is_a_drift(run: Run) -> None:
 def test_other_providers_are_left_out_unless_asked_for(run: Run) -> None:
     assert "llama" not in run(export(OPENAI))[1]
     _, out, _ = run(b"date,model,requests\n2026-11-21,x,1\n", "--provider", "groq")
-    assert "llama-3.1-8b-instant" in out
+    assert "openai/gpt-oss-20b" in out
     assert MODEL not in out
 
 

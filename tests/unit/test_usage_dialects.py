@@ -40,7 +40,7 @@ def read_stream(*events: Any) -> ExtractedUsage:
 
 ANSWERS: dict[str, tuple[dict[str, Any], Usage]] = {
     "chat": (
-        {"object": "chat.completion", "model": "gpt-4o-mini", "choices": [{}], "usage": CHAT},
+        {"object": "chat.completion", "model": "gpt-6-luna", "choices": [{}], "usage": CHAT},
         Usage(19, 10, 29, 7, 3, audio_prompt=2, audio_completion=1),
     ),
     "old completions": (
@@ -54,7 +54,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], Usage]] = {
         Usage(8, 0, 8),
     ),
     "responses": (
-        {"object": "response", "model": "gpt-4.1", "error": None, "output": []}
+        {"object": "response", "model": "gpt-6.1-sol", "error": None, "output": []}
         | {
             "usage": {
                 "input_tokens": 36,
@@ -140,11 +140,11 @@ def test_json_is_read_under_any_of_its_media_types() -> None:
 
 def test_a_stream_of_openai_ends_with_its_usage() -> None:
     extracted = read_stream(
-        {"model": "gpt-4o-mini", "choices": [{"delta": {"content": "hi"}}], "usage": None},
-        {"model": "gpt-4o-mini", "choices": [], "usage": CHAT},
+        {"model": "gpt-6-luna", "choices": [{"delta": {"content": "hi"}}], "usage": None},
+        {"model": "gpt-6-luna", "choices": [], "usage": CHAT},
         "[DONE]",
     )
-    assert extracted == ExtractedUsage(ANSWERS["chat"][1], "gpt-4o-mini", None)
+    assert extracted == ExtractedUsage(ANSWERS["chat"][1], "gpt-6-luna", None)
 
 
 def test_groq_reports_usage_three_times_and_the_last_one_counts() -> None:
@@ -180,7 +180,7 @@ def test_a_stream_of_responses_is_read(kind: str) -> None:
         {"type": "response.output_text.delta", "delta": "hi"},
         {"type": f"response.{kind}", "response": answer},
     )
-    assert extracted == ExtractedUsage(usage, "gpt-4.1", None, error=kind == "failed")
+    assert extracted == ExtractedUsage(usage, "gpt-6.1-sol", None, error=kind == "failed")
 
 
 @pytest.mark.parametrize("kind", ["transcript.text.done", "image_generation.completed"])

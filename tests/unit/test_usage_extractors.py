@@ -18,11 +18,11 @@ from wrapper.metering import Usage, UsageExtractor, extractor_for
 
 USAGE = b'{"prompt_tokens":19,"completion_tokens":10,"total_tokens":29}'
 CHUNK = (
-    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"gpt-4o-mini",'
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"gpt-6-luna",'
     b'"system_fingerprint":"fp","choices":[{"index":0,"delta":{"content":"hello"},'
     b'"logprobs":null,"finish_reason":null}],"usage":null}\n\n'
 )
-ASKED = b'data: {"id":"chatcmpl-1","model":"gpt-4o-mini","choices":[],"usage":' + USAGE + b"}\n\n"
+ASKED = b'data: {"id":"chatcmpl-1","model":"gpt-6-luna","choices":[],"usage":' + USAGE + b"}\n\n"
 FINISH = (
     b'data: {"model":"llama","choices":[{"delta":{},"finish_reason":"stop"}],'
     b'"x_groq":{"id":"req_1","usage":' + USAGE + b'},"usage":' + USAGE + b"}\n\n"

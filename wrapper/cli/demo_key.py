@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "demo"
 
-_MODELS = {"groq": "llama-3.1-8b-instant", "openai": "gpt-4o-mini"}
+_MODELS = {"groq": "openai/gpt-oss-20b", "openai": "gpt-6-luna"}
 """A cheap model of each provider that the shipped configuration has."""
 
 _SIMULATOR = "http://127.0.0.1"

@@ -88,7 +88,8 @@ def model_in_path(path: str) -> str:
 def with_model(path: str, model: str) -> str:
     """The raw path with another model in it, where it has one."""
     start, end = _model_span(path)
-    return path[:start] + quote(model, safe="/:") + path[end:] if end > start else path
+    safe = ":" if path[end:] else "/:"  # a slash in a model's name ends no segment
+    return path[:start] + quote(model, safe=safe) + path[end:] if end > start else path
 
 
 def _model_span(path: str) -> tuple[int, int]:

@@ -162,7 +162,7 @@ class Turn:
         record = self._record
         model = _text(call.json.get("model")) or call.form("model")
         if record.endpoint.startswith(("engines/", "models/")):
-            model = model or call.arguments[0]
+            model = model or "/".join(call.arguments)
         call.model, in_model = split_model(model)
         in_body = _text(call.json.get("x_sim")) or call.form("x_sim")
         if in_model or in_body:

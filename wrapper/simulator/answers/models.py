@@ -9,8 +9,10 @@ from wrapper.simulator.faults import split_model
 from wrapper.simulator.replies import Refusal, Reply, json_reply
 
 NAMES = (
-    "llama-3.1-8b-instant",  # what the first start's curl line asks for
-    "gpt-4o-mini",
+    "openai/gpt-oss-20b",  # what the first start's curl line asks for
+    "openai/gpt-oss-120b",
+    "gpt-6-luna",
+    "gpt-6-sol",
     "sim-model",
     "sim-large",
     "sim-embedding",
@@ -27,7 +29,7 @@ def model_list(call: Call) -> Reply:
 
 def model(call: Call) -> Reply:
     """`GET models/{id}`; a name that begins with "missing" is not found."""
-    name, _ = split_model(call.arguments[0])
+    name, _ = split_model("/".join(call.arguments))
     if name.startswith("missing"):
         raise Refusal(404, f"The model '{name}' does not exist.")
     return json_reply(_model(call, name))

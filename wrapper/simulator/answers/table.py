@@ -37,6 +37,7 @@ _ROUTES: tuple[tuple[str, str, Answer], ...] = (
     ("GET", "responses/{}/input_items", responses.input_items),
     ("GET", "models", models.model_list),
     ("GET", "models/{}", models.model),
+    ("GET", "models/{}/{}", models.model),
     ("POST", "audio/transcriptions", audio.transcription),
     ("POST", "audio/translations", audio.transcription),
     ("POST", "audio/speech", audio.speech),
