@@ -52,7 +52,7 @@ def providers(gateway: Gateway, model: str) -> set[str | None]:
 
 
 def problems(gateway: Gateway) -> int:
-    return gateway.stderr().count("the configuration was not reloaded")
+    return gateway.stderr().count("configuration not reloaded")
 
 
 def test_a_new_key_is_taken_and_a_revoked_one_refused_within_two_seconds_in_every_worker(

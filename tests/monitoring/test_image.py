@@ -12,7 +12,6 @@ import fnmatch
 import json
 import os
 import re
-import resource
 import shlex
 import shutil
 import subprocess
@@ -32,10 +31,6 @@ pytestmark = pytest.mark.timeout(300)  # pip may be slow
 
 TEXT = (ROOT / "Dockerfile").read_text()
 NEEDS_ROOT = ("apt-get", "useradd")
-START_SECONDS = 2.0
-# On a slower machine the libraries set the measure: so many times what their import takes.
-START_IMPORTS = 5.0
-LIBRARIES = "flask, flask_cors, gunicorn.app.wsgiapp, prometheus_flask_exporter, requests"
 
 
 class Step(NamedTuple):
@@ -180,8 +175,8 @@ def copy(source: Path, where: Path) -> None:
 
 
 @contextlib.contextmanager
-def started(image: Image, directory: Path) -> Iterator[tuple[float, dict[str, str]]]:
-    """CMD, with nothing in the environment but the image's; the seconds until it is healthy."""
+def started(image: Image, directory: Path) -> Iterator[dict[str, str]]:
+    """Run CMD with the image's environment alone, and give that when HEALTHCHECK succeeds."""
     (command,) = (json.loads(s.arguments) for s in steps() if s.kind == "CMD")
     port = processes.ReservedPort()
     environment = {
@@ -205,7 +200,7 @@ def started(image: Image, directory: Path) -> Iterator[tuple[float, dict[str, st
         while health(image, environment, port.number) != 0:
             assert process.poll() is None, (directory / "log").read_text()
             assert time.monotonic() < began + 30, (directory / "log").read_text()
-        yield time.monotonic() - began, environment
+        yield environment
     finally:
         processes.stop(process)
         port.release()
@@ -222,32 +217,8 @@ def health(image: Image, environment: dict[str, str], port: int) -> int:
 
 @pytest.mark.slow
 def test_the_build_steps_make_a_gateway_that_gets_healthy(image: Image, tmp_path: Path) -> None:
-    with started(image, tmp_path) as (seconds, environment):
-        assert seconds < 30
+    with started(image, tmp_path) as environment:
         assert environment["PYTHONDONTWRITEBYTECODE"] == "1"
-
-
-@pytest.mark.slow
-def test_a_start_of_the_image_takes_less_than_two_seconds_of_a_processor(
-    image: Image, tmp_path: Path
-) -> None:
-    """Of its time and not of the clock's: other programs may have the processors just now."""
-    begin = processor_seconds()
-    subprocess.run(
-        [image.directory / "venv" / "bin" / "python", "-c", f"import gevent, {LIBRARIES}"],
-        check=True,
-    )
-    imported = processor_seconds()
-    with started(image, tmp_path):
-        pass
-    used = processor_seconds() - imported
-    assert used < max(START_SECONDS, START_IMPORTS * (imported - begin))
-
-
-def processor_seconds() -> float:
-    """What the programs that this one started have used until their end."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.slow

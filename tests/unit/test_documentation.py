@@ -59,7 +59,7 @@ def variables_in(*paths: Path) -> set[str]:
 def test_every_environment_variable_is_in_the_readme() -> None:
     sources = [
         *(ROOT / "wrapper" / "config").glob("*.py"),
-        ROOT / "wrapper" / "server" / "lifecycle.py",
+        *(ROOT / "wrapper" / "server").glob("*.py"),
     ]
     asked = variables_in(*sources, ROOT / "config" / "gunicorn.py")
     assert {"HOST", "PORT", "WRAPPER_STORE"} <= asked, "the pattern finds the variables"

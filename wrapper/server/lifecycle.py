@@ -1,99 +1,77 @@
-"""From an environment to a serving worker: the steps that `config/gunicorn.py` hooks up.
+"""Start and stop: what happens in gunicorn's master and in its workers, in this order.
 
-In the master: `prepare` (environment, run directory, the demo provider), `make_app` (load,
-check, seed the counters; the workers inherit the result). In each worker: `start_worker`
-(follow the files). In the master again: `worker_gone`, `clean_up`.
+Master: `prepare` (environment, run directory, demo provider), `load_app` (load, check, restore
+the counters; the workers inherit the result). Worker: `worker_forked`, `start_worker`. Master,
+after a worker: `worker_exited`; at its own end the run directory is removed.
 
-The rule protected here: what cannot be served is said in words before anything listens, with
-exit code 1 and no traceback; what breaks later changes nothing.
+Invariant: a configuration that cannot be served is reported before anything listens, with exit
+code 1 and no traceback.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import logging
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from wrapper.config import (
-    MAX_IN_FLIGHT,
-    ConfigError,
-    Listen,
-    Settings,
-    environment,
-    listen,
-    load,
-    needs_demo,
-)
-from wrapper.config.watch import Reloader, accept, load_or_last_good
+from wrapper.config import ConfigError, Listen, Settings, environment, listen, load, needs_demo
+from wrapper.config.watch import accept
+from wrapper.server.logging import set_up_logging
 
+# The modules below import prometheus_client, which must see PROMETHEUS_MULTIPROC_DIR at its own
+# import: functions import them after `prepare`.
 if TYPE_CHECKING:
     from wrapper.app import GatewayApp
-    from wrapper.metering.pricing import Prices
-
-__all__ = [
-    "active",
-    "clean_up",
-    "drain",
-    "end_worker",
-    "make_app",
-    "memory_directory",
-    "patience",
-    "prepare",
-    "refusal",
-    "start_worker",
-    "worker_gone",
-]
+    from wrapper.runtime import Runtime
 
 RUN_DIR = "WRAPPER_RUN_DIR"
 DEMO_URL = "WRAPPER_DEMO_URL"
-POLL_SECONDS = 1.0
-SHARED_MEMORY = "/dev/shm"  # noqa: S108  # what is made there has a name of its own
-OPEN_FILES = (65536, 10240)  # what a process may open, where its environment allows it
-ENOUGH_FILES = 2500  # for as many callers and calls as a worker takes
-CONNECTIONS = MAX_IN_FLIGHT + 50  # of a worker
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  # only unique names are created there
+OPEN_FILE_LIMITS = (65536, 10240)  # tried in this order
+MIN_OPEN_FILES = 2500  # of a worker with as many connections as it accepts
 
 log = logging.getLogger("wrapper")
-_simulator: subprocess.Popen[bytes] | None = None
-_where: Listen | None = None
 
 
+@functools.cache
 def prepare() -> Listen:
-    """Read `.env`, lay out the run directory, start the demo provider where it is asked for.
+    """Read `.env`, create the run directory, start the demo provider where it is needed.
 
-    Once in a process: what is asked for again (gunicorn does on SIGHUP) is the same. Exits with
-    code 1 where the environment cannot be served.
+    Only once per process: gunicorn asks again on SIGHUP. Exits with code 1 where the environment
+    cannot be served.
     """
-    global _where
-    if _where is not None:
-        return _where
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # until gunicorn sets its own
     try:
-        found = environment()
-        where = listen(found)
-        os.environ.update(found)
-        _lay_out()
-        _set_up_logging(where.log_level)
-        _allow_files()
+        environ = environment()
+        found = listen(environ)
+        os.environ.update(environ)
+        _create_run_directory()
+        set_up_logging(found.log_level)
+        raise_open_file_limit()
         if needs_demo(os.environ):
-            _start_simulator()
+            _start_demo_provider()
     except ConfigError as error:
-        _refuse(error)
-    _where = where
-    return where
+        _exit(error)
+    return found
 
 
-def _lay_out() -> None:
+def _create_run_directory() -> None:
     """A directory for the metrics' files and the accepted configuration, new in each run."""
     run = Path(tempfile.mkdtemp(prefix="wrapper-", dir=memory_directory()))
+    atexit.register(_remove, run)
     metrics = run / "metrics"
     metrics.mkdir()
     os.environ[RUN_DIR] = str(run)
@@ -101,48 +79,48 @@ def _lay_out() -> None:
 
 
 def memory_directory() -> str | None:
-    """Where files lie in memory, apart from the uploads in TMPDIR; None where there is no such.
+    """A directory in memory, apart from the uploads in TMPDIR; None where there is none.
 
-    Workers write into mapped files. A full disk below one of those would end the worker (SIGBUS).
+    Workers write to mapped files. A full disk under one of them would kill the worker (SIGBUS).
     """
     return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else None
 
 
-def _allow_files() -> None:
-    """A call holds two descriptors, and the usual soft limit of 1024 is for programs that select().
+def raise_open_file_limit() -> None:
+    """Raise the soft limit: a proxied request holds two descriptors, and 1024 is common.
 
-    Without it a worker that is half full takes no more connections, not even of health checks.
+    A worker without descriptors accepts no more connections, not even for health checks.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return
-    for wanted in OPEN_FILES:  # macOS refuses what is below its hard limit and still too much
+    for wanted in OPEN_FILE_LIMITS:  # macOS refuses some values below its hard limit
         most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
         if soft < most:
             with contextlib.suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
                 soft = most
-    if soft < ENOUGH_FILES:
-        log.warning("%d open files are too few for a full worker: see ulimit -Hn", soft)
+    if soft < MIN_OPEN_FILES:
+        log.warning("open file limit of %d is too low for a full worker: see ulimit -Hn", soft)
 
 
-def _start_simulator() -> None:
-    """The provider `demo`: it ends with this process, whose end of the pipe is its stdin."""
-    global _simulator
+def _start_demo_provider() -> None:
+    """Start the simulator. It exits with this process, which holds the other end of its stdin."""
     command = [sys.executable, "-m", "wrapper.simulator", "--port", "0", "--exit-with-parent"]
     command += ["--gap", "0.03"]
-    _simulator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    line = _simulator.stdout.readline() if _simulator.stdout else b""
+    simulator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    atexit.register(_terminate, simulator)
+    line = simulator.stdout.readline() if simulator.stdout else b""
     if not line:
-        _refuse(RuntimeError("the simulated provider did not start; its own words are above"))
+        _exit("the simulated provider did not start; its error message is above")
     os.environ[DEMO_URL] = f"http://127.0.0.1:{json.loads(line)['port']}"
     log.warning("no provider key is set: serving the simulated provider 'demo'")
 
 
-def make_app() -> GatewayApp:
-    """The application, ready to be inherited by the workers. Exits with code 1 where it cannot."""
+def load_app() -> GatewayApp:
+    """The application, for the workers to inherit. Exits with code 1 where it cannot be served."""
     from wrapper.app import create_app
-    from wrapper.runtime import load_prices
+    from wrapper.runtime import load_prices, runtime_of
     from wrapper.store import StoreError, all_time
 
     environ = dict(os.environ)
@@ -150,169 +128,65 @@ def make_app() -> GatewayApp:
         settings = load(environ, environ.get(DEMO_URL))
         prices = load_prices(settings, environ)
         app = create_app(settings, prices, environ.get("LOG_LEVEL", "info"))
-        gateway = app.extensions["wrapper"]
-        gateway.store.check()
+        runtime = runtime_of(app)
+        runtime.store.check()
         if settings.server.metering:
-            gateway.telemetry.take_up(all_time(gateway.store))
-        gateway.store.close()
+            runtime.telemetry.take_up(all_time(runtime.store))
+        runtime.store.close()
     except (ConfigError, StoreError) as error:
-        _refuse(error)
-    if RUN_DIR in os.environ:
+        _exit(error)
+    if RUN_DIR in environ:
         accept(settings, environ, _accepted())
-    _tell_who_is_passed_over(settings)
+    _log_unconfigured(settings)
     return app
 
 
-def _tell_who_is_passed_over(settings: Settings) -> None:
+def _log_unconfigured(settings: Settings) -> None:
     if not settings.usable:
         log.warning("no provider has a credential: set GROQ_API_KEY or OPENAI_API_KEY")
     for name, provider in settings.providers.items():
         if not provider.usable and not settings.stand_in:
-            log.info("provider '%s' is passed over: %s", name, provider.api_key_problem)
-    if settings.dead_routes:
-        names = ", ".join(settings.dead_routes)
-        log.warning("calls for %s end in a 502: no target of theirs has a credential", names)
+            log.info("provider '%s' not configured: %s", name, provider.api_key_problem)
+    for model in settings.dead_routes:
+        log.warning("route '%s' has no configured provider; its requests get 502", model)
 
 
-def start_worker(app: GatewayApp) -> None:
-    """Look at the configuration's files once a second; a mistake in them changes nothing."""
+def worker_forked() -> None:
+    """The worker's exit must not remove what belongs to the master."""
+    atexit.unregister(_remove)
+    atexit.unregister(_terminate)
+
+
+def start_worker(runtime: Runtime) -> None:
+    """Follow the configuration files, and make this worker's metrics readable."""
     from wrapper import telemetry
+    from wrapper.server.reload import ConfigReloader
 
     telemetry.worker_begins()
-    follower = Follower(app)
-    threading.Thread(target=follower.run, name="reload", daemon=True).start()
+    reloader = ConfigReloader(runtime, dict(os.environ), _accepted(), os.environ.get(DEMO_URL))
+    threading.Thread(target=reloader.run, name="reload", daemon=True).start()
 
 
-def patience(app: GatewayApp) -> float:
-    """Seconds that a caller may take to send the next piece of a body, or to take one."""
-    seconds: float = app.extensions["wrapper"].snapshot.settings.server.body_timeout
-    return seconds
-
-
-def drain(app: GatewayApp) -> None:
-    """End every wait of the worker's requests, now and from now on."""
-    app.extensions["wrapper"].scopes.drain()
-
-
-def active(app: GatewayApp) -> int:
-    """Requests in this worker whose body is being read, or that are with a provider."""
-    return len(app.extensions["wrapper"].scopes)
-
-
-def end_worker(app: GatewayApp) -> None:
-    """The worker ends in order: what the usage table could not take yet gets its last chance."""
-    app.extensions["wrapper"].store.close()
-
-
-class Follower:
-    """Puts in force what the files say."""
-
-    def __init__(self, app: GatewayApp) -> None:
-        self._gateway = app.extensions["wrapper"]
-        self._environ = dict(os.environ)
-        self._prices: Prices = self._gateway.snapshot.prices
-        current = self._gateway.snapshot.settings
-        self._reloader = Reloader(self._load, self._apply, self._problem, current)
-        with contextlib.suppress(ConfigError):
-            # This worker may be younger than the configuration it inherited, and the files may
-            # be broken just now: then what the other workers serve is in the copies.
-            settings, _ = load_or_last_good(self._environ, _accepted(), self._demo())
-            if settings != current:
-                self._prices = self._load_prices(settings)
-                self._apply(settings)
-                self._reloader = Reloader(self._load, self._apply, self._problem, settings)
-
-    def run(self) -> None:
-        while True:
-            time.sleep(POLL_SECONDS)
-            try:
-                self._reloader.poll()
-            except Exception:  # a bug must not keep a revoked key alive for ever
-                log.exception("a bug: the configuration could not be reloaded")
-
-    def _demo(self) -> str | None:
-        return self._environ.get(DEMO_URL)
-
-    def _load(self) -> Settings:
-        settings = load(self._environ, self._demo())
-        try:
-            self._prices = self._load_prices(settings)
-        except ConfigError as error:
-            # A broken price table must not keep a revoked key alive.
-            raise ConfigError(error.problems, settings.files, settings.keys) from None
-        return settings
-
-    def _load_prices(self, settings: Settings) -> Prices:
-        from wrapper.runtime import load_prices
-
-        return load_prices(settings, self._environ)
-
-    def _apply(self, settings: Settings) -> None:
-        before = self._gateway.snapshot.settings
-        self._gateway.apply(settings, self._prices)
-        with contextlib.suppress(OSError):
-            accept(settings, self._environ, _accepted())
-        providers, keys = len(settings.providers), len(settings.keys)
-        log.info("the configuration was reloaded: %d providers, %d keys", providers, keys)
-        if before.stand_in and not settings.stand_in:
-            log.warning("a provider has a key: the simulated provider answers no more")
-        if before.keys and not settings.keys:
-            log.warning("there are no keys any more: every call is refused")
-
-    def _problem(self, error: ConfigError) -> None:
-        log.error("the configuration was not reloaded: %s", error)
-
-
-def refusal(app: GatewayApp, error: BaseException, client: str) -> bytes:
-    """The answer to what gunicorn could not read as a request; see `wrapper.server.malformed`."""
-    from wrapper.server.malformed import answer
-
-    return answer(app.extensions["wrapper"], error, client)
-
-
-def worker_gone(pid: int) -> None:
-    """A worker has exited; see `telemetry.worker_gone`."""
+def worker_exited(pid: int) -> None:
+    """Merge the metrics of an exited worker and count the requests that it did not finalize."""
     from wrapper import telemetry
 
     telemetry.worker_gone(pid)
 
 
-def clean_up() -> None:
-    """The master ends: so do the demo provider and the run directory."""
-    if _simulator is not None:
-        _simulator.terminate()
-    run = os.environ.get(RUN_DIR)
-    if run:
-        shutil.rmtree(run, ignore_errors=True)
-
-
 def _accepted() -> Path:
+    """Where copies of the configuration files in force are kept."""
     return Path(os.environ[RUN_DIR], "accepted")
 
 
-def _refuse(error: Exception) -> NoReturn:
+def _exit(error: object) -> NoReturn:
     print(error, file=sys.stderr)
-    clean_up()
     sys.exit(1)
 
 
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line, as the request lines are."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+def _remove(run: Path) -> None:
+    shutil.rmtree(run, ignore_errors=True)
 
 
-def _set_up_logging(level: str) -> None:
-    handler = logging.StreamHandler()  # stderr: stdout is for the request lines
-    handler.setFormatter(_JsonFormatter())
-    log.handlers[:] = [handler]
-    log.propagate = False
-    log.setLevel(level.upper())
+def _terminate(simulator: subprocess.Popen[bytes]) -> None:
+    simulator.terminate()

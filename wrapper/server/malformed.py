@@ -1,7 +1,7 @@
-"""The answer to what never became a request: bytes that gunicorn could not read as one.
+"""The response to what gunicorn could not read as a request.
 
-It has OpenAI's shape, and is counted and logged as any other answer is. The rule protected here:
-nothing of those bytes is repeated, be it in the answer or in the log.
+It has OpenAI's shape, and is counted and logged as any other response is. Invariant: nothing of
+the received bytes is repeated, neither in the response nor in the log.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from wrapper.runtime import Runtime
 
 log = logging.getLogger("wrapper")
 
-# By the name of gunicorn's exception; other exceptions of its parser are a 400.
-_KINDS = {
+# By the name of gunicorn's exception; the other exceptions of its parser become a 400.
+_ERRORS = {
     "LimitRequestLine": (414, "uri_too_long"),
     "LimitRequestHeaders": (431, "headers_too_large"),
     "ExpectationFailed": (417, "invalid_request"),
     "UnsupportedTransferCoding": (501, "unsupported_encoding"),
     "InvalidTarget": (400, errors.InvalidPath.code),
 }
-_PARSERS = ("Inval", "Chunk", "Obsol", "NoMor", "Limit")
-_WORDS = "The request is not well-formed HTTP/1.1."
+_PARSER_ERRORS = ("Inval", "Chunk", "Obsol", "NoMor", "Limit")  # how their names begin
+_MESSAGE = "The request is not well-formed HTTP/1.1."
 
 
-def answer(runtime: Runtime, error: BaseException, client: str) -> bytes:
-    """The whole answer, head and body; the connection is closed after it.
+def malformed_response(runtime: Runtime, error: BaseException, client: str) -> bytes:
+    """The whole response, head and body; the caller closes the connection after it.
 
     `client` is the peer's address.
     """
-    kind = type(error).__name__
-    if kind in _KINDS or kind[:5] in _PARSERS:
-        status, code = _KINDS.get(kind, (400, "invalid_request"))
-        body = errors.render(_WORDS, errors.BadRequest.type, None, code)
+    name = type(error).__name__
+    if name in _ERRORS or name.startswith(_PARSER_ERRORS):
+        status, code = _ERRORS.get(name, (400, "invalid_request"))
+        body = errors.render(_MESSAGE, errors.BadRequest.type, None, code)
     else:
-        log.error("gunicorn could not handle a request: %s", kind)
+        log.error("unhandled exception outside of the application: %s", name)
         status, code = errors.InternalError.status, errors.InternalError.code
         body = errors.InternalError("An internal error.").body()
     record = RequestRecord(method="", client=client, bytes_out=len(body))

@@ -6,6 +6,7 @@ reset and count all of it again.
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import os
 import re
@@ -18,11 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
+from prometheus_client.values import MutexValue, ValueClass
+from prometheus_flask_exporter import PrometheusMetrics
 
 from wrapper.store import Sums
 from wrapper.telemetry.instruments import (
@@ -49,15 +52,20 @@ MOMENT = 1.0  # seconds, for a worker that begins
 USD_DECIMALS = 10  # that are told: a price per million tokens has four at most
 
 
-class Exporter(GunicornInternalPrometheusMetrics):  # type: ignore[misc]  # has no types
+# prometheus_client decided when it was imported, by the same variable as `_directory`.
+_SINGLE_PROCESS = ValueClass is MutexValue
+
+
+class Exporter(PrometheusMetrics):  # type: ignore[misc]  # has no types
     """prometheus-flask-exporter's endpoint over all workers' values.
 
     Adding up the workers' files takes a noticeable part of a second with many series, so it is
-    done in a forked child: streams in this worker go on meanwhile.
+    done in a forked child: streams in this worker go on meanwhile. Without
+    PROMETHEUS_MULTIPROC_DIR (no gunicorn) the values are this process's own.
     """
 
     def __init__(self) -> None:
-        super().__init__(app=None, export_defaults=False)
+        super().__init__(app=None, path=None, export_defaults=False)
         self._lock = threading.Lock()
 
     def generate_metrics(
@@ -69,8 +77,9 @@ class Exporter(GunicornInternalPrometheusMetrics):  # type: ignore[misc]  # has 
         """
         accept = accept_header or ""
         encoder, content_type = choose_encoder("" if _ODD_VERSION.search(accept) else accept)
+        families = _Families(names)
         with self._lock:  # one scrape at a time in a worker
-            text = _in_child(lambda: encoder(_Families(names)))
+            text = encoder(families) if _SINGLE_PROCESS else _in_child(lambda: encoder(families))
         return text.decode("utf-8"), content_type
 
 
@@ -101,6 +110,8 @@ def _collected() -> Iterable[Metric]:
     """All workers' families. A worker that begins makes its files empty and then lays them out:
     for a moment between they cannot be read, so they are read again.
     """
+    if _SINGLE_PROCESS:  # copies: a collector may keep its families, and `_Families` changes them
+        return [copy.copy(family) for family in REGISTRY.collect()]
     with _locked(fcntl.LOCK_SH):
         until = time.monotonic() + MOMENT
         while True:

@@ -1,4 +1,4 @@
-"""What the start asks of the system."""
+"""Start: the limit of open files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from wrapper.server import lifecycle as launch
+from wrapper.server import lifecycle
 
 INFINITE = resource.RLIM_INFINITY
 
@@ -27,7 +27,7 @@ def test_as_many_open_files_as_the_system_allows(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, refused: int, then: int, warns: bool
 ) -> None:
     now = [soft]
-    told: list[object] = []
+    warnings: list[object] = []
 
     def set_limit(_: int, limits: tuple[int, int]) -> None:
         if limits[0] == refused:
@@ -36,6 +36,6 @@ def test_as_many_open_files_as_the_system_allows(
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", set_limit)
-    monkeypatch.setattr(launch.log, "warning", lambda *told_: told.append(told_))
-    launch._allow_files()
-    assert (now[0], bool(told)) == (then, warns)
+    monkeypatch.setattr(lifecycle.log, "warning", lambda *args: warnings.append(args))
+    lifecycle.raise_open_file_limit()
+    assert (now[0], bool(warnings)) == (then, warns)
