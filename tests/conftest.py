@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import groq
     import openai
 
+    from harness.app import App, AppFactory
     from harness.simulator import Simulator
 
 
@@ -85,10 +86,37 @@ def gateway_factory(simulator: Simulator) -> Iterator[GatewayFactory]:
         yield start
 
 
+@pytest.fixture(scope="session")
+def app(simulator: Simulator) -> Iterator[App]:
+    """The application in this process, configured as `gateway`: for policy that needs no socket."""
+    from harness.app import App
+
+    with App(CONFIG.replace("{simulator}", simulator.url), keys=KEYS, env=PROVIDER_KEYS) as made:
+        yield made
+
+
+@pytest.fixture
+def app_factory(simulator: Simulator) -> Iterator[AppFactory]:
+    """Makes further applications; takes what `App` takes, and `{simulator}` in `config`."""
+    from harness.app import App
+
+    with contextlib.ExitStack() as made:
+
+        def make(config: str = CONFIG, **options: Any) -> App:
+            options.setdefault("keys", KEYS)
+            options["env"] = {**PROVIDER_KEYS, **options.get("env", {})}
+            app = App(config.replace("{simulator}", simulator.url), **options)
+            made.enter_context(app)
+            made.callback(app.assert_clean)
+            return app
+
+        yield make
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """The leak check, for the fixtures that the test used."""
-    gateways = {"gateway", "impatient_gateway"} & set(request.fixturenames)
+    gateways = {"app", "gateway", "impatient_gateway"} & set(request.fixturenames)
     used = [*sorted({"simulator"} & set(request.fixturenames)), *sorted(gateways)]
     things = {name: request.getfixturevalue(name) for name in used}
     yield
