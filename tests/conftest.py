@@ -1,4 +1,4 @@
-"""Fixtures: one simulator and one gateway for the whole run, special ones on request.
+"""Fixtures: one simulator and one gateway for all tests of a process, special ones on request.
 
 After every test that used them, the leak check: no upstream request is still open, nothing is
 in flight in a gateway, no traceback was written.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
+from harness import exclusive
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS, impatient
 from harness.gateway import Gateway, GatewayFactory
 from harness.poll import eventually
@@ -33,6 +34,16 @@ if TYPE_CHECKING:
 
     from harness.app import App, AppFactory
     from harness.simulator import Simulator
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run tests that are marked `alone` while no other process runs one; see harness.exclusive.
+
+    The wait comes before the test's timeout begins.
+    """
+    with exclusive.running(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

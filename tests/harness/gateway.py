@@ -190,6 +190,7 @@ class Gateway:
             "WRAPPER_KEYS": str(self.keys_file),
             "WRAPPER_STORE": f"sqlite:///{self.directory / 'usage.db'}",
             "LOG_LEVEL": "info",
+            **processes.measured(),
             **self._extra_env,
         }
 
