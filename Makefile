@@ -18,7 +18,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 ARGS ?=
 # Many tests wait for sockets: one process more than there are processors.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-TESTS := pytest --numprocesses=$(JOBS) --dist=worksteal --durations=10
+TESTS := pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --durations=10
 
 .PHONY: help run test coverage check format bench prices lock clean
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 GAP = 0.020
 LATEST = 0.010  # seconds later than without the gateway, at the median
-# With 15,000 events a second the processor is measured as much as the gateway: `make bench` shows the
-# median beside that of a naive relay, here it is only seen that events do not wait for each other.
+# With 15,000 events a second the processor is measured as much as the gateway: `make bench` shows
+# the median beside that of a naive relay, here it is only seen that no event waits for another.
 LATEST_OF_MANY = 0.250
 # What the provider makes anew for every answer.
 VARIES = re.compile(rb'"sim_t":[0-9.]+|"id":"[^"]+"|"created":[0-9]+')
