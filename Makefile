@@ -16,8 +16,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # newest, and refuses to install it as soon as there is a newer one than the pinned.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-strip-extras
 ARGS ?=
+# Many tests wait for sockets: one process more than there are processors.
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+TESTS := pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: help run test check format bench prices lock clean
+.PHONY: help run test coverage check format bench prices lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,13 +30,19 @@ run: $(VENV)/.runtime ## install and start the gateway on HOST:PORT (127.0.0.1:8
 	@exec env WRAPPER_DEMO=1 $(BIN)/gunicorn -c config/gunicorn.py wsgi:app
 
 test: $(VENV)/.dev ## every test; ARGS="-k name" for some
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m $(TESTS) $(ARGS)
+
+coverage: $(VENV)/.dev ## what the tests execute, in gunicorn's workers too
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m $(TESTS) $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 check: $(VENV)/.dev ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m $(TESTS) $(ARGS)
 
 format: $(VENV)/.dev ## write the code as `make check` wants it
 	$(BIN)/ruff format .
@@ -50,7 +59,7 @@ lock: $(VENV)/.dev ## resolve requirements*.in anew into requirements*.txt
 		UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --upgrade $$f.in -o $$f.txt || exit 1; done
 
 clean: ## remove what was installed and what the tools left behind (not data/ and keys)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -1,4 +1,4 @@
-"""Fixtures: one simulator and one gateway for the whole run, special ones on request.
+"""Fixtures: one simulator and one gateway for all tests of a process, special ones on request.
 
 After every test that used them, the leak check: no upstream request is still open, nothing is
 in flight in a gateway, no traceback was written.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
+from harness import exclusive
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS, impatient
 from harness.gateway import Gateway, GatewayFactory
 from harness.poll import eventually
@@ -31,7 +32,18 @@ if TYPE_CHECKING:
     import groq
     import openai
 
+    from harness.app import App, AppFactory
     from harness.simulator import Simulator
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run tests that are marked `alone` while no other process runs one; see harness.exclusive.
+
+    The wait comes before the test's timeout begins.
+    """
+    with exclusive.running(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -85,10 +97,37 @@ def gateway_factory(simulator: Simulator) -> Iterator[GatewayFactory]:
         yield start
 
 
+@pytest.fixture(scope="session")
+def app(simulator: Simulator) -> Iterator[App]:
+    """The application in this process, configured as `gateway`: for policy that needs no socket."""
+    from harness.app import App
+
+    with App(CONFIG.replace("{simulator}", simulator.url), keys=KEYS, env=PROVIDER_KEYS) as made:
+        yield made
+
+
+@pytest.fixture
+def app_factory(simulator: Simulator) -> Iterator[AppFactory]:
+    """Makes further applications; takes what `App` takes, and `{simulator}` in `config`."""
+    from harness.app import App
+
+    with contextlib.ExitStack() as made:
+
+        def make(config: str = CONFIG, **options: Any) -> App:
+            options.setdefault("keys", KEYS)
+            options["env"] = {**PROVIDER_KEYS, **options.get("env", {})}
+            app = App(config.replace("{simulator}", simulator.url), **options)
+            made.enter_context(app)
+            made.callback(app.assert_clean)
+            return app
+
+        yield make
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """The leak check, for the fixtures that the test used."""
-    gateways = {"gateway", "impatient_gateway"} & set(request.fixturenames)
+    gateways = {"app", "gateway", "impatient_gateway"} & set(request.fixturenames)
     used = [*sorted({"simulator"} & set(request.fixturenames)), *sorted(gateways)]
     things = {name: request.getfixturevalue(name) for name in used}
     yield

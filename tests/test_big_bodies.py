@@ -164,6 +164,7 @@ def uploads(gateway: Gateway, zeros: Path, book: str) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["plain", "chunked", "form", "routed form"])
 def test_a_large_upload_takes_little_memory_and_delays_nobody(
     one_worker: Gateway, simulator: Simulator, zeros: Path, how: str
@@ -178,6 +179,7 @@ def test_a_large_upload_takes_little_memory_and_delays_nobody(
     measured.check()
 
 
+@pytest.mark.alone
 def test_a_large_download_takes_little_memory_and_delays_nobody(
     one_worker: Gateway, simulator: Simulator
 ) -> None:

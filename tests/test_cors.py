@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import chat, raw
+from harness.app import App
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
-from harness.gateway import Gateway
 
 if TYPE_CHECKING:
+    from harness.gateway import Gateway
     from harness.raw import Answer
     from harness.simulator import Simulator
 
-APP = "https://app.example"
+ORIGIN = "https://app.example"
 PREFLIGHT = (
-    ("Origin", APP),
+    ("Origin", ORIGIN),
     ("Access-Control-Request-Method", "POST"),
     ("Access-Control-Request-Headers", "authorization, content-type, x-stainless-lang"),
 )
 
 
-def preflight(gateway: Gateway, target: str, *headers: tuple[str, str]) -> Answer:
-    asked = raw.request(gateway.port, "OPTIONS", target, headers=headers or PREFLIGHT)
-    return raw.exchange(gateway.port, asked)
+def preflight(app: App | Gateway, target: str, *headers: tuple[str, str]) -> Answer:
+    asked = raw.request(app.port, "OPTIONS", target, headers=headers or PREFLIGHT)
+    return app.exchange(asked)
 
 
 def allowed(answer: Answer) -> str | None:
@@ -37,8 +38,8 @@ def allowed(answer: Answer) -> str | None:
     "target",
     ["/chat/completions", "/v1/chat/completions", "/v1/models", "/groq/openai/v1/files", "/usage"],
 )
-def test_a_preflight_is_answered_without_a_key(gateway: Gateway, target: str) -> None:
-    answer = preflight(gateway, target)
+def test_a_preflight_is_answered_without_a_key(app: App, target: str) -> None:
+    answer = preflight(app, target)
     assert answer.status in (200, 204)
     assert allowed(answer) == "*"
     methods = answer.header("access-control-allow-methods") or ""
@@ -48,14 +49,19 @@ def test_a_preflight_is_answered_without_a_key(gateway: Gateway, target: str) ->
     assert int(answer.header("access-control-max-age") or 0) > 0
 
 
-def test_a_preflight_never_reaches_the_provider(gateway: Gateway, simulator: Simulator) -> None:
+def test_a_worker_answers_a_preflight_without_a_key(gateway: Gateway) -> None:
+    answer = preflight(gateway, chat.PATH)
+    assert (answer.status, allowed(answer)) == (204, "*")
+
+
+def test_a_preflight_never_reaches_the_provider(app: App, simulator: Simulator) -> None:
     target = f"/groq/openai/v1/{chat.mark()}"
-    assert preflight(gateway, target).status == 204
+    assert preflight(app, target).status == 204
     assert simulator.requests(target=target.removeprefix("/groq")) == []
 
 
-def test_a_browser_may_read_the_answer_and_the_headers_that_matter(gateway: Gateway) -> None:
-    answer = chat.call(gateway, headers=(("Origin", APP),))
+def test_a_browser_may_read_the_answer_and_the_headers_that_matter(app: App) -> None:
+    answer = chat.call(app, headers=(("Origin", ORIGIN),))
     assert answer.status == 200
     assert allowed(answer) == "*"
     exposed = (answer.header("access-control-expose-headers") or "").lower().split(", ")
@@ -82,61 +88,67 @@ def test_a_browser_may_read_the_answer_and_the_headers_that_matter(gateway: Gate
         ({"target": "/v1/../x"}, 400),
     ],
 )
-def test_a_browser_may_read_errors_too(gateway: Gateway, how: dict[str, str], status: int) -> None:
-    answer = chat.call(gateway, headers=(("Origin", APP),), **how)  # type: ignore[arg-type]
+def test_a_browser_may_read_errors_too(app: App, how: dict[str, str], status: int) -> None:
+    answer = chat.call(app, headers=(("Origin", ORIGIN),), **how)  # type: ignore[arg-type]
     assert answer.status == status
     assert allowed(answer) == "*"
 
 
 def test_a_stream_is_readable_for_a_browser(gateway: Gateway) -> None:
-    answer = chat.call(gateway, headers=(("Origin", APP),), stream=True)
+    answer = chat.call(gateway, headers=(("Origin", ORIGIN),), stream=True)
     assert allowed(answer) == "*"
     assert len([name for name, _ in answer.headers if name == "access-control-allow-origin"]) <= 1
 
 
-def test_what_the_provider_says_about_origins_stays_there(gateway: Gateway) -> None:
+def test_a_browser_may_read_the_errors_of_a_worker(gateway: Gateway) -> None:
+    answer = chat.call(gateway, key="sk-wr-nobody", headers=(("Origin", ORIGIN),))
+    assert (answer.status, allowed(answer)) == (401, "*")
+
+
+def test_what_the_provider_says_about_origins_stays_there(app: App) -> None:
     orders = (
         "set=Access-Control-Allow-Origin: https://provider.example;"
         "set=Access-Control-Allow-Credentials: true"
     )
-    answer = chat.call(gateway, orders=orders, headers=(("Origin", APP),))
+    answer = chat.call(app, orders=orders, headers=(("Origin", ORIGIN),))
     assert allowed(answer) == "*"
-    assert allowed(chat.call(gateway, orders=orders)) is None
+    assert allowed(chat.call(app, orders=orders)) is None
 
 
-def test_without_an_origin_nothing_is_said_of_origins(gateway: Gateway) -> None:
-    answer = chat.call(gateway)
+def test_without_an_origin_nothing_is_said_of_origins(app: App) -> None:
+    answer = chat.call(app)
     assert not [name for name, _ in answer.headers if name.lower().startswith("access-control-")]
 
 
-def test_a_public_page_gets_no_way_into_the_private_network(gateway: Gateway) -> None:
+def test_a_public_page_gets_no_way_into_the_private_network(app: App) -> None:
     headers = (*PREFLIGHT, ("Access-Control-Request-Private-Network", "true"))
-    answer = preflight(gateway, "/v1/models", *headers)
+    answer = preflight(app, "/v1/models", *headers)
     assert answer.header("access-control-allow-private-network") != "true"
 
 
 def test_an_options_that_is_no_preflight_goes_to_the_provider_with_a_key_only(
-    gateway: Gateway, key: str, simulator: Simulator
+    app: App, simulator: Simulator
 ) -> None:
+    key = app.secrets["web-app"]
     target = f"/openai/v1/{chat.mark()}"
-    asked = raw.request(gateway.port, "OPTIONS", "/groq" + target)
-    assert raw.exchange(gateway.port, asked).status == 401
-    asked = raw.request(gateway.port, "OPTIONS", "/groq" + target, key=key)
-    assert raw.exchange(gateway.port, asked).status == 200
+    asked = raw.request(app.port, "OPTIONS", "/groq" + target)
+    assert app.exchange(asked).status == 401
+    asked = raw.request(app.port, "OPTIONS", "/groq" + target, key=key)
+    assert app.exchange(asked).status == 200
     assert [r["method"] for r in simulator.requests(target=target)] == ["OPTIONS"]
 
 
 @pytest.fixture(scope="module")
-def strict(simulator: Simulator) -> Iterator[Gateway]:
-    """A gateway that lets two origins in."""
+def strict(simulator: Simulator) -> Iterator[App]:
+    """An application that lets two origins in."""
     server = '[server]\ncors_origins = ["https://app.example", "http://localhost:3000"]\n\n'
     config = server + CONFIG.replace("{simulator}", simulator.url)
-    with Gateway(config, keys=KEYS, env=PROVIDER_KEYS) as running:
+    with App(config, keys=KEYS, env=PROVIDER_KEYS) as running:
         yield running
 
 
-@pytest.mark.parametrize("origin", [APP, "http://localhost:3000"])
-def test_a_configured_origin_is_let_in_by_its_name(strict: Gateway, origin: str) -> None:
+@pytest.mark.parametrize("origin", [ORIGIN, "http://localhost:3000"])
+def test_a_configured_origin_is_let_in_by_its_name(strict: App, origin: str) -> None:
     answer = chat.call(strict, headers=(("Origin", origin),))
     assert allowed(answer) == origin
     assert "origin" in (answer.header("vary") or "").lower()
@@ -155,13 +167,13 @@ def test_a_configured_origin_is_let_in_by_its_name(strict: Gateway, origin: str)
         "",
     ],
 )
-def test_any_other_origin_is_not(strict: Gateway, origin: str) -> None:
+def test_any_other_origin_is_not(strict: App, origin: str) -> None:
     assert allowed(chat.call(strict, headers=(("Origin", origin),))) is None
     headers = (("Origin", origin), *PREFLIGHT[1:])
     assert allowed(preflight(strict, chat.PATH, *headers)) is None
 
 
 @pytest.mark.parametrize("target", ["/v1/chat/completions", "/chat/completions", "/v1/models"])
-def test_what_is_no_preflight_is_a_call_like_any_other(gateway: Gateway, target: str) -> None:
-    answer = raw.exchange(gateway.port, raw.request(gateway.port, "OPTIONS", target))
+def test_what_is_no_preflight_is_a_call_like_any_other(app: App, target: str) -> None:
+    answer = app.exchange(raw.request(app.port, "OPTIONS", target))
     assert answer.status == (405 if target == "/chat/completions" else 401)

@@ -11,9 +11,11 @@ from harness import raw
 from harness.defaults import PROVIDER_KEYS
 
 if TYPE_CHECKING:
+    from harness.app import App
     from harness.gateway import Gateway
     from harness.simulator import Simulator
 
+PATH = "/v1/chat/completions"
 MODELS = {"openai/gpt-oss-20b": "GROQ_API_KEY", "gpt-6-luna": "OPENAI_API_KEY"}
 # Everything that can come back: an answer, a stream, errors, a broken stream, garbage.
 ORDERS = [
@@ -35,15 +37,18 @@ def body(model: str, *, stream: bool = False) -> bytes:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_provider_sees_its_own_credential_and_never_the_callers(
-    gateway: Gateway, simulator: Simulator, key: str, model: str
+    app: App, simulator: Simulator, model: str
 ) -> None:
+    key = app.secrets["web-app"]
     headers = (
         ("x-sim-book", f"credentials-{model}"),
         ("api-key", key),
         ("X-Api-Key", key),
         ("Cookie", f"session={key}"),
     )
-    answer = raw.post(gateway.port, "/v1/chat/completions", body(model), key=key, headers=headers)
+    answer = app.exchange(
+        raw.request(app.port, "POST", PATH, body(model), key=key, headers=headers)
+    )
     assert answer.status == 200
     (seen,) = simulator.requests(book=f"credentials-{model}")
     bearers = [value for name, value in seen["headers"] if name.lower() == "authorization"]
@@ -58,9 +63,7 @@ def test_the_providers_credential_never_comes_down(
     gateway: Gateway, key: str, model: str, orders: str, stream: bool
 ) -> None:
     headers = (("x-sim", orders),) if orders else ()
-    answer = raw.post(
-        gateway.port, "/v1/chat/completions", body(model, stream=stream), key=key, headers=headers
-    )
+    answer = raw.post(gateway.port, PATH, body(model, stream=stream), key=key, headers=headers)
     everything = repr(answer).encode() + answer.body
     assert b"PROVIDERS-OWN-KEY" not in everything
     assert b"Set-Cookie" not in everything
@@ -78,7 +81,7 @@ def test_no_secret_is_ever_written_to_the_log(gateway: Gateway, key: str) -> Non
     ):
         raw.post(gateway.port, target, body("openai/gpt-oss-20b"), key=key)
         raw.post(gateway.port, target, body("openai/gpt-oss-20b"), key=wrong)
-    last = raw.exchange(gateway.port, raw.request(gateway.port, "GET", "/usage", key=key))
+    last = gateway.exchange(raw.request(gateway.port, "GET", "/usage", key=key))
     gateway.log_line(last.header("x-request-id") or "")
     written = gateway.stdout() + gateway.stderr()
     for secret in (*gateway.secrets.values(), *PROVIDER_KEYS.values(), wrong):
@@ -86,7 +89,7 @@ def test_no_secret_is_ever_written_to_the_log(gateway: Gateway, key: str) -> Non
 
 
 def test_the_metrics_name_keys_and_show_no_part_of_them(gateway: Gateway, key: str) -> None:
-    raw.post(gateway.port, "/v1/chat/completions", body("openai/gpt-oss-20b"), key=key)
+    raw.post(gateway.port, PATH, body("openai/gpt-oss-20b"), key=key)
     text = gateway.metrics().text
     for secret in (*gateway.secrets.values(), *PROVIDER_KEYS.values()):
         assert secret[6:14] not in text

@@ -1,4 +1,7 @@
-"""Headers: what passes, what stays, and who names a request."""
+"""Headers: what passes, what stays, and who names a request.
+
+What the server itself adds or takes away, and some of each kind, runs over a socket.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import pytest
 from harness import chat, raw
 
 if TYPE_CHECKING:
+    from harness.app import App
     from harness.gateway import Gateway
     from harness.raw import Answer
     from harness.simulator import Simulator
@@ -21,11 +25,11 @@ PATHS = pytest.mark.parametrize(
 
 
 def up(
-    gateway: Gateway, simulator: Simulator, target: str, *headers: tuple[str, str]
+    app: App | Gateway, simulator: Simulator, target: str, *headers: tuple[str, str]
 ) -> dict[str, list[str]]:
     """The headers as they arrived at the provider, by lower-case name."""
     book = chat.mark()
-    answer = chat.call(gateway, headers=headers, book=book, target=target)
+    answer = chat.call(app, headers=headers, book=book, target=target)
     assert answer.status == 200
     (seen,) = simulator.requests(book=book)
     found: dict[str, list[str]] = {}
@@ -59,9 +63,9 @@ def up(
     ],
 )
 def test_a_header_of_the_caller_goes_up(
-    gateway: Gateway, simulator: Simulator, target: str, name: str, value: str
+    app: App, simulator: Simulator, target: str, name: str, value: str
 ) -> None:
-    assert up(gateway, simulator, target, (name, value))[name.lower()] == [value]
+    assert up(app, simulator, target, (name, value))[name.lower()] == [value]
 
 
 @PATHS
@@ -85,22 +89,20 @@ def test_a_header_of_the_caller_goes_up(
     ],
 )
 def test_what_is_between_caller_and_gateway_stays_there(
-    gateway: Gateway, simulator: Simulator, target: str, name: str
+    app: App, simulator: Simulator, target: str, name: str
 ) -> None:
-    assert name.lower() not in up(gateway, simulator, target, (name, "private"))
+    assert name.lower() not in up(app, simulator, target, (name, "private"))
 
 
 @PATHS
-def test_what_connection_names_stays_there(
-    gateway: Gateway, simulator: Simulator, target: str
-) -> None:
+def test_what_connection_names_stays_there(app: App, simulator: Simulator, target: str) -> None:
     headers = (
         ("Connection", "keep-alive, X-Private-One ,x-private-two"),
         ("X-Private-One", "1"),
         ("X-Private-Two", "2"),
         ("X-Public", "3"),
     )
-    seen = up(gateway, simulator, target, *headers)
+    seen = up(app, simulator, target, *headers)
     assert "x-private-one" not in seen
     assert "x-private-two" not in seen
     assert seen["x-public"] == ["3"]
@@ -121,9 +123,9 @@ def test_expect_stays_there(gateway: Gateway, simulator: Simulator, target: str)
 
 @PATHS
 def test_the_provider_is_addressed_by_its_own_name(
-    gateway: Gateway, simulator: Simulator, target: str
+    app: App, simulator: Simulator, target: str
 ) -> None:
-    seen = up(gateway, simulator, target)
+    seen = up(app, simulator, target)
     assert seen["host"] == [f"127.0.0.1:{simulator.port}"]
     assert seen["content-length"] == [str(len(chat.body()))]
     assert "transfer-encoding" not in seen
@@ -131,28 +133,28 @@ def test_the_provider_is_addressed_by_its_own_name(
 
 @PATHS
 def test_nothing_is_added_that_the_caller_did_not_send(
-    gateway: Gateway, simulator: Simulator, target: str
+    app: App, simulator: Simulator, target: str
 ) -> None:
-    seen = up(gateway, simulator, target)
+    seen = up(app, simulator, target)
     assert seen.keys() == {"host", "authorization", "content-type", "content-length", "x-sim-book"}
 
 
 @PATHS
 def test_codings_that_cannot_be_metered_are_not_asked_for(
-    gateway: Gateway, simulator: Simulator, target: str
+    app: App, simulator: Simulator, target: str
 ) -> None:
     sent = ("Accept-Encoding", "gzip, zstd;q=0.9, br;q=0.8, deflate, x-odd")
-    (value,) = up(gateway, simulator, target, sent)["accept-encoding"]
+    (value,) = up(app, simulator, target, sent)["accept-encoding"]
     assert value == "gzip, br;q=0.8, deflate"
-    (value,) = up(gateway, simulator, target, ("Accept-Encoding", "zstd"))["accept-encoding"]
+    (value,) = up(app, simulator, target, ("Accept-Encoding", "zstd"))["accept-encoding"]
     assert value == "identity"
 
 
 # --- down -------------------------------------------------------------------------------------
 
 
-def down(gateway: Gateway, target: str, *orders: str) -> Answer:
-    return chat.call(gateway, target=target, orders="; ".join(orders))
+def down(app: App | Gateway, target: str, *orders: str) -> Answer:
+    return chat.call(app, target=target, orders="; ".join(orders))
 
 
 @PATHS
@@ -174,16 +176,14 @@ def down(gateway: Gateway, target: str, *orders: str) -> Answer:
         ("X-Accel-Buffering", "no"),
     ],
 )
-def test_a_header_of_the_provider_comes_down(
-    gateway: Gateway, target: str, name: str, value: str
-) -> None:
-    answer = down(gateway, target, f"set={name}: {value}")
+def test_a_header_of_the_provider_comes_down(app: App, target: str, name: str, value: str) -> None:
+    answer = down(app, target, f"set={name}: {value}")
     assert value in (answer.header(name) or "").split(", ") or answer.header(name) == value
 
 
 @PATHS
-def test_rate_limits_and_their_kin_come_down(gateway: Gateway, target: str) -> None:
-    answer = down(gateway, target, "retry-after=3", "status=200")
+def test_rate_limits_and_their_kin_come_down(app: App, target: str) -> None:
+    answer = down(app, target, "retry-after=3", "status=200")
     assert answer.header("x-ratelimit-remaining-tokens") == "17997"
     assert answer.header("x-ratelimit-reset-requests") == "2m59.56s"
     assert answer.header("openai-processing-ms") == "7"
@@ -204,22 +204,20 @@ def test_rate_limits_and_their_kin_come_down(gateway: Gateway, target: str) -> N
         "Trailer",
     ],
 )
-def test_what_is_between_gateway_and_provider_stays_there(
-    gateway: Gateway, target: str, name: str
-) -> None:
-    assert down(gateway, target, f"set={name}: private").header(name) is None
+def test_what_is_between_gateway_and_provider_stays_there(app: App, target: str, name: str) -> None:
+    assert down(app, target, f"set={name}: private").header(name) is None
 
 
 @PATHS
-def test_what_the_providers_connection_names_stays_there(gateway: Gateway, target: str) -> None:
-    answer = down(gateway, target, "set=Connection: X-Private", "set=X-Private: 1", "set=X-B: 2")
+def test_what_the_providers_connection_names_stays_there(app: App, target: str) -> None:
+    answer = down(app, target, "set=Connection: X-Private", "set=X-Private: 1", "set=X-B: 2")
     assert answer.header("x-private") is None
     assert answer.header("x-b") == "2"
 
 
 @PATHS
-def test_repeated_headers_come_down_as_often_as_they_came(gateway: Gateway, target: str) -> None:
-    answer = down(gateway, target, "set=X-Twice: 1", "set=X-Twice: 2")
+def test_repeated_headers_come_down_as_often_as_they_came(app: App, target: str) -> None:
+    answer = down(app, target, "set=X-Twice: 1", "set=X-Twice: 2")
     assert [value for name, value in answer.headers if name.lower() == "x-twice"] == ["1", "2"]
 
 
@@ -237,10 +235,10 @@ def test_each_of_the_servers_own_headers_is_there_once(gateway: Gateway, target:
 
 @PATHS
 def test_the_request_id_is_the_providers_where_it_has_one(
-    gateway: Gateway, simulator: Simulator, target: str
+    app: App, simulator: Simulator, target: str
 ) -> None:
     book = chat.mark()
-    answer = chat.call(gateway, target=target, book=book, headers=(("x-request-id", "mine"),))
+    answer = chat.call(app, target=target, book=book, headers=(("x-request-id", "mine"),))
     (seen,) = simulator.requests(book=book)
     assert answer.header("x-request-id") == f"req_{seen['id']}"
     assert answer.header("x-wrapper-provider") == "groq"
@@ -266,8 +264,8 @@ def test_else_the_request_id_is_the_gateways(gateway: Gateway, how: dict[str, st
     assert gateway.log_line(request_id)["request_id"] == request_id
 
 
-def test_each_answer_of_the_gateway_has_an_id_of_its_own(gateway: Gateway) -> None:
-    ids = {chat.call(gateway, b"no json").header("x-request-id") for _ in range(20)}
+def test_each_answer_of_the_gateway_has_an_id_of_its_own(app: App) -> None:
+    ids = {chat.call(app, b"no json").header("x-request-id") for _ in range(20)}
     assert len(ids) == 20
 
 
@@ -275,3 +273,49 @@ def test_one_users_cookie_never_reaches_another(gateway: Gateway, simulator: Sim
     for _ in range(4):
         chat.call(gateway, orders="set=Set-Cookie: session=of-one-user")
     assert "cookie" not in up(gateway, simulator, chat.PATH)
+
+
+# --- over a socket ----------------------------------------------------------------------------
+
+
+@PATHS
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OpenAI-Organization", "org-1"),
+        ("X-Odd", 'a "quoted; text", =?, \t b'),
+        ("X-Latin", "caf\xe9"),
+        ("X-Empty", ""),
+    ],
+)
+def test_a_worker_sends_a_header_of_the_caller_up(
+    gateway: Gateway, simulator: Simulator, target: str, name: str, value: str
+) -> None:
+    assert up(gateway, simulator, target, (name, value))[name.lower()] == [value]
+
+
+@PATHS
+def test_a_worker_sends_nothing_up_that_is_between_it_and_its_caller(
+    gateway: Gateway, simulator: Simulator, target: str
+) -> None:
+    private = (("Cookie", "a=b"), ("X-Forwarded-For", "1.2.3.4"), ("TE", "trailers"))
+    seen = up(gateway, simulator, target, *private, ("Connection", "X-Private"), ("X-Private", "1"))
+    assert seen.keys() == {"host", "authorization", "content-type", "content-length", "x-sim-book"}
+
+
+@PATHS
+@pytest.mark.parametrize(
+    ("name", "value"), [("ETag", '"x"'), ("Vary", "Accept"), ("X-Latin", "caf\xe9")]
+)
+def test_a_worker_sends_a_header_of_the_provider_down(
+    gateway: Gateway, target: str, name: str, value: str
+) -> None:
+    assert down(gateway, target, f"set={name}: {value}").header(name) == value
+
+
+@PATHS
+@pytest.mark.parametrize("name", ["Set-Cookie", "openai-organization", "Keep-Alive", "Trailer"])
+def test_a_worker_keeps_what_is_between_it_and_the_provider(
+    gateway: Gateway, target: str, name: str
+) -> None:
+    assert down(gateway, target, f"set={name}: private").header(name) is None

@@ -403,6 +403,7 @@ def test_what_a_worker_left_that_died_over_its_files_is_in_no_scrapes_way(
     assert gateway.get("/metrics")[0] == 200
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_scrape_of_fifty_keys_and_twenty_models_takes_less_than_a_second_and_holds_up_nobody(
     simulator: Simulator, tmp_path: Path

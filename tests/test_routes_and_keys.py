@@ -1,8 +1,10 @@
-"""Who may call what: keys, models, aliases."""
+"""Who may call what: keys, models, aliases.
+
+What depends on the connection, and one refusal of each kind, runs over a socket.
+"""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -13,9 +15,16 @@ from harness import chat, raw
 from harness.defaults import CONFIG
 
 if TYPE_CHECKING:
-    from harness.gateway import Gateway, GatewayFactory
+    from harness.app import App, AppFactory
+    from harness.gateway import Gateway
     from harness.raw import Answer
     from harness.simulator import Simulator
+
+
+@pytest.fixture
+def key(app: App) -> str:
+    """The secret of the key `web-app`, which may call every model."""
+    return app.secrets["web-app"]
 
 
 @pytest.fixture
@@ -26,12 +35,10 @@ def nothing_sent(simulator: Simulator) -> Iterator[str]:
     assert simulator.requests(book=book) == []
 
 
-def ask(gateway: Gateway, *authorization: str, book: str = "", target: str = chat.PATH) -> Answer:
+def ask(app: App | Gateway, *authorization: str, book: str = "", target: str = chat.PATH) -> Answer:
     headers = tuple(("Authorization", value) for value in authorization) + chat.told(book=book)
     content = chat.body()
-    return raw.exchange(
-        gateway.port, raw.request(gateway.port, "POST", target, content, headers=headers)
-    )
+    return app.exchange(raw.request(app.port, "POST", target, content, headers=headers))
 
 
 def unauthorized(answer: Answer, code: str = "invalid_api_key") -> None:
@@ -65,57 +72,57 @@ def unauthorized(answer: Answer, code: str = "invalid_api_key") -> None:
     ],
 )
 @pytest.mark.parametrize("target", [chat.PATH, "/groq/openai/v1/chat/completions"])
-def test_only_a_bearer_with_a_known_key_gets_in(
-    gateway: Gateway, key: str, nothing_sent: str, form: str, target: str
+def test_anything_but_a_bearer_with_a_known_key_is_refused(
+    app: App, key: str, nothing_sent: str, form: str, target: str
 ) -> None:
-    unauthorized(ask(gateway, form.replace("{key}", key), book=nothing_sent, target=target))
+    unauthorized(ask(app, form.replace("{key}", key), book=nothing_sent, target=target))
 
 
-def test_without_authorization_nobody_gets_in(gateway: Gateway, nothing_sent: str) -> None:
-    unauthorized(ask(gateway, book=nothing_sent))
+def test_a_request_without_authorization_is_refused(app: App, nothing_sent: str) -> None:
+    unauthorized(ask(app, book=nothing_sent))
 
 
 def test_two_authorizations_are_refused_even_if_each_is_right(
-    gateway: Gateway, key: str, nothing_sent: str
+    app: App, key: str, nothing_sent: str
 ) -> None:
-    unauthorized(ask(gateway, f"Bearer {key}", f"Bearer {key}", book=nothing_sent))
-    unauthorized(ask(gateway, "", f"Bearer {key}", book=nothing_sent))
+    unauthorized(ask(app, f"Bearer {key}", f"Bearer {key}", book=nothing_sent))
+    unauthorized(ask(app, "", f"Bearer {key}", book=nothing_sent))
 
 
 @pytest.mark.parametrize("name", ["api-key", "X-Api-Key", "Proxy-Authorization", "Cookie"])
-def test_a_key_in_another_header_is_none(
-    gateway: Gateway, key: str, nothing_sent: str, name: str
+def test_a_key_in_another_header_is_not_accepted(
+    app: App, key: str, nothing_sent: str, name: str
 ) -> None:
     headers = ((name, f"Bearer {key}"), (name + "-2", key), *chat.told(book=nothing_sent))
-    asked = raw.request(gateway.port, "POST", chat.PATH, chat.body(), headers=headers)
-    unauthorized(raw.exchange(gateway.port, asked))
+    asked = raw.request(app.port, "POST", chat.PATH, chat.body(), headers=headers)
+    unauthorized(app.exchange(asked))
 
 
-def test_a_key_in_the_query_is_none(gateway: Gateway, key: str, nothing_sent: str) -> None:
-    unauthorized(ask(gateway, book=nothing_sent, target=f"{chat.PATH}?api_key={key}&key={key}"))
+def test_a_key_in_the_query_is_not_accepted(app: App, key: str, nothing_sent: str) -> None:
+    unauthorized(ask(app, book=nothing_sent, target=f"{chat.PATH}?api_key={key}&key={key}"))
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "bEaReR"])
-def test_the_schemes_case_does_not_matter(gateway: Gateway, key: str, scheme: str) -> None:
-    assert ask(gateway, f"{scheme} {key}").status == 200
+def test_the_case_of_the_scheme_does_not_matter(app: App, key: str, scheme: str) -> None:
+    assert ask(app, f"{scheme} {key}").status == 200
 
 
-def test_an_expired_key_is_told_so(gateway: Gateway, nothing_sent: str) -> None:
-    secret = gateway.secrets["expired"]
-    unauthorized(ask(gateway, f"Bearer {secret}", book=nothing_sent), "api_key_expired")
+def test_an_expired_key_gets_its_own_error_code(app: App, nothing_sent: str) -> None:
+    secret = app.secrets["expired"]
+    unauthorized(ask(app, f"Bearer {secret}", book=nothing_sent), "api_key_expired")
 
 
-def test_a_model_that_the_key_may_not_call_is_a_403(gateway: Gateway, nothing_sent: str) -> None:
-    answer = chat.call(gateway, key="narrow", model="gpt-6-luna", book=nothing_sent)
+def test_a_model_that_the_key_may_not_call_is_a_403(app: App, nothing_sent: str) -> None:
+    answer = chat.call(app, key="narrow", model="gpt-6-luna", book=nothing_sent)
     details = chat.error(answer)
     assert (answer.status, details["code"], details["param"]) == (403, "model_not_allowed", "model")
     assert details["type"] == "invalid_request_error"
 
 
-def test_an_alias_is_allowed_by_its_own_name(gateway: Gateway, nothing_sent: str) -> None:
+def test_an_alias_is_allowed_by_its_own_name(app: App, nothing_sent: str) -> None:
     """The key `narrow` may call `llama-*`, which the alias `fast` is not, wherever it leads."""
-    assert chat.call(gateway, key="narrow", model="fast", book=nothing_sent).status == 403
-    assert chat.call(gateway, key="narrow", model="llama-anything").status == 200
+    assert chat.call(app, key="narrow", model="fast", book=nothing_sent).status == 403
+    assert chat.call(app, key="narrow", model="llama-anything").status == 200
 
 
 @pytest.mark.parametrize("length", [10, 1_000_000])
@@ -153,6 +160,22 @@ def test_expect_continue_with_a_wrong_key_ends_in_a_401(gateway: Gateway) -> Non
         unauthorized(answer)
 
 
+@pytest.mark.parametrize("form", ["", "Basic {key}", "Bearer {key}x", "Bearer {key}, Bearer {key}"])
+def test_a_worker_refuses_keys_in_the_same_way(
+    gateway: Gateway, nothing_sent: str, form: str
+) -> None:
+    secret = gateway.secrets["web-app"]
+    unauthorized(ask(gateway, form.replace("{key}", secret), book=nothing_sent))
+    unauthorized(ask(gateway, f"Bearer {secret}", f"Bearer {secret}", book=nothing_sent))
+    expired = gateway.secrets["expired"]
+    unauthorized(ask(gateway, f"Bearer {expired}", book=nothing_sent), "api_key_expired")
+
+
+def test_a_worker_refuses_models_in_the_same_way(gateway: Gateway, nothing_sent: str) -> None:
+    answer = chat.call(gateway, key="narrow", model="gpt-6-luna", book=nothing_sent)
+    assert (answer.status, chat.error(answer)["code"]) == (403, "model_not_allowed")
+
+
 # --- routing -----------------------------------------------------------------------------------
 
 
@@ -161,21 +184,21 @@ def test_expect_continue_with_a_wrong_key_ends_in_a_401(gateway: Gateway) -> Non
     [("gpt-6-luna", "openai"), ("gpt-", "openai"), ("openai/gpt-oss-20b", "groq")],
 )
 @pytest.mark.parametrize("target", ["/chat/completions", "/v1/chat/completions"])
-def test_the_first_route_that_matches_the_model_leads_the_way(
-    gateway: Gateway, simulator: Simulator, target: str, model: str, provider: str
+def test_the_first_route_that_matches_the_model_is_used(
+    app: App, simulator: Simulator, target: str, model: str, provider: str
 ) -> None:
     book = chat.mark()
-    answer = chat.call(gateway, model=model, book=book, target=target)
+    answer = chat.call(app, model=model, book=book, target=target)
     assert answer.header("x-wrapper-provider") == provider
     (seen,) = simulator.requests(book=book)
     base = {"openai": "/v1", "groq": "/openai/v1"}[provider]
     assert seen["target"] == f"{base}/chat/completions"
 
 
-def test_the_query_goes_up_as_it_came(gateway: Gateway, simulator: Simulator) -> None:
+def test_the_query_goes_up_as_it_came(app: App, simulator: Simulator) -> None:
     book = chat.mark()
     query = "?a=1&b=%20x&b=/y?z&c=%C3%BC&d=+"
-    assert chat.call(gateway, book=book, target=chat.PATH + query).status == 200
+    assert chat.call(app, book=book, target=chat.PATH + query).status == 200
     assert simulator.requests(book=book)[0]["target"] == "/openai/v1/chat/completions" + query
 
 
@@ -187,31 +210,31 @@ UNTIDY = (
 
 @pytest.mark.parametrize("spelling", [b'"fast"', b'"f\\u0061st"'])
 def test_an_alias_renames_exactly_the_models_bytes(
-    gateway: Gateway, simulator: Simulator, spelling: bytes
+    app: App, simulator: Simulator, spelling: bytes
 ) -> None:
-    answer = chat.call(gateway, UNTIDY % spelling, orders="echo=raw")
+    answer = chat.call(app, UNTIDY % spelling, orders="echo=raw")
     assert answer.body == UNTIDY % b'"openai/gpt-oss-20b"'
 
 
 @pytest.mark.parametrize("model", [b'"llama-x"', b'"ll\\u0061ma-x"'])
-def test_without_an_alias_no_byte_is_changed(gateway: Gateway, model: bytes) -> None:
-    answer = chat.call(gateway, UNTIDY % model, orders="echo=raw")
+def test_without_an_alias_no_byte_is_changed(app: App, model: bytes) -> None:
+    answer = chat.call(app, UNTIDY % model, orders="echo=raw")
     assert answer.body == UNTIDY % model
 
 
-def test_a_model_that_no_route_leads_to_is_a_404(gateway_factory: GatewayFactory) -> None:
+def test_a_model_that_no_route_leads_to_is_a_404(app_factory: AppFactory) -> None:
     config = CONFIG[: CONFIG.index("[[routes]]")]
-    gateway = gateway_factory(config + '[[routes]]\nmodel = "known"\ntargets = ["groq"]\n')
-    assert chat.call(gateway, model="known").status == 200
-    answer = chat.call(gateway, model="unknown")
+    app = app_factory(config + '[[routes]]\nmodel = "known"\ntargets = ["groq"]\n')
+    assert chat.call(app, model="known").status == 200
+    answer = chat.call(app, model="unknown")
     details = chat.error(answer)
     assert (answer.status, details["code"], details["param"]) == (404, "model_not_found", "model")
-    key = gateway.secrets["web-app"]
-    asked = raw.request(gateway.port, "GET", "/v1/files", key=key)
-    assert raw.exchange(gateway.port, asked).status == 404
+    key = app.secrets["web-app"]
+    asked = raw.request(app.port, "GET", "/v1/files", key=key)
+    assert app.exchange(asked).status == 404
 
 
-def test_a_gateway_without_keys_lets_nobody_in(gateway_factory: GatewayFactory) -> None:
-    gateway = gateway_factory(keys={})
-    unauthorized(ask(gateway, "Bearer sk-wr-" + "A" * 43))
-    assert json.loads(gateway.get("/healthz")[1]) == {"status": "ok"}
+def test_a_gateway_without_keys_refuses_every_key(app_factory: AppFactory) -> None:
+    app = app_factory(keys={})
+    unauthorized(ask(app, "Bearer sk-wr-" + "A" * 43))
+    assert app.client.get("/healthz").json == {"status": "ok"}

@@ -1,6 +1,7 @@
 """Events arrive when they are sent and as they are sent, alone and among 300 streams.
 
-The provider stamps each event with the time of its sending; the clock is the same machine's.
+The provider stamps each event with the time of its sending; the clock is the same machine's. How
+late events are on a busy machine is measured at the provider itself, by as many streams.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from harness.simulator import Simulator
 
 GAP = 0.020
-LATEST = 0.010  # at the median
-# With 15,000 events a second the machine is measured as much as the gateway: `make bench` tells the
-# median beside that of a naive relay, here it is only seen that events do not wait for each other.
+LATEST = 0.010  # seconds later than without the gateway, at the median
+# With 15,000 events a second the processor is measured as much as the gateway: `make bench` shows
+# the median beside that of a naive relay, here it is only seen that no event waits for another.
 LATEST_OF_MANY = 0.250
 # What the provider makes anew for every answer.
 VARIES = re.compile(rb'"sim_t":[0-9.]+|"id":"[^"]+"|"created":[0-9]+')
@@ -39,10 +40,13 @@ def request(port: int, target: str, key: str, events: int) -> bytes:
     return raw.request(port, "POST", target, json.dumps(body).encode(), key=key, headers=headers)
 
 
-def from_the_provider_itself(simulator: Simulator, events: int) -> bytes:
+def from_the_provider_itself(simulator: Simulator, *, streams: int, events: int) -> driver.Load:
     sent = request(simulator.port, TARGET, "no-matter", events)
-    load = driver.run(simulator.port, sent, answers=1, connections=1, record=True)
-    return body_of(load.recordings[0])
+    return driver.run(simulator.port, sent, answers=streams, connections=streams, record=True)
+
+
+def lateness(load: driver.Load) -> list[float]:
+    return [delay for recording in load.recordings for delay in driver.delays(recording)]
 
 
 def body_of(recording: driver.Pieces) -> bytes:
@@ -54,15 +58,19 @@ def through_the_gateway(gateway: Gateway, *, streams: int, events: int) -> drive
     return driver.run(gateway.port, sent, answers=streams, connections=streams, record=True)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize(("streams", "events"), [(1, 500), (300, 150)])
 def test_no_event_is_held_back_and_no_byte_is_changed(
     gateway_factory: GatewayFactory, simulator: Simulator, streams: int, events: int
 ) -> None:
     gateway = gateway_factory(workers=1)
-    expected = from_the_provider_itself(simulator, events)
+    direct = from_the_provider_itself(simulator, streams=streams, events=events)
     load = through_the_gateway(gateway, streams=streams, events=events)
-    late = [delay for recording in load.recordings for delay in driver.delays(recording)]
+    late = lateness(load)
     assert len(late) >= streams * events
-    assert statistics.median(late) < (LATEST if streams == 1 else LATEST_OF_MANY)
-    assert {body_of(recording) for recording in load.recordings} == {expected}
+    latest = LATEST if streams == 1 else LATEST_OF_MANY
+    assert statistics.median(late) < latest + statistics.median(lateness(direct))
+    expected = {body_of(recording) for recording in direct.recordings}
+    assert len(expected) == 1
+    assert {body_of(recording) for recording in load.recordings} == expected

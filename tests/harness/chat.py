@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from . import raw
 
 if TYPE_CHECKING:
+    from .app import App
     from .gateway import Gateway
     from .raw import Answer, Connection
 
@@ -38,7 +39,7 @@ def told(orders: str = "", book: str = "") -> Headers:
 
 
 def request(
-    gateway: Gateway,
+    gateway: Gateway | App,
     content: bytes | None = None,
     *,
     orders: str = "",
@@ -61,10 +62,10 @@ def request(
 
 
 def call(
-    gateway: Gateway, content: bytes | None = None, *, deadline: float = 10.0, **how: Any
+    gateway: Gateway | App, content: bytes | None = None, *, deadline: float = 10.0, **how: Any
 ) -> Answer:
     """Make the call and read the whole answer; takes what `request` takes."""
-    return raw.exchange(gateway.port, request(gateway, content, **how), deadline=deadline)
+    return gateway.exchange(request(gateway, content, **how), deadline=deadline)
 
 
 def begin(

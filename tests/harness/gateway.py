@@ -28,7 +28,7 @@ from typing import Any
 
 from prometheus_client.mmap_dict import MmapedDict
 
-from . import processes
+from . import processes, raw
 from .metrics import Metrics
 from .poll import eventually
 
@@ -190,6 +190,7 @@ class Gateway:
             "WRAPPER_KEYS": str(self.keys_file),
             "WRAPPER_STORE": f"sqlite:///{self.directory / 'usage.db'}",
             "LOG_LEVEL": "info",
+            **processes.measured(),
             **self._extra_env,
         }
 
@@ -246,11 +247,9 @@ class Gateway:
 
         On a running gateway it comes back when every worker knows the key.
         """
-        secret = f"sk-wr-{secrets.token_urlsafe(32)}"
-        self.secrets[name] = secret
-        self._limits[name] = {"sha256": hashlib.sha256(secret.encode()).hexdigest(), **limits}
+        self.secrets[name], self._limits[name] = new_key(limits)
         self._write_keys()
-        return secret
+        return self.secrets[name]
 
     def revoke(self, name: str) -> None:
         """Take the key out of keys.toml; returns when no worker knows it any more."""
@@ -258,12 +257,8 @@ class Gateway:
         self._write_keys()
 
     def _write_keys(self) -> None:
-        blocks = []
-        for name, limits in self._limits.items():
-            lines = [f"{field} = {_toml(value)}" for field, value in limits.items()]
-            blocks.append("\n".join([f"[keys.{json.dumps(name)}]", *lines, ""]))
         before = self.reloads()
-        _replace(self.keys_file, "\n".join(blocks))
+        _replace(self.keys_file, keys_toml(self._limits))
         if self._process is not None and self._process.poll() is None:
             self.wait_for_reload(before)
 
@@ -290,6 +285,12 @@ class Gateway:
             connection.request("GET", path, headers=dict(headers or {}))
             response = connection.getresponse()
             return response.status, response.read()
+
+    def exchange(
+        self, request: bytes, *, deadline: float = 10.0, head_only: bool = False
+    ) -> raw.Answer:
+        """Send the bytes of one request on a new connection and read the whole response."""
+        return raw.exchange(self.port, request, deadline=deadline, head_only=head_only)
 
     def metrics(self) -> Metrics:
         """A scrape of `/metrics`."""
@@ -371,6 +372,21 @@ class Gateway:
 
 # What the fixture `gateway_factory` gives: takes what `Gateway` takes, and starts it.
 GatewayFactory = Callable[..., Gateway]
+
+
+def new_key(limits: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A new secret, and the fields of keys.toml for it."""
+    secret = f"sk-wr-{secrets.token_urlsafe(32)}"
+    return secret, {"sha256": hashlib.sha256(secret.encode()).hexdigest(), **limits}
+
+
+def keys_toml(keys: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text of keys.toml."""
+    blocks = []
+    for name, limits in keys.items():
+        lines = [f"{field} = {_toml(value)}" for field, value in limits.items()]
+        blocks.append("\n".join([f"[keys.{json.dumps(name)}]", *lines, ""]))
+    return "\n".join(blocks)
 
 
 def _replace(path: Path, text: str) -> None:

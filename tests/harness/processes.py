@@ -39,6 +39,12 @@ class ReservedPort:
         self._socket.close()
 
 
+def measured() -> dict[str, str]:
+    """What a process needs in its environment to be measured by `make coverage`; else nothing."""
+    name = "COVERAGE_PROCESS_CONFIG"
+    return {name: os.environ[name]} if name in os.environ else {}
+
+
 def start(
     command: Sequence[str],
     *,

@@ -1,0 +1,151 @@
+"""The gateway's application in this process: policy without servers.
+
+`App` takes the bytes of a request and gives the response as `harness.raw` does, so that a test
+reads the same whether it runs here or against a `Gateway`. gunicorn's own parser makes the WSGI
+environment, so paths, headers and bodies reach the application as they do in a worker. Only the
+socket is missing: what is about streams, framing, aborts, timeouts or the server's own headers
+needs a `Gateway`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+from unittest import mock
+
+import prometheus_client
+from flask.testing import FlaskClient
+from gunicorn.config import Config
+from gunicorn.http import wsgi
+from gunicorn.http.parser import RequestParser
+
+from .gateway import keys_toml, new_key
+from .poll import eventually
+from .raw import Answer
+
+_PORT = 80  # of no listener; what the Host header says
+
+
+class App:
+    """The application of one configuration; use as a context manager.
+
+    `config` is the text of gateway.toml, `keys` the limits of the keys to make, `env` the
+    environment that the configuration is read with.
+    """
+
+    port = _PORT
+
+    def __init__(
+        self,
+        config: str,
+        *,
+        keys: Mapping[str, Mapping[str, Any]] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.secrets: dict[str, str] = {}
+        self._config = config
+        self._keys = keys or {}
+        self._environment = dict(env or {})
+        self._temporary = tempfile.TemporaryDirectory(prefix="app-")
+        self._client: FlaskClient | None = None
+
+    def __enter__(self) -> Self:
+        directory = Path(self._temporary.name)
+        (directory / "gateway.toml").write_text(self._config)
+        made = {name: new_key(limits) for name, limits in self._keys.items()}
+        self.secrets = {name: secret for name, (secret, _) in made.items()}
+        keys = keys_toml({name: fields for name, (_, fields) in made.items()})
+        (directory / "keys.toml").write_text(keys)
+        (directory / "keys.toml").chmod(0o600)
+        self._client = create(
+            {
+                "WRAPPER_CONFIG": str(directory / "gateway.toml"),
+                "WRAPPER_KEYS": str(directory / "keys.toml"),
+                "WRAPPER_STORE": f"sqlite:///{directory / 'usage.db'}",
+                **self._environment,
+            },
+            directory,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._client is not None:
+            runtime: Any = self._client.application.extensions["gateway"]
+            for upstream in runtime.current.upstreams.values():
+                upstream.close()
+            runtime.store.close()
+        self._temporary.cleanup()
+
+    @property
+    def client(self) -> FlaskClient:
+        """Flask's test client, without cookies and without headers of its own."""
+        assert self._client is not None, "use as a context manager"
+        return self._client
+
+    def exchange(
+        self, request: bytes, *, deadline: float = 10.0, head_only: bool = False
+    ) -> Answer:
+        """Handle the bytes of one request and give the whole response.
+
+        There is no waiting here, so `deadline` has no effect; `head_only` is for HEAD requests.
+        """
+        body, status, headers = self.client.run_wsgi_app(_environ(request), buffered=True)
+        code, _, reason = status.partition(" ")
+        answer = Answer(int(code), reason, list(headers))
+        if not head_only:
+            answer.body = b"".join(body)
+        return answer
+
+    def assert_clean(self) -> None:
+        """No request is in flight any more."""
+        eventually(
+            lambda: not prometheus_client.REGISTRY.get_sample_value("requests_in_flight"),
+            what="no request in flight",
+        )
+
+
+# What the fixture `app_factory` gives: takes what `App` takes, and makes it.
+AppFactory = Callable[..., App]
+
+
+def create(environ: Mapping[str, str], directory: Path) -> FlaskClient:
+    """A client of the application that is configured by `environ`."""
+    # Not before a test asks for it: other tests set the environment before these are imported.
+    from wrapper.app import create_app
+    from wrapper.config.loading import load
+    from wrapper.runtime import load_prices
+
+    settings = load(environ)
+    with mock.patch.dict(os.environ, {"PROMETHEUS_MULTIPROC_DIR": str(directory)}):
+        app = create_app(settings, load_prices(settings, environ))
+    client = app.test_client(use_cookies=False)
+    client.environ_base = {}
+    return client
+
+
+def _settings() -> Config:
+    """What of gunicorn's settings decides how a request is read; see config/gunicorn.py."""
+    config = Config()
+    config.set("header_map", "refuse")
+    config.set("forwarder_headers", "")
+    config.set("forwarded_allow_ips", "")
+    config.set("secure_scheme_headers", {})
+    config.set("limit_request_line", 8190)
+    config.set("limit_request_field_size", 16380)
+    return config
+
+
+_SETTINGS = _settings()
+
+
+def _environ(request: bytes) -> dict[str, Any]:
+    """The WSGI environment that a worker would make of the request, without its socket."""
+    parser = RequestParser(_SETTINGS, [request], ("127.0.0.1", 1))
+    client, server = ("127.0.0.1", 1), ("127.0.0.1", _PORT)
+    _, environ = wsgi.create(next(parser), None, client, server, _SETTINGS)
+    del environ["gunicorn.socket"]
+    made: dict[str, Any] = environ
+    return made
