@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from wrapper.auth import digest, expired, new_secret
 from wrapper.cli import NOT_ENFORCED, CommandError, columns
 from wrapper.config import ApiKey, ConfigError, keyfile, keys_path, load_keys
-from wrapper.config.keysfile import PERIODS, wrong_name
+from wrapper.config.keyfile import PERIODS, wrong_name
 from wrapper.config.settings import is_broken_glob
 
 if TYPE_CHECKING:
