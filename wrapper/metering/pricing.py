@@ -30,7 +30,7 @@ from wrapper.metering.usage import Usage
 # Model names come from answers: what is remembered about them is bounded.
 MAX_REMEMBERED = 4096
 
-_DATED = re.compile(r"(.+)-\d{4}-\d{2}-\d{2}")
+DATED = re.compile(r"(.+)-\d{4}-\d{2}-\d{2}")
 
 
 class Prices:
@@ -102,7 +102,7 @@ def _match(models: Mapping[str, Rates], model: str) -> Rates | None:
     """The model itself, else without the date of its version, else the longest prefix."""
     if model in models:
         return models[model]
-    dated = _DATED.fullmatch(model)
+    dated = DATED.fullmatch(model)
     if dated and dated[1] in models:
         return models[dated[1]]
     prefixes = [name for name in models if name.endswith("*") and model.startswith(name[:-1])]
