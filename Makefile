@@ -14,7 +14,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # One resolution for every Python from 3.11 and every platform, with the hash of each file. Extras
 # stay: for a package that is wanted as `coverage[toml]` and pinned as `coverage` pip looks for the
 # newest, and refuses to install it as soon as there is a newer one than the pinned.
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-strip-extras
+LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-strip-extras --upgrade pyproject.toml
 ARGS ?=
 # Many tests wait for sockets: one process more than there are processors.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
@@ -54,9 +55,10 @@ bench: $(VENV)/.runtime ## CPU, memory, start-up and delay beside a naive relay;
 prices: $(VENV)/.dev ## write config/prices.toml anew, from genai-prices
 	$(BIN)/python -m wrapper.cli.prices config/prices.toml
 
-lock: $(VENV)/.dev ## resolve requirements*.in anew into requirements*.txt
-	for f in requirements requirements-fast requirements-dev; do \
-		UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --upgrade $$f.in -o $$f.txt || exit 1; done
+lock: $(VENV)/.dev ## upgrade and export the dependencies in pyproject.toml to requirements*.txt
+	$(LOCK) -o requirements.txt
+	$(LOCK) --extra fast --excludes requirements.txt -o requirements-fast.txt
+	$(LOCK) --extra dev -c requirements.txt -o requirements-dev.txt
 
 clean: ## remove what was installed and what the tools left behind (not data/ and keys)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build

@@ -1,7 +1,7 @@
-"""`python -m wrapper`: keys, the check of the configuration, use and cost.
+"""`python -m wrapper`: keys, the check of the configuration, usage and cost.
 
-The rule protected here: what goes wrong is told on stderr in words, with an exit code that is
-not 0, and never as a traceback. (What is a bug of ours still is one.)
+Invariant: an error is one message on stderr and an exit code other than 0, never a traceback
+(except for a bug).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from wrapper.config import ConfigError, environment
 
 
 class _Parser(argparse.ArgumentParser):
-    """Takes no abbreviated options, nor do its subparsers: a new option must not change old ones.
+    """Refuses abbreviated options: a new option must not change what an old command line means.
 
-    `parser_class` of subparsers is their parent's class.
+    Subparsers have their parent's class.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit code: 0 done, 1 refused, 2 not understood."""
+    """Runs one command. Exit code: 0 done, 1 refused, 2 wrong arguments, others by command."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # `... | head`: nobody reads on, and the interpreter's own flush must not complain either.
+        # `... | head` has closed the pipe: the interpreter's own flush must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ import pytest
 from wrapper.__main__ import main
 from wrapper.auth import Keyring, digest
 from wrapper.config import load
+from wrapper.config.example_models import GROQ_SMALL, OPENAI_SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 GATEWAY = """\
@@ -267,8 +268,8 @@ def test_check_notes_which_routes_lead_nowhere(run: Run, here: Path) -> None:
     (here / ".env").write_text("OPENAI_API_KEY=sk-hidden\n")
     (here / "config/gateway.toml").write_text((ROOT / "config/gateway.toml").read_text())
     (line,) = [line for line in run("check")[1].splitlines() if "502" in line]
-    assert line.startswith("note: calls for ")
-    assert "*" in line.removeprefix("note: calls for ").partition(" end")[0].split(", ")
+    assert line.startswith("note: requests for ")
+    assert "*" in line.removeprefix("note: requests for ").partition(" get ")[0].split(", ")
     assert "gpt-*" not in line
 
 
@@ -321,7 +322,7 @@ def test_the_first_start_makes_a_key_and_prints_a_line_that_can_be_pasted(
     assert words[:3] == ["curl", "-N", "http://127.0.0.1:8080/v1/chat/completions"]
     assert keys(here) == {"demo": {"sha256": digest(bearer.removeprefix("Authorization: Bearer "))}}
     body = json.loads(words[-1])
-    assert (body["model"], body["stream"]) == ("openai/gpt-oss-20b", True)
+    assert (body["model"], body["stream"]) == (GROQ_SMALL, True)
 
 
 def test_later_starts_make_no_key(run: Run, here: Path) -> None:
@@ -337,7 +338,7 @@ def test_later_starts_make_no_key(run: Run, here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "model"),
-    [("GROQ_API_KEY", "openai/gpt-oss-20b"), ("OPENAI_API_KEY", "gpt-6-luna")],
+    [("GROQ_API_KEY", GROQ_SMALL), ("OPENAI_API_KEY", OPENAI_SMALL)],
 )
 def test_the_line_asks_for_a_model_of_a_provider_that_has_a_key(
     run: Run, monkeypatch: pytest.MonkeyPatch, name: str, model: str
@@ -417,10 +418,13 @@ def test_a_reader_that_stops_reading_causes_no_traceback(here: Path) -> None:
     assert found.stderr == ""
 
 
-def test_the_command_line_loads_neither_flask_nor_gevent(here: Path) -> None:
+def test_a_command_that_only_reads_imports_neither_flask_nor_gevent_nor_tomlkit(
+    here: Path,
+) -> None:
     code = (
         "import sys; from wrapper.__main__ import main; main(['check']);"
-        "print(sorted({'flask', 'gevent', 'requests', 'prometheus_client'} & set(sys.modules)))"
+        "heavy = {'flask', 'gevent', 'requests', 'prometheus_client', 'tomlkit'};"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     found = program(sys.executable, "-c", code, cwd=here)
     assert found.stdout.splitlines()[-1] == "[]"

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from wrapper.auth import digest
 from wrapper.config import ApiKey, ConfigError, keyfile, load_keys
 from wrapper.config.keyfile import KeyFileError
-from wrapper.config.tomllines import statements
 
 DIGEST = digest("x")
 FULL = ApiKey(
@@ -148,6 +147,9 @@ def test_revoking_takes_the_keys_own_lines_and_nothing_else(path: Path) -> None:
         ),
         ("[keys.a]\r\nx=1\r\n\r\n[keys.b]\r\n", "\r\n[keys.b]\r\n"),
         ("[keys.a]\n[keys.ab]\n[other.a]\n", "[keys.ab]\n[other.a]\n"),
+        ("[keys.a]\n[o]\n[keys.a.sub]\n\n# d\n[keys.b]\n", "[o]\n\n# d\n[keys.b]\n"),
+        ("[keys.a]\n[keys.b]\n[keys.a.sub]\n# d\n[keys.c]\n", "[keys.b]\n# d\n[keys.c]\n"),
+        ("[keys]\na = {x = 1}\nb = {y = 2027-01-01 }\n", "[keys]\nb = {y = 2027-01-01 }\n"),
     ],
 )
 def test_a_key_is_found_however_it_is_spelt(path: Path, text: str, left: str) -> None:
@@ -302,16 +304,3 @@ def test_a_key_that_comes_and_goes_leaves_the_file_as_it_was(
     keyfile.create(path, ApiKey(name, DIGEST))
     keyfile.revoke(path, name)
     assert path.read_bytes().rstrip(b"\n") == text.encode().rstrip(b"\n")
-
-
-@MANY
-@given(tables())
-def test_statements_and_what_is_between_them_make_up_the_text(text: str) -> None:
-    assume(parsed(text) is not None)
-    position = 0
-    for statement in statements(text):
-        between = text[position : statement.start]
-        assert all(not line.strip() or line.strip()[0] == "#" for line in between.split("\n"))
-        assert text[statement.start : statement.end] == statement.text
-        position = statement.end
-    assert parsed(text[position:]) == {}

@@ -165,16 +165,16 @@ def test_costs_are_read_with_their_signs() -> None:
             b"date;model;cost\n2026-11-21;m;1,250\n",
             "1,250' has a comma; write 12.50",
         ),
-        (b"date,model,cost\n9999-12-31,m,1\n", "'9999-12-31' is no date of use"),
-        (b"date,model,cost\n0001-01-01,m,1\n", "'0001-01-01' is no date of use"),
+        (b"date,model,cost\n9999-12-31,m,1\n", "'9999-12-31' is out of range"),
+        (b"date,model,cost\n0001-01-01,m,1\n", "'0001-01-01' is out of range"),
         (b"date,model,requests\n2026-11-21,m,nan\n", "line 2: requests: 'nan' is not a number"),
         (b"date,model,requests\n2026-11-21,m,1e99\n", "line 2: requests: '1e99' is not a number"),
-        (b"date,model,requests\n21/11/26,m,1\n", "line 2: '21/11/26' is no date"),
+        (b"date,model,requests\n21/11/26,m,1\n", "line 2: '21/11/26' is not a date"),
         (b"date,model,requests\n2026-11-21,m\n", "line 2: has 2 cells, the header has 3"),
         (b"date,model,requests\n2026-11-21,,1\n", "line 2: has no model"),
         (b'date,model,requests\n"2026-11-21,m,1\n', "line 2"),
         (export([{"date": "2026-11-21", "requests": 1}]), "data[0]: has no model"),
-        (export([{"date": "2026-11-21", "model": 7, "requests": 1}]), "the model is not a text"),
+        (export([{"date": "2026-11-21", "model": 7, "requests": 1}]), "the model is not a string"),
         (export([{"date": "2026-11-21", "model": "m", "requests": True}]), "is not a number"),
         (export({"data": [{"start_time": MIDNIGHT, "results": [7]}]}), "data[0].results[0]"),
         (
@@ -281,8 +281,8 @@ def test_the_table_says_what_may_explain_a_drift(run: Run, tmp_path: Path) -> No
     store.settle(Entry(NOON, "web", "openai", MODEL, "completed", Usage(1, 1, 2)))
     store.close()
     _, out, _ = run(export(OPENAI))
-    assert "unmetered here: 1 answers" in out
-    assert "unpriced here: 1 requests" in out
+    assert "unmetered here: 1 response;" in out
+    assert "unpriced here: 1 request;" in out
 
 
 def test_calls_without_a_model_are_in_no_export(run: Run, tmp_path: Path) -> None:

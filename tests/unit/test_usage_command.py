@@ -70,8 +70,8 @@ def test_the_table_shows_sums_and_what_is_missing_from_them(used: Run) -> None:
     ]
     assert lines[2].split()[:4] == ["web", "llama", "2", "2,000"]
     assert lines[3].split()[:3] == ["total", "4", "3,000"]
-    assert "unmetered: 1: answers" in out
-    assert "unpriced: 1: answers" in out
+    assert "unmetered: 1: responses" in out
+    assert "unpriced: 1: responses" in out
     assert "old" not in out
 
 
@@ -107,8 +107,8 @@ def test_everything_can_be_summed_into_one_line(used: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--since", "yesterday"], "'yesterday' is no time"),
-        (["--since", "3m"], "'3m' is no time"),
+        (["--since", "yesterday"], "'yesterday' is not a time"),
+        (["--since", "3m"], "'3m' is not a time"),
         (["--by", "colour"], "'colour' is not one of"),
         (["--by", "key,key"], "names a column twice"),
     ],

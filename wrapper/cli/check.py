@@ -1,6 +1,6 @@
-"""`check`: everything that is wrong with the configuration, and what is worth knowing.
+"""`check`: every problem of the configuration, and notes.
 
-Problems go to stderr and make the exit code 1; notes go to stdout and do not.
+Problems go to stderr and the exit code is 1; notes go to stdout and do not change it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from wrapper.auth import expired
-from wrapper.cli import NOT_ENFORCED
+from wrapper.cli import NOT_ENFORCED, count
 from wrapper.config import (
     ConfigError,
     Problem,
@@ -32,17 +32,17 @@ def add_parser(subparsers: Subparsers) -> None:
         "check",
         help="list every problem of the configuration",
         description="Reads the configuration as the gateway would. Exit code 1 if anything is"
-        " wrong: each problem with its file, its key path and what would be right.",
+        " wrong; each problem is listed with its file, its key path and what would be right.",
     )
     parser.set_defaults(run=run)
 
 
 def run(_args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Prints what was found. Raises `ConfigError` with all problems, those of the prices too."""
+    """Prints a summary. Raises `ConfigError` with all problems, those of prices.toml too."""
     settings = _checked(environ)
     providers, routes = len(settings.providers), len(settings.routes)
-    print(f"{config_path(environ)}: {_count(providers, 'provider')}, {_count(routes, 'route')}")
-    print(f"{keys_path(environ)}: {_count(len(settings.keys), 'key')}")
+    print(f"{config_path(environ)}: {count(providers, 'provider')}, {count(routes, 'route')}")
+    print(f"{keys_path(environ)}: {count(len(settings.keys), 'key')}")
     for note in notes(settings, environ):
         print(f"note: {note}")
     print("no problems")
@@ -67,31 +67,28 @@ def _checked(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
-def _own(provider: Provider) -> str:
-    """What still passes where the gateway has no credential of its own."""
+def _client_credentials(provider: Provider) -> str:
+    """What still works without a credential of the gateway."""
     if not provider.client_credentials:
         return ""
-    return f" (callers with a credential of their own are let through at /{provider.name}/…)"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f" (callers with their own provider key can still use /{provider.name}/…)"
 
 
 def notes(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
-    """What is not wrong, but may not be what was meant."""
+    """What is valid, but may not be intended."""
     for name, provider in settings.providers.items():
         if not provider.usable:
-            yield f"providers.{name} is passed over: {provider.api_key_problem}{_own(provider)}"
+            why = f"{provider.api_key_problem}{_client_credentials(provider)}"
+            yield f"providers.{name} is not used: {why}"
     if settings.dead_routes:
         names = ", ".join(settings.dead_routes)
-        yield f"calls for {names} end in a 502: no target of theirs has a credential"
+        yield f"requests for {names} get 502: no target of these routes has a credential"
     if not settings.usable:
-        yield "no provider can be used: WRAPPER_DEMO=1 serves the simulated one"
+        yield "no provider can be used: WRAPPER_DEMO=1 serves a simulated one"
     if settings.server.metrics_token_problem:
         yield f"/metrics is open to everyone: {settings.server.metrics_token_problem}"
     if not any(route.model == "*" for route in settings.routes):
-        yield 'there is no route for "*": /v1 paths without a model lead nowhere'
+        yield 'there is no route for "*": requests without a model at /v1/… are refused'
     yield from _key_notes(settings, environ)
 
 

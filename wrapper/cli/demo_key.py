@@ -1,6 +1,6 @@
-"""`demo-key`: the first key of a first start, with a curl line that works when pasted.
+"""`demo-key`: makes the first key and prints a curl line that works when pasted.
 
-`make run` calls it. Where there is a keys file it makes none: whoever has keys knows them.
+`make run` calls it. It makes no key where there is a keys file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from wrapper.cli import CommandError
 from wrapper.cli.keys import create_key
 from wrapper.config import ApiKey, Listen, Settings, keys_path, listen, load
+from wrapper.config.example_models import GROQ_SMALL, OPENAI_SMALL
 from wrapper.errors import ModelNotFound
 from wrapper.routing import Routes
 
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 
 NAME = "demo"
 
-_MODELS = {"groq": "openai/gpt-oss-20b", "openai": "gpt-6-luna"}
-"""A cheap model of each provider that the shipped configuration has."""
+_MODELS = {"groq": GROQ_SMALL, "openai": OPENAI_SMALL}
+"""A cheap model of each provider in the shipped configuration."""
 
 _SIMULATOR = "http://127.0.0.1"
-"""Where it listens is not known yet; that `make run` starts one where no provider has a key is."""
+"""`make run` starts a simulator where no provider has a key; its port is not known yet."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -44,39 +45,39 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--check-port",
         action="store_true",
-        help="first see that no other program listens on HOST:PORT",
+        help="fail if another program listens on HOST:PORT",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Makes the key, or says where the keys are. Raises `ConfigError` and `CommandError`."""
+    """Makes the key, or prints where the keys are. Raises `ConfigError` and `CommandError`."""
     settings, where = load(environ, _SIMULATOR), listen(environ)
     if args.check_port:
         _check_address(where)
     path = keys_path(environ)
     if os.path.lexists(path):
-        _tell_of_simulator(settings)
+        _print_demo_note(settings)
         print(f"The keys are in {path}, without their secrets. To make another one:")
         print(f"{_python()} -m wrapper keys create NAME")
         print(f"To try one in the browser: http://{_address(where)}/docs\n")
         return 0
     secret = create_key(environ, ApiKey(NAME, ""))
-    _tell_of_simulator(settings)
+    _print_demo_note(settings)
     print(f"The key '{NAME}', shown only now: {secret}")
     print(f"Try it in another terminal:\n\n{curl(where, secret, model(settings))}\n")
     print(f"or in the browser, with the key: http://{_address(where)}/docs\n")
     return 0
 
 
-def _tell_of_simulator(settings: Settings) -> None:
+def _print_demo_note(settings: Settings) -> None:
     if settings.stand_in:
         print("No provider has a key: the simulated provider answers (labelled as such).")
         print("Put GROQ_API_KEY or OPENAI_API_KEY into .env for real answers.")
 
 
 def _check_address(where: Listen) -> None:
-    """Raises CommandError where nobody can listen there."""
+    """Raises CommandError when the address cannot be bound."""
     try:
         found = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
@@ -93,20 +94,20 @@ def _check_address(where: Listen) -> None:
 
 
 def _python() -> str:
-    """The interpreter as one would type it here."""
+    """The interpreter, relative to the current directory where it is inside of it."""
     inside = os.path.relpath(sys.executable)
     return sys.executable if inside.startswith(os.pardir) else inside
 
 
 def model(settings: Settings) -> str:
-    """A model that some usable provider answers for, the shipped providers' first."""
+    """A model that a usable provider serves, preferably one of the shipped configuration."""
     routes, usable = Routes(settings), settings.usable
     known = [name for provider, name in _MODELS.items() if settings.stand_in or provider in usable]
     names = [*known, *routes.exact_names]
-    return next((name for name in names if _answered(name, routes, settings)), "MODEL")
+    return next((name for name in names if _is_served(name, routes, settings)), "MODEL")
 
 
-def _answered(name: str, routes: Routes, settings: Settings) -> bool:
+def _is_served(name: str, routes: Routes, settings: Settings) -> bool:
     try:
         targets = routes.for_model(name)
     except ModelNotFound:
@@ -136,7 +137,7 @@ def _address(where: Listen) -> str:
 
 
 def _reachable(host: str) -> str:
-    """Where a server that listens on every interface is found from here."""
+    """The loopback address in place of the one that means every interface."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Reads what a provider says was used: an export by day and model, CSV or JSON.
+"""Reads a provider's usage export by day and model, CSV or JSON.
 
 JSON, three forms:
 
@@ -11,7 +11,7 @@ JSON, three forms:
 * an object with such a list in `data`, `rows` or `usage`.
 
 CSV with a header line, separated by commas, semicolons or tabs. Columns, in any order, in any
-case, with any punctuation between the words; others are passed over:
+case, with any punctuation between the words; others are ignored:
 
 ==========  ======================================================================
 day         date, day, start_time_iso, start_time, timestamp, time (ISO 8601, or Unix seconds)
@@ -23,8 +23,8 @@ cached      input_cached_tokens, cached_input_tokens, cached_tokens
 cost        cost_usd, cost, amount_value, amount, total_cost, cost_in_usd, spend (USD)
 ==========  ======================================================================
 
-Rows of the same day (UTC) and model are added up. The rule protected here: what cannot be read
-is an error that names its place; it is never taken for zero.
+Rows of the same day (UTC) and model are added up. Invariant: what cannot be read is an error that
+names its place; it never counts as zero.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+
+from wrapper.config.problems import quote
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "day": ("date", "day", "start_time_iso", "start_time", "timestamp", "time"),
@@ -81,7 +83,7 @@ class ExportError(Exception):
 
 @dataclass
 class Total:
-    """What a provider says for one day and model. None: it does not say. `cost` is in USD."""
+    """What the export says for one day and model; None where it says nothing. `cost` is in USD."""
 
     requests: Decimal | None = None
     prompt: Decimal | None = None
@@ -111,7 +113,7 @@ def read_export(data: bytes) -> Export:
 
 
 Row = tuple[str, Mapping[str, object]]
-"""Where it stands, for messages, and its columns by normal name."""
+"""Its place, for messages, and its columns by normalized name."""
 
 
 def _sums(rows: Iterable[Row]) -> Export:
@@ -166,10 +168,10 @@ def _csv_rows(text: str) -> Iterable[Row]:
 
 
 def _refuse_commas(row: Mapping[str, object], place: str) -> None:
-    """Who parts cells by semicolons may well part decimals by commas."""
+    """Files with semicolons between cells often have decimal commas."""
     for column, cell in row.items():
         if column in _OF_NUMBERS and "," in str(cell):
-            raise ExportError(f"{place}: {column}: {_shown(str(cell))} has a comma; write 12.50")
+            raise ExportError(f"{place}: {column}: {quote(str(cell))} has a comma; write 12.50")
 
 
 def _json_rows(text: str) -> Iterable[Row]:
@@ -184,7 +186,7 @@ def _json_rows(text: str) -> Iterable[Row]:
 
 
 def _rows_of(value: object, place: str) -> Iterable[Row]:
-    """The rows in lists, pages and buckets, however they are nested."""
+    """The rows in lists, pages and buckets at any depth."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from _rows_of(item, f"{place}[{index}]")
@@ -230,16 +232,16 @@ def _day(value: object, place: str) -> str:
             at = datetime.fromisoformat(text)
             at = at.astimezone(UTC) if at.tzinfo else at
     except (ValueError, OverflowError, OSError) as error:
-        raise ExportError(f"{place}: {_shown(text)} is no date; write 2026-11-21") from error
+        raise ExportError(f"{place}: {quote(text)} is not a date; write 2026-11-21") from error
     if not _YEARS[0] <= at.year <= _YEARS[1]:
-        raise ExportError(f"{place}: {_shown(text)} is no date of use; write 2026-11-21")
+        raise ExportError(f"{place}: {quote(text)} is out of range; write 2026-11-21")
     return at.date().isoformat()
 
 
 def _model(value: object, place: str) -> str:
     if not isinstance(value, str):
-        raise ExportError(f"{place}: the model is not a text")
-    # A line item of the costs API: "gpt-4o-mini-2024-07-18, input".
+        raise ExportError(f"{place}: the model is not a string")
+    # A line item of the costs API: "gpt-6-luna-2026-09-22, input".
     return value.partition(",")[0].strip()
 
 
@@ -253,9 +255,5 @@ def _number(value: object, place: str) -> Decimal:
     except InvalidOperation:
         number = Decimal("NaN")
     if isinstance(value, bool) or not number.is_finite() or abs(number) > _HIGH:
-        raise ExportError(f"{place}: {_shown(str(value))} is not a number")
+        raise ExportError(f"{place}: {quote(str(value))} is not a number")
     return number
-
-
-def _shown(text: str) -> str:
-    return ascii(text if len(text) <= 40 else text[:40] + "...")

@@ -1,6 +1,6 @@
 """`keys create | list | revoke`.
 
-The rule protected here: the secret is printed once, by `create`, and kept nowhere.
+Invariant: `create` prints the secret once; it is not stored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from wrapper.auth import digest, expired, new_secret
 from wrapper.cli import NOT_ENFORCED, CommandError, columns
 from wrapper.config import ApiKey, ConfigError, keyfile, keys_path, load_keys
-from wrapper.config.keysfile import PERIODS, wrong_name
+from wrapper.config.keyfile import PERIODS, wrong_name
 from wrapper.config.settings import is_broken_glob
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Subparsers) -> None:
     """Adds `keys` and its actions."""
-    parser = subparsers.add_parser("keys", help="make, list and revoke gateway keys")
+    parser = subparsers.add_parser("keys", help="create, list and revoke gateway keys")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_create(actions)
-    lister = actions.add_parser("list", help="all keys; secrets are not kept")
+    lister = actions.add_parser("list", help="list all keys, without their secrets")
     lister.add_argument("--format", choices=("table", "json"), default="table")
     lister.set_defaults(run=run_list)
-    revoker = actions.add_parser("revoke", help="remove a key: refused within two seconds")
+    revoker = actions.add_parser("revoke", help="remove a key; it is refused within two seconds")
     revoker.add_argument("name", metavar="NAME")
     revoker.set_defaults(run=run_revoke)
 
@@ -40,8 +40,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def _add_create(actions: Subparsers) -> None:
     parser = actions.add_parser(
         "create",
-        help="make a key and print its secret once",
-        description="Makes a key and prints its secret once; the keys file gets its SHA-256."
+        help="create a key and print its secret once",
+        description="Creates a key and prints its secret once; the keys file gets its SHA-256."
         f" Note: {NOT_ENFORCED}.",
     )
     parser.add_argument("name", metavar="NAME", type=_name)
@@ -51,15 +51,20 @@ def _add_create(actions: Subparsers) -> None:
         type=_models,
         default=[],
         metavar="MODEL",
-        help="models, aliases and globs that the key may call, such as 'llama-*' (default: all)",
+        help="models, aliases and globs that the key may call, such as 'gpt-*' (default: all)",
     )
     parser.add_argument("--rpm", type=_limit, metavar="N", help="requests per minute")
     parser.add_argument("--tpm", type=_limit, metavar="N", help="tokens per minute")
     parser.add_argument("--concurrency", type=_limit, metavar="N", help="requests at once")
-    parser.add_argument("--budget", type=_budget, metavar="USD", help="money per day or month")
-    parser.add_argument("--per", choices=PERIODS, help="of --budget, in UTC (default: month)")
+    parser.add_argument("--budget", type=_budget, metavar="USD", help="budget per day or month")
     parser.add_argument(
-        "--expires", type=_date, metavar="DATE", help="refused from 00:00 UTC of it: 2027-01-31"
+        "--per", choices=PERIODS, help="period of --budget, in UTC (default: month)"
+    )
+    parser.add_argument(
+        "--expires",
+        type=_date,
+        metavar="DATE",
+        help="refused from 00:00 UTC of DATE, such as 2027-01-31",
     )
     parser.add_argument("--quiet", action="store_true", help="print the secret and nothing else")
     parser.set_defaults(run=run_create)
@@ -109,9 +114,9 @@ def _date(text: str) -> datetime.date:
 
 
 def run_create(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Makes one key."""
+    """Creates one key."""
     if args.per and args.budget is None:
-        raise CommandError("--per says how often --budget is renewed: give --budget too")
+        raise CommandError("--per is the period of --budget: give --budget too")
     models = tuple(dict.fromkeys(model for group in args.models for model in group))
     key = ApiKey(
         sha256="",
@@ -129,16 +134,16 @@ def run_create(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(secret)
     else:
         print(f"{args.name}: {secret}")
-        print(f"It is shown only now: {keys_path(environ)} keeps its SHA-256 and nothing else.")
+        print(f"It is shown only now: {keys_path(environ)} holds only its SHA-256.")
         print("A running gateway accepts it within two seconds, without a restart.")
     if key.limited:
         print(f"note: {NOT_ENFORCED}", file=sys.stderr)
-    _warn(environ, "the gateway does not accept the new key before this is mended:")
+    _warn(environ, "the gateway does not accept the new key until this is corrected:")
     return 0
 
 
 def create_key(environ: Mapping[str, str], key: ApiKey) -> str:
-    """Makes a secret for `key`, puts its digest into the keys file and returns it."""
+    """Makes a secret for `key`, writes its digest to the keys file and returns the secret."""
     secret = new_secret()
     try:
         keyfile.create(keys_path(environ), replace(key, sha256=digest(secret)))
@@ -154,12 +159,12 @@ def run_revoke(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     except keyfile.KeyFileError as error:
         raise CommandError(str(error)) from None
     print(f"{args.name} is revoked: a running gateway refuses it within two seconds.")
-    _warn(environ, "the gateway keeps the key until this is mended:")
+    _warn(environ, "the gateway accepts the key until this is corrected:")
     return 0
 
 
 def _warn(environ: Mapping[str, str], consequence: str) -> None:
-    """Says so when the file has other mistakes: then it is not taken into force."""
+    """Warns when the file has other problems: then it does not come into force."""
     try:
         load_keys(environ)
     except ConfigError as error:

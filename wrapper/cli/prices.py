@@ -1,13 +1,14 @@
-"""Writes config/prices.toml anew from the PyPI package `genai-prices`: `make prices`.
+"""Writes config/prices.toml from the PyPI package `genai-prices`: `make prices`.
 
-A tool for who maintains the gateway: the package is a development dependency, the file that it
-makes is committed and read by people before it counts. The rule protected here: the same package
-on the same day gives the same bytes, so that a change in the file is a change of a price.
+A tool for maintainers: the package is a development dependency, and the file is reviewed and
+committed. Invariant: the same package on the same day gives the same bytes, so that a change in
+the file is a change of a price.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -35,7 +36,7 @@ PROVIDERS = {
 }
 MORE_HOSTS = {"together": ("api.together.ai",)}
 
-# Our name of a price and the package's, in the order of the file.
+# The name of a price here and in the package, in the order of the file.
 NAMES = {
     "input": "input_mtok",
     "cached_input": "cache_read_mtok",
@@ -78,9 +79,9 @@ def render(at: datetime) -> str:
     known = {provider.id: provider for provider in providers}
     lines = [HEADER.format(version=version("genai-prices"), day=at.date().isoformat())]
     for name, host in PROVIDERS.items():
-        hosts = ", ".join(quoted(each) for each in (host, *MORE_HOSTS.get(name, ())))
+        hosts = ", ".join(json.dumps(each) for each in (host, *MORE_HOSTS.get(name, ())))
         lines += [f"[providers.{name}]", f"match = [{hosts}]", "", f"[providers.{name}.models]"]
-        lines += [f"{quoted(model)} = {entry}" for model, entry in entries(known[name], at)]
+        lines += [f"{json.dumps(model)} = {entry}" for model, entry in entries(known[name], at)]
         lines.append("")
     return "\n".join(lines)
 
@@ -88,7 +89,7 @@ def render(at: datetime) -> str:
 def entries(provider: Provider, at: datetime) -> list[tuple[str, str]]:
     """Names and prices of a provider's models, sorted by name.
 
-    The first to claim a name has it, as in the package.
+    The first model with a name wins, as in the package.
     """
     found: dict[str, str] = {}
     for model in provider.models:
@@ -102,8 +103,8 @@ def entries(provider: Provider, at: datetime) -> list[tuple[str, str]]:
 def names(match: MatchLogic) -> Iterator[str]:
     """The names a rule is for.
 
-    Patterns are left out: they tell versions by their dates, and the gateway takes the price
-    without the date there.
+    Patterns are left out: they match dated versions, for which the gateway uses the price of the
+    name without the date.
     """
     if isinstance(match, ClauseEquals):
         yield match.equals
@@ -115,7 +116,7 @@ def names(match: MatchLogic) -> Iterator[str]:
 
 
 def inline(price: ModelPrice) -> str | None:
-    """The prices as an inline table; None where there is none that the gateway knows."""
+    """The prices as an inline table; None where the gateway knows none of them."""
     values = {ours: getattr(price, theirs) for ours, theirs in NAMES.items()}
     parts = [
         f"{name} = {number(base(value))}" for name, value in values.items() if value is not None
@@ -160,12 +161,6 @@ def number(value: Decimal) -> str:
     """The number as TOML spells a float, always with a point."""
     text = f"{value.normalize():f}"
     return text if "." in text else f"{text}.0"
-
-
-def quoted(text: str) -> str:
-    """A basic string of TOML."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`reconcile FILE`: the provider's own export against the usage table, per day and model.
+"""`reconcile FILE`: compares a provider's usage export with the usage table, per day and model.
 
-The rule protected here: theirs and ours are compared as they are. A drift is shown, never
-explained away; what may explain it (unmetered answers, unpriced requests) is said beside it.
+Invariant: both sides are compared as they are. Every drift is printed; what may explain it
+(unmetered responses, unpriced requests) is printed beside it and not subtracted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from wrapper.cli import CommandError, columns
+from wrapper.cli import CommandError, columns, count
 from wrapper.cli.exports import COLUMNS, NUMBERS, Export, ExportError, Total, read_export
+from wrapper.metering.pricing import undated
 from wrapper.record import NO_MODEL
 from wrapper.store import PICO, StoreError, Sums, UsageStore, open_store
 
@@ -29,15 +30,14 @@ if TYPE_CHECKING:
 MAX_BYTES = 64 << 20
 OVER = 3  # the exit code for a drift over the tolerance; 2 is argparse's own
 
-# A provider counts what it worked on; a request that it refused is in no export.
+# A provider's export has no request that the provider refused.
 _WORKED_ON = ("completed", "client_abort", "drained")
 _BY = ("day", "provider", "model", "outcome")
-_DATED = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 _HEADER = ("day", "model", "what", "theirs", "ours", "drift", "drift_pct")
 
 
 class Line(NamedTuple):
-    """One comparison. `cost` is in USD. `percent` is None where theirs is zero."""
+    """One comparison. `cost` is in USD. `percent` is None where only theirs is zero."""
 
     day: str
     model: str
@@ -57,7 +57,7 @@ class Line(NamedTuple):
 
 
 class Ours(NamedTuple):
-    """What the usage table says for the days of an export."""
+    """The usage table's sums for the days of an export."""
 
     totals: Export
     unmetered: int
@@ -69,11 +69,11 @@ def add_parser(subparsers: Subparsers) -> None:
     known = "; ".join(f"{name}: {', '.join(names)}" for name, names in COLUMNS.items())
     parser = subparsers.add_parser(
         "reconcile",
-        help="compare a provider's usage export with what was metered here",
+        help="compare a provider's usage export with the usage table",
         description="FILE is a usage export of OpenAI or Groq by day (UTC) and model: JSON of"
         " OpenAI's usage API (group_by=model), a JSON list of objects, or CSV with a header."
-        f" Columns that are read: {known}. Others are passed over. Requests that the provider"
-        " refused are not counted here, for they are in no export; tokens and cost all are.",
+        f" Columns that are read: {known}. Others are ignored. Requests that the provider"
+        " refused are not counted, since they are in no export; tokens and cost all are.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="- is standard input")
     parser.add_argument(
@@ -85,7 +85,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--tolerance",
         type=_percent,
         metavar="PCT",
-        help="exit with 3 where a drift is more than this many percent",
+        help="exit with 3 if a drift is more than this many percent",
     )
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
     parser.set_defaults(run=run)
@@ -93,12 +93,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _percent(text: str) -> Decimal:
     if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?%?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no percentage: write 0.5")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage: write 0.5")
     return Decimal(text.removesuffix("%"))
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Prints the comparison; 0, or 3 where a drift is over the tolerance."""
+    """Prints the comparison. Returns 0, or 3 if a drift is over the tolerance."""
     from wrapper.config import store_url
 
     theirs = _read(args.file)
@@ -136,17 +136,17 @@ def _ours(store: UsageStore, theirs: Export, provider: str | None) -> Ours:
     days = sorted(day for day, _ in theirs)
     start, end = (datetime.fromisoformat(day).replace(tzinfo=UTC) for day in (days[0], days[-1]))
     rows = store.totals(start.timestamp(), (end + timedelta(days=1)).timestamp(), _BY)
-    models = {undated(model) for _, model in theirs}
-    served = {row.group[1] for row in rows if undated(row.group[2]) in models}
+    models = {undated(model.lower()) for _, model in theirs}
+    served = {row.group[1] for row in rows if undated(row.group[2].lower()) in models}
     wanted = {provider} if provider else served
     if provider and provider not in {row.group[1] for row in rows}:
-        told = f"note: no call to a provider {provider!r} is in the usage table for these days"
-        print(told, file=sys.stderr)
+        note = f"note: the usage table has no request to provider {provider!r} on these days"
+        print(note, file=sys.stderr)
     totals: Export = {}
     unmetered = unpriced = 0
     for row in rows:
         day, name, model, outcome = row.group
-        if name in wanted and model != NO_MODEL:  # lists, files: in no provider's export
+        if name in wanted and model != NO_MODEL:  # lists and files are in no export
             _add(totals.setdefault((day, model), _zero()), row, outcome)
             unmetered += row.unmetered
             unpriced += row.unpriced
@@ -165,23 +165,18 @@ def _add(total: Total, row: Sums, outcome: str) -> None:
     total.add("cost", Decimal(row.cost) / PICO)
 
 
-def undated(model: str) -> str:
-    """The name without the date of its version, as one side may say it."""
-    return _DATED.sub("", model.lower())
-
-
 def compare(theirs: Export, ours: Export) -> list[Line]:
     """One line per day, model and number that the export has, sorted.
 
-    A model that only one side knows by its dated name is the same model.
+    Where only one side names a model with its date, the date is ignored.
     """
     both = {model.lower() for _, model in theirs} & {model.lower() for _, model in ours}
     left, right = _by_name(theirs, both), _by_name(ours, both)
-    said = [name for name in NUMBERS if any(getattr(t, name) is not None for t in theirs.values())]
+    given = [name for name in NUMBERS if any(getattr(t, name) is not None for t in theirs.values())]
     lines = []
     for key in sorted({*left, *right}):
         their, our = left.get(key, Total()), right.get(key, Total())
-        for name in said:
+        for name in given:
             pair = (getattr(their, name) or Decimal(0), getattr(our, name) or Decimal(0))
             if key in left or any(pair):
                 lines.append(Line(*key, name, *pair))
@@ -192,7 +187,7 @@ def _by_name(export: Export, both: Iterable[str]) -> Export:
     known = set(both)
     renamed: Export = {}
     for (day, model), total in export.items():
-        name = model.lower() if model.lower() in known else undated(model)
+        name = model.lower() if model.lower() in known else undated(model.lower())
         sums = renamed.setdefault((day, name), Total())
         for number in NUMBERS:
             value = getattr(total, number)
@@ -222,13 +217,7 @@ def _row(line: Line) -> list[str]:
 
 
 def _print_table(lines: list[Line]) -> None:
-    rows = [_row(line) for line in lines]
-    widths = [max(map(len, column)) for column in zip(_HEADER, *rows, strict=True)]
-    aligned = [
-        [*row[:3], *(cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True))]
-        for row in rows
-    ]
-    print(columns(_HEADER, aligned))
+    print(columns(_HEADER, map(_row, lines), names=3))
 
 
 def _print_csv(lines: list[Line]) -> None:
@@ -255,8 +244,9 @@ def _print_json(lines: list[Line]) -> None:
 
 def _print_notes(ours: Ours, over: list[Line], tolerance: Decimal | None) -> None:
     if ours.unmetered:
-        print(f"unmetered here: {ours.unmetered} answers, whose tokens are missing from ours")
+        number = count(ours.unmetered, "response")
+        print(f"unmetered here: {number}; their tokens are missing from ours")
     if ours.unpriced:
-        print(f"unpriced here: {ours.unpriced} requests, whose cost is missing from ours")
+        print(f"unpriced here: {count(ours.unpriced, 'request')}; their cost is missing from ours")
     if over:
         print(f"over the tolerance of {tolerance} %: {len(over)} of the numbers above")

@@ -1,7 +1,7 @@
-"""`usage`: what each key used and cost, from the usage table.
+"""`usage`: the usage and cost of each key, from the usage table.
 
-The rule protected here: what could not be read or priced is shown beside the sums, so that
-nobody takes a sum with holes for a whole one.
+Invariant: responses that could not be metered or priced are counted beside the sums, so that an
+incomplete sum is recognizable.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def add_parser(subparsers: Subparsers) -> None:
     """Adds the command and its options."""
     parser = subparsers.add_parser(
         "usage",
-        help="what each key used and cost",
+        help="usage and cost by key, model and other columns",
         description="Sums of the usage table. Days and hours are UTC, and an hour counts as a"
-        " whole. unmetered: answered requests whose use could not be read; their tokens are not"
-        " in the sums. unpriced: requests whose model has no known price; their cost is not.",
+        " whole. unmetered: responses whose usage is not known; their tokens are missing from the"
+        " sums. unpriced: requests whose model has no known price; their cost is missing.",
     )
     parser.add_argument(
         "--since",
@@ -63,12 +63,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def since(text: str) -> float:
-    """The Unix time that `text` means: a span back from now, or a date in UTC."""
+    """The Unix time of a span back from now, or of a date in UTC."""
     try:
         return spans.since(text, time.time())
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no time: write 24h, 7d, 4w or 2026-11-01"
+            f"{text!r} is not a time: write 24h, 7d, 4w or 2026-11-01"
         ) from None
 
 
@@ -84,7 +84,7 @@ def dimensions(text: str) -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Prints the sums. Raises CommandError where the table cannot be read."""
+    """Prints the sums. Raises CommandError when the table cannot be read."""
     from wrapper.config import store_url
 
     try:
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _exact(sums: Sums) -> tuple[str, ...]:
-    """The numbers in the order of `_NUMBERS`, nothing rounded."""
+    """The numbers in the order of `_NUMBERS`, not rounded."""
     numbers = (sums.requests, sums.prompt, sums.completion, sums.total, sums.cached, sums.reasoning)
     return (
         *map(str, numbers),
@@ -144,14 +144,14 @@ def _print_table(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) ->
         lines.append(["total", *[""] * (len(args.by) - 1), *_cells(total, total)])
     else:
         lines = [_cells(total, total)]
-    print(columns(header, _right(header, lines, len(args.by))))
+    print(columns(header, lines, names=len(args.by)))
     print(f"since {spans.iso(args.since)}")
     if total.unmetered:
-        print(f"unmetered: {total.unmetered}: answers whose tokens are not known")
+        print(f"unmetered: {total.unmetered}: responses whose tokens are not known")
     if total.unpriced:
         print(
-            f"unpriced: {total.unpriced}: answers whose cost is not known. A price for their model"
-            ' in [prices."MODEL"] of gateway.toml counts from then on'
+            f"unpriced: {total.unpriced}: responses whose cost is not known. A price for their"
+            ' model in [prices."MODEL"] of gateway.toml counts from then on'
         )
 
 
@@ -163,17 +163,8 @@ def _cells(sums: Sums, total: Sums) -> list[str]:
     return [*(f"{n:,}" for n in tokens), *seconds, cost, *map(str, counts)]
 
 
-def _right(header: Sequence[str], lines: list[list[str]], names: int) -> list[list[str]]:
-    """The lines with their numbers moved to the right edge of each column."""
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    return [
-        [*line[:names], *(cell.rjust(widths[i]) for i, cell in enumerate(line) if i >= names)]
-        for line in lines
-    ]
-
-
 def short_usd(pico: int) -> str:
-    """USD for people: cents from a dollar on, three digits that say something below."""
+    """USD rounded: to cents from a dollar on, below that to three significant digits."""
     if not pico:
         return "0"
     if pico >= PICO:
@@ -183,6 +174,6 @@ def short_usd(pico: int) -> str:
 
 
 def decimal_usd(pico: int) -> str:
-    """USD with every digit: 1234567 pico-USD are 0.000001234567."""
+    """USD, exact: 1234567 pico-USD are 0.000001234567."""
     whole, rest = divmod(pico, PICO)
     return f"{whole}.{rest:012d}".rstrip("0").rstrip(".")

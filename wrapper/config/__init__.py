@@ -1,14 +1,24 @@
 """Configuration: frozen, typed `Settings` from two TOML files and the environment.
 
-`load(environ)` gives the settings or raises `ConfigError` with every problem at once;
-`environment()` reads `.env`; `listen(environ)` says where to listen. Reloading is in
-`wrapper.config.watch`.
+`load(environ)` returns the settings or raises `ConfigError` with every problem at once;
+`environment()` reads `.env`; `listen(environ)` returns the address to listen on. Reloading is in
+`wrapper.config.watch`, editing keys.toml in `wrapper.config.keyfile`.
 """
 
 from __future__ import annotations
 
-from wrapper.config.env import Listen, environment, listen, store_url
-from wrapper.config.loading import config_path, keys_path, load, load_keys, needs_demo, prices_path
+from wrapper.config.loading import (
+    Listen,
+    config_path,
+    environment,
+    keys_path,
+    listen,
+    load,
+    load_keys,
+    needs_demo,
+    prices_path,
+    store_url,
+)
 from wrapper.config.problems import ConfigError, Problem
 from wrapper.config.settings import (
     MAX_IN_FLIGHT,

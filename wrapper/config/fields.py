@@ -1,20 +1,28 @@
-"""Reads typed values out of a TOML table and notes what is wrong with them.
+"""Reads typed values and secrets from a TOML table and records what is wrong with them.
 
-The rule protected here: every reader returns something usable (the default) after it noted a
-problem, so that reading goes on and finds the next one; and a key that nobody asked for is a
-problem too, because a misspelt limit must not be a limit that does not exist.
+Invariants:
+
+- A reader that recorded a problem returns the default, so that reading continues and finds the
+  next one. A key that was not read is a problem too: a misspelt limit must not go unnoticed.
+- Secrets are references, `{ env = "NAME" }` or `{ file = "path" }`. A file that can be committed
+  never holds one, and no message repeats one, nor a value that could be a misplaced one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import TypeVar
 
-from wrapper.config.problems import Problem, joined, shown, similar
+from wrapper.config.files import Sources, Unreadable
+from wrapper.config.problems import Problem, join_path, quote, suggest
+from wrapper.config.settings import Secret
 
 T = TypeVar("T")
+
+SECRET_WANTED = 'write { env = "NAME_OF_A_VARIABLE" } or { file = "/path/of/a/file" }'
 
 _KINDS: tuple[tuple[type, str], ...] = (
     (bool, "a boolean"),
@@ -25,14 +33,19 @@ _KINDS: tuple[tuple[type, str], ...] = (
     (dict, "a table"),
 )
 
+# Capitals only: keys such as gsk_... are lower case, so a key that was written here by mistake is
+# refused and not printed as the name of a variable that is not set.
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,127}")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
+
 
 def kind(value: object) -> str:
-    """What a TOML value is, in words."""
+    """The type of a TOML value, for a message."""
     return next((name for type_, name in _KINDS if isinstance(value, type_)), "a date or time")
 
 
 class Table:
-    """One table of a file. `path` is its key path, `problems` where mistakes are noted."""
+    """One table of a file. `path` is its key path; `problems` collects what is wrong."""
 
     def __init__(
         self, data: dict[str, object], path: str, file: str, problems: list[Problem]
@@ -44,20 +57,20 @@ class Table:
         self._known: set[str] = set()
 
     def problem(self, key: str, message: str, hint: str = "", *, index: int | None = None) -> None:
-        path = joined(self.path, key) if key else self.path
+        path = join_path(self.path, key) if key else self.path
         if index is not None:
             path = f"{path}[{index}]"
         self.problems.append(Problem(self.file, path, message, hint))
 
     def get(self, key: str) -> object | None:
-        """The raw value; None where there is none (TOML has no null)."""
+        """The raw value; None where there is none (TOML has no null). Marks the key as known."""
         self._known.add(key)
         return self.data.get(key)
 
     def close(self) -> None:
-        """Notes every key that was not asked for."""
+        """Records a problem for every key that was not read."""
         for key in self.data.keys() - self._known:
-            self.problem(key, "unknown key", similar(key, self._known))
+            self.problem(key, "unknown key", suggest(key, self._known))
 
     def _wrong_kind(self, key: str, value: object, wanted: str) -> None:
         self.problem(key, f"is {kind(value)}", f"write {wanted}")
@@ -73,7 +86,7 @@ class Table:
         elif not value:
             self.problem(key, "is empty", f"write {wanted}")
         elif pattern is not None and not pattern.fullmatch(value):
-            self.problem(key, f"is {shown(value)}", f"write {wanted}")
+            self.problem(key, f"is {quote(value)}", f"write {wanted}")
         else:
             return value
         return default
@@ -125,7 +138,7 @@ class Table:
         return float(number)
 
     def texts(self, key: str, default: tuple[str, ...], *, wanted: str) -> tuple[str, ...]:
-        """An array of strings, not empty, none of them empty or there twice."""
+        """A non-empty array of strings, none of them empty or repeated."""
         value = self.get(key)
         if value is None:
             return default
@@ -140,7 +153,7 @@ class Table:
                 what = "is empty" if isinstance(item, str) else f"is {kind(item)}"
                 self.problem(key, what, f"write {wanted}", index=index)
             elif item in good:
-                self.problem(key, f"{shown(item)} is there twice", "remove one", index=index)
+                self.problem(key, f"{quote(item)} is there twice", "remove one", index=index)
             else:
                 good.append(item)
         return tuple(good) or default
@@ -150,12 +163,12 @@ class Table:
         if value is None:
             return None
         if not isinstance(value, dict):
-            self._wrong_kind(key, value, f"a table: [{joined(self.path, key)}]")
+            self._wrong_kind(key, value, f"a table: [{join_path(self.path, key)}]")
             return None
-        return Table(value, joined(self.path, key), self.file, self.problems)
+        return Table(value, join_path(self.path, key), self.file, self.problems)
 
     def named_tables(self, key: str) -> Iterator[tuple[str, Table]]:
-        """The tables inside table `key`, by name; names are the caller's to judge."""
+        """The tables inside table `key`, by name. The caller checks the names."""
         outer = self.table(key)
         if outer is None:
             return
@@ -169,7 +182,7 @@ class Table:
         value = self.get(key)
         if value is None:
             return
-        path = joined(self.path, key)
+        path = join_path(self.path, key)
         if not isinstance(value, list):
             self._wrong_kind(key, value, f"an array of tables: [[{path}]]")
             return
@@ -178,3 +191,78 @@ class Table:
                 yield Table(item, f"{path}[{index}]", self.file, self.problems)
             else:
                 self.problem(key, f"is {kind(item)}", f"write a table: [[{path}]]", index=index)
+
+
+class SecretReader:
+    """Resolves references against an environment, and files relative to `base`."""
+
+    def __init__(self, environ: Mapping[str, str], sources: Sources, base: Path) -> None:
+        self._environ = environ
+        self._sources = sources
+        self.base = base
+
+    def read(self, table: Table, key: str) -> tuple[Secret | None, str | None]:
+        """The secret at `key`, or None and why there is none.
+
+        Without a reference both are None. A wrong reference, and a value that no HTTP header can
+        carry, is recorded as a problem; a variable that is not set is not.
+        """
+        value = table.get(key)
+        if value is None:
+            return None, None
+        if isinstance(value, str):
+            table.problem(key, "is a literal secret", SECRET_WANTED)
+        elif not isinstance(value, dict):
+            table.problem(key, f"is {kind(value)}", SECRET_WANTED)
+        elif value.keys() == {"env", "file"}:
+            table.problem(key, "names both a variable and a file", "give one of the two")
+        elif len(value) != 1 or not value.keys() <= {"env", "file"}:
+            table.problem(key, "is not a reference to a secret", SECRET_WANTED)
+        else:
+            return self._resolve(table, key, *next(iter(value.items())))
+        return None, "the reference is wrong"
+
+    def _resolve(
+        self, table: Table, key: str, source: str, name: object
+    ) -> tuple[Secret | None, str | None]:
+        if not isinstance(name, str) or not name:
+            table.problem(key, f"{source} is not the name of anything", SECRET_WANTED)
+            return None, "the reference is wrong"
+        if source == "file":
+            return self._from_file(table, key, name)
+        if not _VARIABLE.fullmatch(name):
+            table.problem(
+                key,
+                "env is not the name of an environment variable",
+                "write its name in capitals, such as GROQ_API_KEY, not the secret itself",
+            )
+            return None, "the reference is wrong"
+        value = self._environ.get(name, "").strip()
+        if not value:
+            return None, f"environment variable {name} is not set"
+        return self._checked(table, key, value, f"environment variable {name}")
+
+    def _from_file(self, table: Table, key: str, name: str) -> tuple[Secret | None, str | None]:
+        path = self.base / name
+        if not name.isprintable():
+            table.problem(key, "file has a name that cannot be printed", SECRET_WANTED)
+            return None, "the reference is wrong"
+        try:
+            value = self._sources.read(path).strip()
+        except Unreadable as error:
+            if not error.missing:
+                table.problem(key, f"file {path} {error.reason}", error.hint)
+            return None, f"file {path}: {error.reason}"
+        if not value:
+            table.problem(key, f"file {path} is empty", "write the secret into it")
+            return None, "the file is empty"
+        return self._checked(table, key, value, f"file {path}")
+
+    def _checked(
+        self, table: Table, key: str, value: str, where: str
+    ) -> tuple[Secret | None, str | None]:
+        if _HEADER_VALUE.fullmatch(value) and len(value) <= 8192:
+            return Secret(value), None
+        message = f"{where} holds what no HTTP header can carry"
+        table.problem(key, message, "one word of printable ASCII characters is right")
+        return None, message

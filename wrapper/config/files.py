@@ -1,14 +1,16 @@
-"""Reads the files of the configuration and remembers in which state each of them was.
+"""Reads the configuration's files, remembers the state of each, and replaces a file as a whole.
 
-The rule protected here: a stamp is taken before the file is read. What is written after that
-differs from the stamp, so no change is ever missed; and whatever a path turns out to be (a
-directory, a pipe, ten megabytes, Latin-1), the answer is a problem in words.
+Invariant: a stamp is taken before the file is read. A later write differs from the stamp, so no
+change is missed. Whatever a path turns out to be (a directory, a pipe, ten megabytes, Latin-1),
+the result is a problem and not a traceback.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import tempfile
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
@@ -18,15 +20,14 @@ from wrapper.config.problems import Problem
 from wrapper.config.settings import Stamp
 
 MAX_BYTES = 4 * 1024 * 1024
-"""More than any configuration needs: some ten thousand keys."""
-
+"""Enough for some ten thousand keys."""
 
 REPLACED: Stamp = (0, 0, 0)
-"""Stands for a file in whose place a copy was read."""
+"""The stamp of a file in whose place a copy was read."""
 
 
 class Unreadable(Exception):
-    """Why a file cannot be read, in words; `missing` if it is just not there."""
+    """Why a file cannot be read; `missing` if there is no such file."""
 
     def __init__(self, reason: str, hint: str = "", *, missing: bool = False) -> None:
         super().__init__(reason)
@@ -35,8 +36,16 @@ class Unreadable(Exception):
         self.missing = missing
 
 
+class ProblemFound(Exception):
+    """Carries one problem from where it was found to where problems are collected."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
 def stamp(path: Path) -> Stamp:
-    """The state of `path` now; None if there is nothing to be seen."""
+    """The state of `path` now; None if it cannot be read."""
     try:
         found = path.stat()
     except (OSError, ValueError):
@@ -60,7 +69,7 @@ class Sources:
         return tuple(self._stamps.values())
 
     def watch(self, path: Path) -> None:
-        """Remembers the state of a file; a replaced one has none that lasts."""
+        """Remembers the state of a file; that of a replaced file is always `REPLACED`."""
         self._stamps.setdefault(path, REPLACED if path in self._instead else stamp(path))
 
     def read(self, path: Path) -> str:
@@ -70,9 +79,12 @@ class Sources:
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text of a regular file of at most `MAX_BYTES`. Raises `Unreadable`."""
+    """The UTF-8 text of a regular file of at most `MAX_BYTES`, line ends as they are.
+
+    Raises `Unreadable`.
+    """
     try:
-        # Not blocking: a pipe that nobody writes to must not hold up the start.
+        # Not blocking: opening a pipe without a writer must not hold up the start.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise Unreadable("there is no such file", missing=True) from None
@@ -100,12 +112,14 @@ def _unreadable(error: OSError | ValueError) -> Unreadable:
     return Unreadable(f"cannot be read: {reason}", "name a file that can be read")
 
 
-def _number(text: str) -> Decimal:
-    """TOML floats as decimals: a price is what was written. Absurd exponents become infinite."""
+def open_toml(sources: Sources, path: Path, hint: str) -> dict[str, object]:
+    """A TOML file's tables. Raises `ProblemFound`; `hint` is for a missing file."""
     try:
-        return Decimal(text)
-    except InvalidOperation:
-        return Decimal("Infinity")
+        text = sources.read(path)
+    except Unreadable as error:
+        wanted = hint if error.missing else error.hint
+        raise ProblemFound(Problem(str(path), "", error.reason, wanted)) from error
+    return parse_toml(text, str(path))
 
 
 def parse_toml(text: str, file: str) -> dict[str, object]:
@@ -119,13 +133,21 @@ def parse_toml(text: str, file: str) -> dict[str, object]:
     except RecursionError:
         raise ProblemFound(Problem(file, "", "is nested too deeply")) from None
     except ValueError as error:  # tomllib's own error, and that of integers of 4300 digits
-        message, line = _place(str(error), text)
+        message, line = _split_place(str(error), text)
         raise ProblemFound(
             Problem(file, line, f"is not TOML: {message}", "see https://toml.io")
         ) from None
 
 
-def _place(message: str, text: str) -> tuple[str, str]:
+def _number(text: str) -> Decimal:
+    """Floats as decimals, so that a price is exact. Exponents out of range become infinite."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return Decimal("Infinity")
+
+
+def _split_place(message: str, text: str) -> tuple[str, str]:
     """Splits tomllib's `message (at line 3, column 5)` into message and line."""
     message = message if message.isprintable() else ascii(message)
     what, at, place = message.rpartition(" (at ")
@@ -137,19 +159,31 @@ def _place(message: str, text: str) -> tuple[str, str]:
     return f"{what} ({column})" if column else what, line
 
 
-class ProblemFound(Exception):
-    """Carries one problem from where it was found to where they are gathered."""
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes `data` to a temporary file beside `path`, syncs it and renames it to `path`.
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(str(problem))
-        self.problem = problem
-
-
-def open_toml(sources: Sources, path: Path, hint: str) -> dict[str, object]:
-    """A TOML file's tables. Raises `ProblemFound`; a missing file gets the `hint`."""
+    No reader ever sees a part of it. A new file has mode 0600; an old one keeps its mode and, as
+    far as that is permitted, its owner. Raises `OSError`; the old file is then unchanged.
+    """
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        text = sources.read(path)
-    except Unreadable as error:
-        wanted = hint if error.missing else error.hint
-        raise ProblemFound(Problem(str(path), "", error.reason, wanted)) from error
-    return parse_toml(text, str(path))
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            _copy_mode(path, file.fileno())
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+
+
+def _copy_mode(path: Path, descriptor: int) -> None:
+    try:
+        old = path.stat()
+    except FileNotFoundError:
+        return
+    os.fchmod(descriptor, old.st_mode & 0o777)
+    with contextlib.suppress(PermissionError):
+        os.fchown(descriptor, old.st_uid, old.st_gid)

@@ -1,8 +1,7 @@
-"""gateway.toml: the server, its providers, the routes between models and providers, prices.
+"""gateway.toml: the server, its providers, the routes from models to providers, prices.
 
-The rule protected here: what is wrong is found when the file is read and not when the first
-request comes; and one mistake is one problem (a route to a provider whose table has a mistake
-is not a second one).
+Invariants: a mistake is found when the file is read and not at the first request. One mistake is
+one problem: a route to a provider whose table has a mistake is not a second one.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from wrapper.config.fields import Table
-from wrapper.config.problems import shown, similar
+from wrapper.config.fields import SecretReader, Table
+from wrapper.config.problems import quote, suggest
 from wrapper.config.provider import read_provider
-from wrapper.config.secrets import SecretReader
 from wrapper.config.settings import (
     MAX_IN_FLIGHT,
     Price,
@@ -63,7 +61,7 @@ class Gateway:
 
 
 def read_gateway(top: Table, secrets: SecretReader, watch: list[Path]) -> Gateway:
-    """Reads the whole file; problems are noted in `top.problems`. CA files go to `watch`."""
+    """Reads the whole file. Problems go to `top.problems`, CA files to `watch`."""
     server = _server(top.table("server"), secrets)
     names: set[str] = set()
     providers: dict[str, Provider] = {}
@@ -97,7 +95,7 @@ def _server(table: Table | None, secrets: SecretReader) -> Server:
     token, why = secrets.read(table, "metrics_token")
     named = table.get("metrics_token")
     if why and isinstance(named, dict) and "file" in named:
-        # An unset variable is a choice; who names a file means it, and it may just have gone.
+        # An unset variable means no token; a file that is named is expected to be there.
         table.problem("metrics_token", why, "without it /metrics would be open to everyone")
     server = Server(
         cors_origins=_origins(table),
@@ -114,7 +112,7 @@ def _server(table: Table | None, secrets: SecretReader) -> Server:
 
 
 def _origins(table: Table) -> tuple[str, ...]:
-    """Origins are compared, never matched: a pattern would let in what nobody meant."""
+    """Origins are compared, never matched as patterns."""
     wanted = '"*" alone, or origins such as "https://app.example.com"'
     if table.data.get("cors_origins") == []:
         table.get("cors_origins")
@@ -124,7 +122,7 @@ def _origins(table: Table) -> tuple[str, ...]:
         if origin == "*" and len(origins) > 1:
             table.problem("cors_origins", '"*" already allows every origin', f"write {wanted}")
         elif origin != "*" and not _ORIGIN.fullmatch(origin):
-            table.problem("cors_origins", f"{shown(origin)} is no origin", f"write {wanted}")
+            table.problem("cors_origins", f"{quote(origin)} is no origin", f"write {wanted}")
     return origins
 
 
@@ -148,10 +146,10 @@ def _routes(top: Table, providers: Collection[str]) -> tuple[Route, ...]:
 
 def _check_model(model: str, before: list[Route], table: Table) -> None:
     if not model.isprintable() or len(model) > _MODEL_LENGTH or model != model.strip():
-        table.problem("model", f"{shown(model)} can be no model's name", "write a printable name")
+        table.problem("model", f"{quote(model)} can be no model's name", "write a printable name")
         return
     if is_broken_glob(model):
-        table.problem("model", f"{shown(model)} has a bracket that is not closed", "mend the glob")
+        table.problem("model", f"{quote(model)} has a bracket that is not closed", "close it")
         return
     exact = Route(model, ()).exact
     for index, route in enumerate(before):
@@ -159,9 +157,9 @@ def _check_model(model: str, before: list[Route], table: Table) -> None:
         if taken or (exact and route.model and fnmatchcase(model, route.model)):
             table.problem(
                 "model",
-                f"is never reached: routes[{index}] {shown(route.model)} already takes"
-                f" {shown(model)}",
-                "put the more particular route first, or remove one",
+                f"is never reached: routes[{index}] {quote(route.model)} already takes"
+                f" {quote(model)}",
+                "put the more specific route first, or remove one",
             )
             return
 
@@ -170,10 +168,10 @@ def _target(text: str, table: Table, providers: Collection[str]) -> Target:
     """`provider` or `provider:model`; a model's name may itself hold `:` and `/`."""
     provider, colon, model = text.partition(":")
     if provider not in providers:
-        message = f"{shown(text)}: there is no provider {shown(provider)}"
-        table.problem("targets", message, similar(provider, providers))
+        message = f"{quote(text)}: there is no provider {quote(provider)}"
+        table.problem("targets", message, suggest(provider, providers))
     elif colon and (not model.strip() or not model.isprintable() or len(model) > _MODEL_LENGTH):
-        table.problem("targets", f"{shown(text)} names no model", 'write "provider:model"')
+        table.problem("targets", f"{quote(text)} names no model", 'write "provider:model"')
     return Target(provider, model if colon else None)
 
 
@@ -184,5 +182,5 @@ def _price(table: Table) -> Price:
         if table.data.get(key) is None:
             table.problem(key, "is missing", "write USD per million tokens, 0 if it is free")
     table.close()
-    nothing = Decimal(0)  # only ever where a problem was noted
-    return Price(input_ or nothing, cached or nothing, output or nothing)
+    zero = Decimal(0)  # for a missing price, which is a problem
+    return Price(input_ or zero, cached or zero, output or zero)

@@ -1,38 +1,139 @@
-"""Writes keys.toml: adds one key, removes one key, touches nothing else.
+"""keys.toml: read into `ApiKey`s, and edited one key at a time.
 
-The file is a person's: it has comments and an order. So it is never written from what was read.
-A new key is appended; a revoked one loses exactly its own lines. The rules protected here:
+The names of keys become metric labels and log fields, so they are short, printable and never
+secrets. People edit the file too, so it is never written from what was read: a new key is
+appended, and a revoked one is taken out of tomlkit's document. Invariants:
 
-- Every other byte stays. The result is parsed again and compared with what it must say before it
-  takes the place of the old file; a spelling that cannot be edited so is refused in words.
-- The file is replaced as a whole (a temporary file beside it, fsync, rename), so that no reader
-  ever sees half of it, and two commands at once wait for each other.
-- A new file is readable by its owner alone; an old one keeps its mode.
+- A key with a problem is not a key.
+- An edit leaves every other byte as it was, comments included. The new text is parsed and compared
+  with what it must say before it replaces the old one; a spelling that cannot be edited so is
+  refused.
+- The file is replaced as a whole, and two commands at once wait for each other.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import os
-import tempfile
-import tomllib
+import re
 from collections.abc import Iterator
-from decimal import Decimal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from wrapper.config import ApiKey, ConfigError, Problem
-from wrapper.config.files import ProblemFound, Unreadable, parse_toml, read_text
-from wrapper.config.problems import quoted_key, shown
-from wrapper.config.tomllines import Statement, statements
+from wrapper.config.fields import Table, kind
+from wrapper.config.files import ProblemFound, Unreadable, parse_toml, read_text, replace_file
+from wrapper.config.problems import ConfigError, Problem, quote
+from wrapper.config.settings import ApiKey, is_broken_glob
+
+if TYPE_CHECKING:
+    from tomlkit.items import Item, Key
+
+    Body = list[tuple[Key | None, Item]]
+
+Tables = dict[str, object]
 
 _HEAD = """\
 # The gateway's keys. A key's secret is not in here, only its SHA-256.
 # `python -m wrapper keys create NAME` adds one; a change is in force within two seconds.
 """
 
-Tables = dict[str, object]
+RESERVED_NAMES = frozenset(("none", "client", "other"))
+"""Metric labels with a meaning of their own."""
+
+PERIODS = ("month", "day")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def wrong_name(name: str) -> str | None:
+    """Why `name` cannot be a key's name; None if it can."""
+    if name in RESERVED_NAMES:
+        return "is reserved"
+    if name.startswith("sk-"):
+        return "looks like a secret"
+    if not _NAME.fullmatch(name):
+        return "is not 1 to 64 letters, digits and . _ @ - that start with a letter or a digit"
+    return None
+
+
+def read_keys(top: Table) -> dict[str, ApiKey]:
+    """All keys of the file. Problems go to `top.problems`."""
+    keys: dict[str, ApiKey] = {}
+    owners: dict[str, str] = {}
+    for name, table in top.named_tables("keys"):
+        why = wrong_name(name)
+        if why:
+            table.problem("", f"the name {why}", "choose another name")
+        key = _key(name, table)
+        if key.sha256 and key.sha256 in owners:
+            other = owners[key.sha256]
+            table.problem("sha256", f"is also that of keys.{other}", "give each key its own")
+        owners.setdefault(key.sha256, name)
+        keys[name] = key
+    top.close()
+    return keys
+
+
+def _key(name: str, table: Table) -> ApiKey:
+    wanted = 'model names or globs such as "gpt-*"'
+    period = table.text("budget_period", "month", wanted='"month" or "day"')
+    if period not in PERIODS:
+        table.problem("budget_period", "is not a period", 'write "month" or "day"')
+    key = ApiKey(
+        name=name,
+        sha256=_sha256(table),
+        models=table.texts("models", ("*",), wanted=wanted),
+        requests_per_minute=table.whole("requests_per_minute", None),
+        tokens_per_minute=table.whole("tokens_per_minute", None),
+        max_concurrent=table.whole("max_concurrent", None),
+        budget_usd=table.number("budget_usd", None, high="1e9", above=True),
+        budget_period=period,
+        expires=_date(table),
+    )
+    for model in filter(is_broken_glob, key.models):
+        table.problem("models", f"{quote(model)} has a bracket that is not closed", "close it")
+    if "budget_period" in table.data and "budget_usd" not in table.data:
+        table.problem("budget_period", "has no budget", "add budget_usd, or remove it")
+    table.close()
+    return key
+
+
+def _sha256(table: Table) -> str:
+    """The digest. Messages do not repeat the value: it may be the secret itself."""
+    value = table.get("sha256")
+    wanted = "write the SHA-256 of the secret, 64 lower-case hexadecimal digits"
+    if isinstance(value, str) and _SHA256.fullmatch(value):
+        return value
+    if value is None:
+        table.problem("sha256", "is missing", wanted)
+    elif not isinstance(value, str):
+        table.problem("sha256", f"is {kind(value)}", wanted)
+    else:
+        table.problem("sha256", "is no SHA-256", wanted)
+    return ""
+
+
+def _date(table: Table) -> datetime.date | None:
+    """A date in UTC. Of a date with a time only the day counts: the key ends early, not late."""
+    value = table.get("expires")
+    wanted = "write a date without quotes, such as 2027-01-01"
+    if value is None:
+        return None
+    if isinstance(value, datetime.datetime):
+        try:
+            moment = value if value.tzinfo is None else value.astimezone(datetime.UTC)
+        except OverflowError:
+            table.problem("expires", "is out of range", wanted)
+            return None
+        return moment.date()
+    if isinstance(value, datetime.date):
+        return value
+    table.problem("expires", f"is {kind(value)}", wanted)
+    return None
 
 
 class KeyFileError(Exception):
@@ -40,89 +141,64 @@ class KeyFileError(Exception):
 
 
 def create(path: Path, key: ApiKey) -> None:
-    """Appends `key`. Raises `KeyFileError`, or `ConfigError` for a file that is no TOML."""
+    """Appends `key`. Raises `KeyFileError`, or `ConfigError` for a file that is not TOML."""
     with _locked(path) as target:
         text = _read(target)
-        tables = parse(text or "", path)
-        keys = tables.get("keys", {})
-        if not isinstance(keys, dict):
+        tables, keys = _parsed(text or "", path)
+        if keys is None:
             raise KeyFileError(f"{path}: keys is not a table: write [keys.NAME] tables")
         if key.name in keys:
             raise KeyFileError(
-                f"{path}: there is a key {shown(key.name)} already: revoke it first, or choose"
+                f"{path}: there is a key {quote(key.name)} already: revoke it first, or choose"
                 " another name"
             )
-        table = render(key)
-        result = _appended(_HEAD if text is None else text, table)
-        wanted = {**tables, "keys": {**keys, **_parsed_key(table)}}
+        added = render(key)
+        _, new = _parsed(added, path)
+        wanted = {**tables, "keys": {**keys, **(new or {})}}
+        result = _append(_HEAD if text is None else text, added)
         _check(path, result, wanted, "it has no room for another [keys.NAME] table")
-        _replace(target, result)
+        replace_file(target, result.encode())
 
 
 def revoke(path: Path, name: str) -> None:
-    """Removes the lines of key `name`. Raises as `create` does."""
+    """Removes key `name`. Raises as `create` does."""
     with _locked(path) as target:
-        text = _read(target)
-        tables = parse(text or "", path)
-        keys = tables.get("keys", {})
-        if not isinstance(keys, dict) or name not in keys:
-            known = ", ".join(map(str, keys)) if isinstance(keys, dict) else ""
-            raise KeyFileError(
-                f"{path}: there is no key {shown(name)}"
-                + (f" (there are: {known})" if known else "")
-            )
-        result = _without(text or "", name)
+        text = _read(target) or ""
+        tables, keys = _parsed(text, path)
+        if not keys or name not in keys:
+            known = f" (there are: {', '.join(keys)})" if keys else ""
+            raise KeyFileError(f"{path}: there is no key {quote(name)}{known}")
         wanted = {**tables, "keys": {key: value for key, value in keys.items() if key != name}}
-        _check(path, result, wanted, f"remove {shown(name)} with an editor")
-        _replace(target, result)
+        result = _without(text, name)
+        _check(path, result, wanted, f"remove {quote(name)} with an editor")
+        replace_file(target, result.encode())
 
 
 def render(key: ApiKey) -> str:
-    """The canonical table of a key; what is at its default is left out."""
-    lines = [f"[keys.{quoted_key(key.name)}]", f'sha256 = "{key.sha256}"']
+    """The table of a key; settings at their default are left out."""
+    import tomlkit  # only what writes the file imports it
+
+    table = tomlkit.table()
+    table["sha256"] = key.sha256
     if key.models != ("*",):
-        lines.append(f"models = [{', '.join(_string(model) for model in key.models)}]")
+        table["models"] = list(key.models)
     for name in ("requests_per_minute", "tokens_per_minute", "max_concurrent"):
         limit = getattr(key, name)
         if limit is not None:
-            lines.append(f"{name} = {limit}")
+            table[name] = limit
     if key.budget_usd is not None:
-        lines.append(f"budget_usd = {_decimal(key.budget_usd)}")
-        lines.append(f'budget_period = "{key.budget_period}"')
+        amount = format(key.budget_usd, "f")  # never with an exponent
+        table["budget_usd"] = tomlkit.value(amount if "." in amount else f"{amount}.0")
+        table["budget_period"] = key.budget_period
     if key.expires is not None:
-        lines.append(f"expires = {key.expires.isoformat()}")
-    return "\n".join(lines) + "\n"
+        table["expires"] = key.expires
+    keys = tomlkit.table(is_super_table=True)
+    keys[key.name] = table
+    return tomlkit.dumps({"keys": keys})
 
 
-def parse(text: str, path: Path) -> Tables:
-    """The tables of a keys file. Raises `ConfigError`."""
-    try:
-        return parse_toml(text, str(path))
-    except ProblemFound as found:
-        raise ConfigError([found.problem], (path,)) from None
-
-
-def _string(text: str) -> str:
-    """A TOML basic string."""
-    escaped = (
-        char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}" for char in text
-    )
-    return f'"{"".join(escaped)}"'
-
-
-def _decimal(number: Decimal) -> str:
-    """Never with an exponent; with a point, so that it reads as money."""
-    text = format(number, "f")
-    return text if "." in text else f"{text}.0"
-
-
-def _parsed_key(table: str) -> Tables:
-    keys = parse_toml(table, "")["keys"]
-    return keys if isinstance(keys, dict) else {}
-
-
-def _appended(text: str, table: str) -> str:
-    """The old text, whole, an empty line, the table."""
+def _append(text: str, table: str) -> str:
+    """The whole old text, an empty line, the table."""
     if text and not text.endswith("\n"):
         text += "\n"
     empty_line = "" if not text or text.endswith(("\n\n", "\n\r\n")) else "\n"
@@ -130,42 +206,75 @@ def _appended(text: str, table: str) -> str:
 
 
 def _without(text: str, name: str) -> str:
-    """The text without the statements of `keys.NAME` and the lines between these."""
+    """The text without the lines of `keys.NAME`; comments behind its last line stay.
+
+    tomlkit says which lines these are. The others are taken from `text`, since tomlkit loses a
+    space behind a date in an inline table.
+    """
+    from tomlkit import parse
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        document = parse(text)
+    except (TOMLKitError, RecursionError):
+        return text  # `_check` refuses it
+    before = document.as_string().splitlines(keepends=True)
+    _remove(document.body, ("keys", name))
+    after = document.as_string().splitlines(keepends=True)
     kept: list[str] = []
-    position = 0
-    removing = False
-    for statement in statements(text):
-        mine = _belongs(statement, name)
-        if not (mine and removing):
-            kept.append(text[position : statement.start])
-        if not mine:
-            kept.append(text[statement.start : statement.end])
-        removing = mine
-        position = statement.end
-    kept.append(text[position:])
+    for original, line in zip(text.splitlines(keepends=True), before, strict=False):
+        if after[len(kept) : len(kept) + 1] == [line]:
+            kept.append(original)
     return "".join(kept)
 
 
-def _belongs(statement: Statement, name: str) -> bool:
-    """Whether a statement says something about `keys.NAME`."""
-    table = statement.table
-    if len(table) >= 2 or statement.header:
-        return table[:2] == ("keys", name)
-    if table not in ((), ("keys",)):
-        return False
-    found: object = tomllib.loads(statement.text)
-    for part in ("keys", name)[len(table) :]:
-        if not isinstance(found, dict) or list(found) != [part]:
-            return False
-        found = found[part]
-    return True
+def _remove(body: Body, path: tuple[str, ...]) -> None:
+    from tomlkit import items, ws
+
+    kept: Body = []
+    for key, item in body:
+        if key is None or key.key != path[0]:
+            kept.append((key, item))
+        elif path[1:]:
+            if isinstance(item, items.Table):
+                _remove(item.value.body, path[1:])
+            kept.append((key, item))
+        elif isinstance(item, items.Table):
+            # As white space: a comment would give the table around it a header.
+            kept.append((None, ws("".join(each.as_string() for each in _trailing(item)))))
+    body[:] = kept
+
+
+def _trailing(table: Item) -> list[Item]:
+    """The comments and empty lines behind the last statement of a table."""
+    from tomlkit import items
+
+    if not isinstance(table, items.Table):
+        return []
+    found: list[Item] = []
+    for key, item in table.value.body:
+        found = [*found, item] if key is None else _trailing(item)
+    return found
+
+
+def _parsed(text: str, path: Path) -> tuple[Tables, Tables | None]:
+    """All tables of a text, and the one of keys, None where `keys` is something else.
+
+    Raises `ConfigError`.
+    """
+    try:
+        tables = parse_toml(text, str(path))
+    except ProblemFound as found:
+        raise ConfigError([found.problem], (path,)) from None
+    keys = tables.get("keys", {})
+    return tables, keys if isinstance(keys, dict) else None
 
 
 def _check(path: Path, result: str, wanted: Tables, hint: str) -> None:
     """Compares what the new text says with what it must say."""
     try:
-        tables = parse_toml(result, str(path))
-    except ProblemFound:
+        tables, _ = _parsed(result, path)
+    except ConfigError:
         tables = {}
     for side in (tables, wanted):
         if not side.get("keys"):
@@ -175,7 +284,7 @@ def _check(path: Path, result: str, wanted: Tables, hint: str) -> None:
 
 
 def _read(path: Path) -> str | None:
-    """The text, None for a file that is not there. Line ends stay as they are."""
+    """The text, None for a file that is not there."""
     try:
         return read_text(path)
     except Unreadable as error:
@@ -186,7 +295,7 @@ def _read(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[Path]:
-    """Holds the directory's lock (no lock file stays behind); yields the file behind links."""
+    """Holds a lock on the directory (there is no lock file); yields the file that links lead to."""
     target = Path(os.path.realpath(path))
     try:
         descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -204,29 +313,3 @@ def _locked(path: Path) -> Iterator[Path]:
         raise KeyFileError(f"{path}: cannot be written: {error.strerror}{hint}") from None
     finally:
         os.close(descriptor)
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            _like(path, file.fileno())
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
-
-
-def _like(path: Path, descriptor: int) -> None:
-    """Gives the new file the old one's mode and owner, as far as that is allowed."""
-    try:
-        old = path.stat()
-    except FileNotFoundError:
-        return
-    os.fchmod(descriptor, old.st_mode & 0o777)
-    with contextlib.suppress(PermissionError):
-        os.fchown(descriptor, old.st_uid, old.st_gid)

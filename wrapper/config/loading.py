@@ -1,28 +1,163 @@
-"""Loads the settings: both files, the secrets they refer to, and the environment.
+"""Loads the settings from the environment, `.env`, gateway.toml, keys.toml and secret files.
 
-The rule protected here: either everything is right and there are `Settings`, or there is one
-`ConfigError` with every problem there is.
+Invariants: the result is either complete `Settings` or one `ConfigError` with every problem. The
+real environment takes precedence over `.env`, and an empty variable counts as not set.
 """
 
 from __future__ import annotations
 
+import io
+import os
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wrapper.config.env import read_listen, read_store_url
-from wrapper.config.fields import Table
-from wrapper.config.files import ProblemFound, Sources, Unreadable, open_toml
+from wrapper.config.fields import SecretReader, Table
+from wrapper.config.files import ProblemFound, Sources, Unreadable, open_toml, read_text
 from wrapper.config.gateway import Gateway, read_gateway
-from wrapper.config.keysfile import read_keys
-from wrapper.config.problems import ENVIRONMENT, ConfigError, Problem, shown
-from wrapper.config.secrets import SecretReader
-from wrapper.config.settings import ApiKey, Provider, Route, Server, Settings, Target, frozen
+from wrapper.config.keyfile import read_keys
+from wrapper.config.problems import ENVIRONMENT, ConfigError, Problem, quote, suggest
+from wrapper.config.settings import (
+    DEFAULT_STORE,
+    ApiKey,
+    Provider,
+    Route,
+    Server,
+    Settings,
+    Target,
+    frozen,
+)
 
 DEFAULT_CONFIG = "config/gateway.toml"
 DEFAULT_KEYS = "config/keys.toml"
 PRICES = "prices.toml"
 DEMO = "demo"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where and how the server listens. Port 0 lets the system choose."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 2
+    log_level: str = "info"
+    graceful_timeout: int = 30  # seconds
+
+    @property
+    def bind(self) -> str:
+        """`host:port`, an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def environment(
+    cwd: Path | None = None, environ: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The variables of the environment and, where it has none, those of `.env` in `cwd`.
+
+    `${...}` in a value of `.env` is part of the value. Raises `ConfigError` when there is a `.env`
+    that cannot be read.
+    """
+    from dotenv.parser import parse_stream  # workers do not read `.env`
+
+    path = (cwd or Path()) / ".env"
+    found: dict[str, str] = {}
+    problems: list[Problem] = []
+    try:
+        text = read_text(path)
+    except Unreadable as error:
+        if not error.missing:
+            problems.append(Problem(str(path), "", error.reason, error.hint))
+        text = ""
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error:
+            line = f"line {binding.original.line}"
+            problems.append(Problem(str(path), line, "is not NAME=value", "correct or remove it"))
+        elif binding.key and binding.value:
+            found[binding.key] = binding.value
+    if problems:
+        raise ConfigError(problems, (path,))
+    real = os.environ if environ is None else environ
+    found.update((name, value) for name, value in real.items() if value)
+    return found
+
+
+def default_workers() -> int:
+    """Two to four workers, by the number of processors available to this process."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(4, max(2, count))
+
+
+def listen(environ: Mapping[str, str]) -> Listen:
+    """HOST, PORT, WEB_CONCURRENCY, LOG_LEVEL and GRACEFUL_TIMEOUT. Raises `ConfigError`."""
+    problems: list[Problem] = []
+    found = read_listen(environ, problems)
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def read_listen(environ: Mapping[str, str], problems: list[Problem]) -> Listen:
+    """As `listen`, but adds to `problems`."""
+    host = environ.get("HOST") or "127.0.0.1"
+    if not _HOST.fullmatch(host):
+        wanted = "write a host name or an address, without a port"
+        problems.append(Problem(ENVIRONMENT, "HOST", f"is {quote(host)}", wanted))
+    level = (environ.get("LOG_LEVEL") or "info").lower()
+    if level not in LOG_LEVELS:
+        wanted = suggest(level, LOG_LEVELS)
+        problems.append(Problem(ENVIRONMENT, "LOG_LEVEL", f"is {quote(level)}", wanted))
+    return Listen(
+        host=host,
+        port=_whole(environ, "PORT", 8080, 0, 65535, problems),
+        workers=_whole(environ, "WEB_CONCURRENCY", default_workers(), 1, 256, problems),
+        log_level=level,
+        graceful_timeout=_whole(environ, "GRACEFUL_TIMEOUT", 30, 1, 3600, problems),
+    )
+
+
+def _whole(
+    environ: Mapping[str, str], name: str, default: int, low: int, high: int, out: list[Problem]
+) -> int:
+    text = (environ.get(name) or str(default)).strip()
+    if re.fullmatch(r"[0-9]{1,6}", text) and low <= int(text) <= high:
+        return int(text)
+    wanted = f"write an integer from {low} to {high}"
+    out.append(Problem(ENVIRONMENT, name, f"is {quote(text)}", wanted))
+    return default
+
+
+def store_url(environ: Mapping[str, str]) -> str:
+    """WRAPPER_STORE: the URL of the usage table. Raises `ConfigError`."""
+    problems: list[Problem] = []
+    url = read_store_url(environ, problems)
+    if problems:
+        raise ConfigError(problems)
+    return url
+
+
+def read_store_url(environ: Mapping[str, str], problems: list[Problem]) -> str:
+    """As `store_url`, but adds to `problems`. Does not repeat the value: it may hold a password."""
+    url = environ.get("WRAPPER_STORE") or DEFAULT_STORE
+    wanted = "write sqlite:///path/of/the/file.db"
+    if re.fullmatch(r"rediss?://\S+", url):
+        wrong = "a Redis store is not built yet"
+        wanted = "use sqlite:///path/of/the/file.db"
+    elif not url.startswith("sqlite:///"):
+        wrong = "is not the address of a store"
+    elif not url.removeprefix("sqlite:///").strip("/") or not url.isprintable() or "?" in url:
+        wrong = "names no file"
+    elif url.endswith(":memory:"):
+        wrong = "several workers cannot share memory"
+    else:
+        return url
+    problems.append(Problem(ENVIRONMENT, "WRAPPER_STORE", wrong, wanted))
+    return DEFAULT_STORE
 
 
 def config_path(environ: Mapping[str, str]) -> Path:
@@ -36,7 +171,7 @@ def keys_path(environ: Mapping[str, str]) -> Path:
 
 
 def prices_path(environ: Mapping[str, str]) -> Path:
-    """The price table beside gateway.toml, else the one that comes with the gateway."""
+    """prices.toml beside gateway.toml, else the one that is shipped with the gateway."""
     beside = config_path(environ).with_name(PRICES)
     shipped = Path(__file__).resolve().parents[2] / "config" / PRICES
     return beside if beside.exists() or not shipped.exists() else shipped
@@ -50,9 +185,9 @@ def load(
 ) -> Settings:
     """The settings of `environ`. Raises `ConfigError` with all problems.
 
-    With `demo_url` the simulator there answers in place of the providers that lack their
-    credential, for as long as no provider has one.
-    `instead` names files to read in place of others (a snapshot of what was last in force).
+    `demo_url` is the simulator: it serves the models of the providers that lack their credential,
+    as long as no provider has one. `instead` names files to read in place of others (copies of the
+    configuration last in force).
     """
     sources = Sources(instead)
     problems: list[Problem] = []
@@ -99,7 +234,7 @@ def _gateway(environ: Mapping[str, str], sources: Sources, problems: list[Proble
 def _keys(
     environ: Mapping[str, str], sources: Sources, problems: list[Problem]
 ) -> dict[str, ApiKey]:
-    """No keys file is no keys: the first start has none."""
+    """The keys; none where there is no keys file, as on the first start."""
     path = keys_path(environ)
     try:
         data = open_toml(sources, path, "")
@@ -112,7 +247,7 @@ def _keys(
 
 
 def load_keys(environ: Mapping[str, str]) -> Mapping[str, ApiKey]:
-    """The keys alone. Raises `ConfigError`."""
+    """The keys only. Raises `ConfigError`."""
     problems: list[Problem] = []
     sources = Sources()
     keys = _keys(environ, sources, problems)
@@ -124,14 +259,11 @@ def load_keys(environ: Mapping[str, str]) -> Mapping[str, ApiKey]:
 def _check_demo(environ: Mapping[str, str], problems: list[Problem]) -> None:
     value = environ.get("WRAPPER_DEMO") or "0"
     if value not in ("0", "1"):
-        problems.append(Problem(ENVIRONMENT, "WRAPPER_DEMO", f"is {shown(value)}", "write 0 or 1"))
+        problems.append(Problem(ENVIRONMENT, "WRAPPER_DEMO", f"is {quote(value)}", "write 0 or 1"))
 
 
 def needs_demo(environ: Mapping[str, str]) -> bool:
-    """Whether WRAPPER_DEMO=1 asks for the simulator where no provider has a key.
-
-    False when the configuration is wrong: `load` then says what is wrong.
-    """
+    """Whether WRAPPER_DEMO=1 is set and no provider has a key. False for a wrong configuration."""
     if environ.get("WRAPPER_DEMO") != "1":
         return False
     try:
@@ -141,15 +273,13 @@ def needs_demo(environ: Mapping[str, str]) -> bool:
 
 
 def _wants_demo(settings: Settings) -> bool:
-    """Whether no provider has a key, though one wants it: a server that needs none is no reason
-    to leave the models of the others unanswered.
-    """
+    """Whether some provider wants a key and none has one. Providers that need none do not count."""
     providers = settings.providers.values()
     return all(p.api_key is None for p in providers) and not all(p.usable for p in providers)
 
 
 def _demo(settings: Settings, url: str) -> Settings:
-    """The same models, aliases and addresses; where no target is usable the simulator answers."""
+    """The same models and aliases; routes without a usable target lead to the simulator."""
     demo = (Target(DEMO),)
     routes = [
         Route(route.model, tuple(t for t in route.targets if t.provider in settings.usable) or demo)

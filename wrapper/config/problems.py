@@ -1,7 +1,7 @@
 """What is wrong with a configuration, all of it at once.
 
-The rule protected here: a person who runs the check once sees everything there is to mend, each
-with its file, its key path and what would be right; and nothing that could be a secret.
+Invariant: one run of the check reports every problem, each with its file, its key path and what
+would be right. No message repeats a value that could be a secret.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from wrapper.config.settings import ApiKey
 
 ENVIRONMENT = "environment"
-"""Stands in `Problem.file` where the mistake is in a variable and not in a file."""
+"""The value of `Problem.file` where the mistake is in a variable and not in a file."""
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _SECRET_PREFIX = "sk-"
-_SHOWN = 60
+_MAX_LENGTH = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. `str()` prints one problem per line.
+    """The configuration cannot be used. `str()` gives one problem per line.
 
-    `files` is everything that was looked at (whoever waits for the mistake to be mended watches
-    these); `keys` is what the keys file says where that file itself is without a mistake.
+    `files` are all files that were read (watch these to see a correction); `keys` are the keys of
+    the keys file where that file itself has no problem.
     """
 
     def __init__(
@@ -57,29 +57,25 @@ class ConfigError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-def quoted_key(key: str) -> str:
-    """`key` as TOML spells it: bare where it may be, else a basic string."""
-    return key if _BARE.fullmatch(key) else json.dumps(key, ensure_ascii=True)
-
-
-def joined(path: str, key: str) -> str:
-    """A key path. A key that looks like a secret put in the wrong place is not repeated."""
+def join_path(path: str, key: str) -> str:
+    """A key path in TOML's spelling. A key that looks like a misplaced secret is not repeated."""
     if key.startswith(_SECRET_PREFIX):
         key = "sk-..."
-    part = quoted_key(key if len(key) <= _SHOWN else key[:_SHOWN] + "...")
+    key = key if len(key) <= _MAX_LENGTH else key[:_MAX_LENGTH] + "..."
+    part = key if _BARE.fullmatch(key) else json.dumps(key)
     return f"{path}.{part}" if path else part
 
 
-def shown(value: object) -> str:
-    """A value for a message: one line, never long."""
+def quote(value: object) -> str:
+    """A value for a message: printable, on one line, of limited length."""
     text = repr(value) if isinstance(value, str) else str(value)
     text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return text if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH] + "..."
 
 
-def similar(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, or the choices when nothing is close."""
-    from difflib import get_close_matches  # only when there is a mistake
+    from difflib import get_close_matches  # needed only after a mistake
 
     choices = sorted(known)
     close = get_close_matches(word, choices, n=1, cutoff=0.6)

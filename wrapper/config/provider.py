@@ -1,7 +1,7 @@
 """One `[providers.NAME]` table.
 
-The rule protected here: a provider's address can only mean one thing. No credentials, query,
-fragment, dot segment or percent-encoding in it, so that what is put behind it cannot climb.
+Invariant: a base URL is unambiguous. It has no credentials, query, fragment, dot segment or
+percent-encoding, so that a path appended to it stays below it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from wrapper.config.fields import Table, kind
+from wrapper.config.fields import SECRET_WANTED, SecretReader, Table, kind
 from wrapper.config.files import Unreadable, read_text
-from wrapper.config.secrets import WANTED, SecretReader
 from wrapper.config.settings import Provider
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -23,7 +22,7 @@ _VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 _STREAM_USAGE = re.compile("ask|sent")
 _ADDRESS = "write an address such as https://api.example.com/v1"
 
-_OURS = frozenset(
+_RESERVED_HEADERS = frozenset(
     [
         "authorization",
         "host",
@@ -46,7 +45,7 @@ _SECRET = frozenset(("api-key", "x-api-key", "x-goog-api-key"))
 
 
 def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | None:
-    """The provider, or None when its address is wrong; problems are noted in the table."""
+    """The provider, or None when its base URL is wrong. Problems are recorded in the table."""
     base_url = _base_url(table)
     api_key, why = secrets.read(table, "api_key")
     headers, secret_headers, headers_why = _headers(table, secrets)
@@ -97,7 +96,7 @@ def _base_url(table: Table) -> str | None:
 
 
 def _wrong_address(value: str) -> str | None:
-    """What is wrong with an address. Never repeats it: there may be a password in it."""
+    """What is wrong with an address. Does not repeat it: it may contain a password."""
     if len(value) > 2048 or not re.fullmatch(r"[\x21-\x7e]+", value):
         return "is not printable ASCII without spaces"
     try:
@@ -127,7 +126,7 @@ def _wrong_address(value: str) -> str | None:
 def _headers(
     table: Table, secrets: SecretReader
 ) -> tuple[tuple[tuple[str, str], ...], frozenset[str], str | None]:
-    """Added headers: values are strings, or references where they are secrets."""
+    """The headers to add, the names of the secret ones, and why a secret is missing."""
     inner = table.table("headers")
     found: dict[str, tuple[str, str]] = {}
     secret_names: set[str] = set()
@@ -153,7 +152,7 @@ def _headers(
 def _may_add(table: Table, name: str) -> bool:
     if not _TOKEN.fullmatch(name):
         table.problem(name, "is not a header's name", "see RFC 9110 section 5.6.2")
-    elif name.lower() in _OURS:
+    elif name.lower() in _RESERVED_HEADERS:
         table.problem(name, "is set by the gateway", "use api_key for the credential")
     else:
         return True
@@ -162,7 +161,7 @@ def _may_add(table: Table, name: str) -> bool:
 
 def _header_value(table: Table, name: str, value: object) -> str | None:
     if name.lower() in _SECRET:
-        table.problem(name, "is a literal secret", WANTED)
+        table.problem(name, "is a literal secret", SECRET_WANTED)
     elif not isinstance(value, str):
         table.problem(name, f"is {kind(value)}", "write a string")
     elif len(value) > 4096 or not _VALUE.fullmatch(value):

@@ -1,8 +1,7 @@
 """The settings as the rest of the gateway sees them: typed, frozen, complete.
 
-The rule protected here: nobody changes a setting after it was loaded. A reload makes new
-`Settings`; a request that has begun keeps those it began with. Times are in seconds, sizes in
-bytes, money in USD.
+Invariant: settings do not change after they were loaded. A reload makes new `Settings`; a request
+keeps those it began with. Times are in seconds, sizes in bytes, money in USD.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from typing import TypeVar
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
-MAX_IN_FLIGHT = 950  # calls in a worker; it takes some connections more
+MAX_IN_FLIGHT = 950  # requests in a worker; it accepts some more connections
+DEFAULT_STORE = "sqlite:///data/usage.db"
 GLOB_CHARACTERS = frozenset("*?[")
 
 Stamp = tuple[int, int, int] | None
-"""(mtime in ns, size, inode) of a file when it was read; None: it was not there."""
+"""(mtime in ns, size, inode) of a file when it was read; None if there was none."""
 
 
 def frozen(mapping: Mapping[_K, _V]) -> Mapping[_K, _V]:
@@ -31,7 +31,7 @@ def frozen(mapping: Mapping[_K, _V]) -> Mapping[_K, _V]:
 
 
 class Secret:
-    """A value that is never shown: `repr` and `str` hide it, `reveal()` is searched for easily."""
+    """A value that `repr`, `str` and pickle do not give away; only `reveal()` does."""
 
     __slots__ = ("_value",)
 
@@ -59,12 +59,12 @@ class Provider:
     """An OpenAI-compatible server.
 
     `base_url` has no trailing slash. `api_key` is None for a server that needs none, and also
-    when the credential is missing: then `api_key_problem` says why. `headers` are added going up
-    and may hold secrets, so they are not shown; those in `secret_headers` (lower case) are
-    credentials of the gateway, for its own callers only. `ca_pem` is what `ca_file` held when
-    it was read: with another one this is another provider. `stream_usage` says when a stream of
-    chat reports its use: `ask` only when asked (OpenAI's `stream_options.include_usage`), `sent`
-    always (Groq).
+    when the credential is missing: then `api_key_problem` says why. `headers` are added to upstream
+    requests and may hold secrets, so they are not in the `repr`; those in `secret_headers` (lower
+    case) are credentials of the gateway, sent for its own keys only. `ca_pem` is the content of
+    `ca_file`: with another content this is another provider. `stream_usage` says when a chat stream
+    reports its usage: `ask` on request (OpenAI's `stream_options.include_usage`), `sent` always
+    (Groq).
     """
 
     name: str
@@ -96,18 +96,18 @@ class Provider:
 
     @property
     def usable(self) -> bool:
-        """Whether the gateway has the credential that this provider wants."""
+        """Whether the gateway has the credential that this provider requires."""
         return self.api_key_problem is None
 
 
 def is_broken_glob(model: str) -> bool:
-    """Whether a bracket of it is not closed: it would be taken for the character."""
+    """Whether a bracket is not closed: fnmatch would take it for the character."""
     return model.count("[") != model.count("]")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a route leads. `model` None: the caller's name of the model is kept."""
+    """A provider, and the model's name there; None keeps the name in the request."""
 
     provider: str
     model: str | None = None
@@ -128,10 +128,9 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A gateway key: the SHA-256 of its secret, what it may do and until when.
+    """A gateway key: the SHA-256 of its secret, the models it may call, its limits.
 
-    The limits are per key; the budget is per UTC day or month. `expires`: the key is refused
-    from 00:00 UTC of that date.
+    The budget is per UTC day or month. The key is refused from 00:00 UTC of `expires`.
     """
 
     name: str
@@ -153,7 +152,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """USD per million tokens. Without a price of its own cached input costs as much as input."""
+    """USD per million tokens. `cached_input` defaults to the price of `input`."""
 
     input: Decimal
     cached_input: Decimal
@@ -164,9 +163,9 @@ class Price:
 class Server:
     """How the gateway itself behaves.
 
-    `body_timeout` is the longest wait for the next piece of a request's body, and for a client
-    to take the next piece of its answer. `max_in_flight` is per worker; above it callers get a
-    503. `metrics_token_problem` says why there is no token although one is configured.
+    `body_timeout` limits the wait for the next piece of a request body, and for a client to take
+    the next piece of a response. `max_in_flight` is per worker; requests above it get 503.
+    `metrics_token_problem` says why there is no token although one is configured.
     """
 
     cors_origins: tuple[str, ...] = ("*",)
@@ -183,9 +182,9 @@ class Server:
 class Settings:
     """Everything that the files and the environment say.
 
-    `prices` are the overrides of gateway.toml by model name. `files` is what to watch for a
-    reload (files that are not there yet included), `stamps` their state when they were read.
-    `stand_in` is the provider that answers in place of those that are not usable.
+    `prices` are the overrides of gateway.toml by model name. `files` are to be watched for a
+    reload (also those that do not exist yet), `stamps` is their state when they were read.
+    `stand_in` is the demo provider, which serves the models of providers that are not usable.
     """
 
     server: Server
@@ -195,18 +194,18 @@ class Settings:
     prices: Mapping[str, Price] = field(default_factory=lambda: frozen({}))
     files: tuple[Path, ...] = ()
     stamps: tuple[Stamp, ...] = ()
-    store: str = "sqlite:///data/usage.db"
+    store: str = DEFAULT_STORE
     stand_in: str | None = None
 
     @property
     def usable(self) -> tuple[str, ...]:
-        """The names of the providers that the gateway has a credential for."""
+        """The names of the providers that can be used."""
         return tuple(name for name, provider in self.providers.items() if provider.usable)
 
     @property
     def dead_routes(self) -> tuple[str, ...]:
-        """The models of routes of which no target has a credential, where some provider has one:
-        their calls end in a 502.
+        """The models of the routes without a usable target; their requests get 502. Empty where no
+        provider is usable at all.
         """
         if self.stand_in or not self.usable:
             return ()

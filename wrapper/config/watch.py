@@ -1,36 +1,34 @@
-"""Reloading: what is in force follows the files, and a mistake in them changes nothing.
+"""Reloads the configuration when its files change; a mistake in them changes nothing.
 
-The rules protected here:
+Invariants:
 
-- A file is looked at by its stamp (mtime, size, inode); it is read only when that changed.
-- A file that was written within the last moments is read once more at the next poll, because a
-  second write in the same tick of the clock leaves the same stamp.
-- A mistake changes nothing and is told once per change of the file that has it. One thing is
-  stronger: where the keys file itself is right, a mistake elsewhere does not keep a revoked key
-  alive.
-- What is in force is also kept as a copy, so that a worker that starts while the files are
-  broken serves what the others serve.
+- A file is read only when its stamp (mtime, size, inode) has changed.
+- A file that was written within the last moments is read again at the next poll, because a second
+  write in the same tick of the clock leaves the same stamp.
+- A mistake changes nothing and is reported once per change of the file that has it. Exception:
+  keys of a keys file without a mistake come into force in any case, so that a mistake elsewhere
+  does not keep a revoked key valid.
+- Copies of the files in force are kept, so that a worker that starts while the files are broken
+  serves the same configuration as the others.
 
-There is no thread here: somebody calls `poll()` once a second.
+There is no thread here: the caller polls once a second.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from wrapper.config.files import stamp
+from wrapper.config.files import replace_file, stamp
 from wrapper.config.loading import config_path, keys_path, load
 from wrapper.config.problems import ConfigError
 from wrapper.config.settings import Settings, Stamp
 
 _TICK_NS = 100_000_000
-"""Longer than the clock of any file system ticks, where clocks agree."""
+"""Longer than a tick of any file system's clock."""
 
 GATEWAY_COPY = "gateway.toml"
 KEYS_COPY = "keys.toml"
@@ -39,7 +37,7 @@ KEYS_COPY = "keys.toml"
 class Reloader:
     """Calls `load` when a file changed, then `on_change` or `on_problem`.
 
-    `current` is what is in force now; without it the first poll loads.
+    `current` are the settings in force; without them the first poll loads.
     """
 
     def __init__(
@@ -60,7 +58,7 @@ class Reloader:
         self._again = current is None or _fresh(stamps)
 
     def poll(self, *, force: bool = False) -> bool:
-        """Looks at the files once; whether `on_change` was called."""
+        """Checks the files once; returns whether `on_change` was called."""
         now = {path: stamp(path) for path in self._seen}
         if now == self._seen and not self._again and not force:
             return False
@@ -93,7 +91,7 @@ class Reloader:
         try:
             self._on_change(settings)
         except BaseException:
-            self._again = True  # it is not in force yet
+            self._again = True  # not in force yet
             raise
         self._current = settings
         return True
@@ -107,8 +105,8 @@ def _fresh(stamps: tuple[Stamp, ...]) -> bool:
 def accept(settings: Settings, environ: Mapping[str, str], directory: Path) -> bool:
     """Copies the files that `settings` came from into `directory`, readable by the owner only.
 
-    Whether it did: files that have changed since are not copied; they will come again. Raises
-    `OSError` when the directory cannot be written.
+    Returns False, and copies nothing, when a file has changed since: the next reload copies it.
+    Raises `OSError` when the directory cannot be written.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     known = dict(zip(settings.files, settings.stamps, strict=True))
@@ -120,7 +118,7 @@ def accept(settings: Settings, environ: Mapping[str, str], directory: Path) -> b
         if data is None:
             (directory / name).unlink(missing_ok=True)
         else:
-            _write(directory / name, data)
+            replace_file(directory / name, data)
     return True
 
 
@@ -131,26 +129,13 @@ def _bytes(path: Path) -> bytes | None:
         return None
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all; `mkstemp` makes files of mode 0600."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
-
-
 def load_or_last_good(
     environ: Mapping[str, str], directory: Path, demo_url: str | None = None
 ) -> tuple[Settings, ConfigError | None]:
-    """The settings, from the copies in `directory` where the files themselves are broken.
+    """The settings, and what is wrong with the files, if anything is.
 
-    The error says what is wrong with the files, if anything is. Only the broken file is replaced
-    by its copy where that is enough. Raises the files' `ConfigError` when no copy helps.
+    In place of a broken file its copy in `directory` is read, and where that is not enough both
+    copies. Raises the files' `ConfigError` when no copy helps.
     """
     try:
         return load(environ, demo_url), None
