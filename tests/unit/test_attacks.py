@@ -4,52 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from harness import effort
-from wrapper import errors
-from wrapper.cancellation import Watch
-from wrapper.config import ConfigError, Server, load
+from wrapper.config import ConfigError, load
 from wrapper.formats import http1
 from wrapper.formats.jsonbytes import MAX_MEMBERS, has_duplicate, members
 from wrapper.metering import set_include_usage
-from wrapper.proxy.request import Call
-from wrapper.proxy.visit import Visit
 from wrapper.record import RequestRecord
 from wrapper.telemetry.logline import line
 
 READ = frozenset({"model", "stream", "stream_options"})
-
-
-def test_a_body_that_is_refused_leaves_no_timer_behind() -> None:
-    """A chunked one's would have run for hours."""
-    visit: Any = Visit.__new__(Visit)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        visit.watch = Watch(SimpleNamespace(_sock=ours))
-        visit.state = SimpleNamespace(settings=SimpleNamespace(server=Server()))
-        visit.record = RequestRecord("POST")
-        visit.credential = None
-        visit.environ = {
-            "REQUEST_METHOD": "POST",
-            "RAW_URI": "/v1/chat/completions",
-            "HTTP_TRANSFER_ENCODING": "chunked",
-            "wsgi.input": SimpleNamespace(read=lambda size: b""),
-        }
-
-        def refuse(call: Call, server: Server) -> None:
-            assert visit.watch._timer is not None
-            call.read_json(server.max_body_bytes)
-
-        with pytest.raises(errors.InvalidJson):
-            visit.read(refuse)
-        assert visit.watch._timer is None
 
 
 @pytest.mark.parametrize(

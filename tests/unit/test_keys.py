@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrapper.auth import (
-    CLIENT,
     MAX_HEADER,
     Keyring,
     Principal,
@@ -23,7 +22,7 @@ from wrapper.auth import (
 from wrapper.config import ApiKey
 from wrapper.errors import ApiKeyExpired, InvalidApiKey, Unauthorized
 
-SECRET = new_secret()
+SECRET = PREFIX + "0123456789-abcdefghijklmnopqrstuvwxyz_ABCDEF"
 MIDNIGHT = datetime.datetime(2027, 1, 1, tzinfo=datetime.UTC).timestamp()
 
 
@@ -142,7 +141,7 @@ def test_a_revoked_key_is_unknown() -> None:
 def test_a_caller_may_call_the_models_that_his_globs_match(
     models: tuple[str, ...], model: str, allowed: bool
 ) -> None:
-    assert Principal("x", models).may_call(model) is allowed
+    assert Principal("x", models).may_use(model) is allowed
 
 
 @given(
@@ -150,12 +149,18 @@ def test_a_caller_may_call_the_models_that_his_globs_match(
 )
 def test_globs_mean_what_fnmatch_says(models: list[str], model: str) -> None:
     allowed = any(fnmatchcase(model, glob) for glob in models)
-    assert Principal("x", tuple(models)).may_call(model) is allowed
+    assert Principal("x", tuple(models)).may_use(model) is allowed
 
 
-def test_a_caller_with_a_credential_of_his_own_is_called_client_and_has_no_key() -> None:
-    assert (CLIENT.name, CLIENT.key) == ("client", None)
-    assert CLIENT.may_call("anything")
+def test_a_caller_with_their_own_credential_is_called_client_and_has_no_key() -> None:
+    caller = Keyring({}).authenticate("Bearer sk-own", client_credentials=True)
+    assert (caller.name, caller.key, caller.credential) == ("client", None, "Bearer sk-own")
+    assert caller.may_use("anything")
+
+
+def test_a_gateway_key_is_never_taken_for_a_credential_of_a_provider() -> None:
+    with pytest.raises(InvalidApiKey):
+        Keyring({}).authenticate(f"Bearer {new_secret()}", client_credentials=True)
 
 
 def test_secrets_are_long_unlike_each_other_and_known_for_the_gateways_own() -> None:

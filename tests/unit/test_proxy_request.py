@@ -1,10 +1,13 @@
-"""Reading a call: what is refused before anything is sent, and bytes that stay the caller's."""
+"""Reading a proxy request: what is refused before it is sent; the bytes stay the client's."""
 
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterable
 from io import BytesIO
+from threading import BoundedSemaphore
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,17 +16,15 @@ from hypothesis import strategies as st
 
 from wrapper import errors
 from wrapper.auth import Principal
-from wrapper.proxy.forward import release
-from wrapper.proxy.model_access import checked_model, uses_something
-from wrapper.proxy.request import (
-    Call,
-    RawBody,
-    _keep,
-    body_seconds,
-    has_body,
-    is_json_type,
-    split_target,
-)
+from wrapper.cancellation import CancelScope, Scopes
+from wrapper.config import Server
+from wrapper.endpoints import find_endpoint
+from wrapper.proxy.body import RequestBody, has_body, keep
+from wrapper.proxy.model_access import requested_model
+from wrapper.proxy.request import ProxyRequest, is_json_type, read_request, split_target
+from wrapper.proxy.timeouts import body_seconds
+from wrapper.record import RequestRecord
+from wrapper.runtime import RequestContext
 
 BOUNDARY = "----7MA4YWxk"
 
@@ -69,10 +70,20 @@ def environ(
     return made
 
 
-def read_json(body: bytes, **how: Any) -> Call:
-    call = Call(environ(body, **how))
-    call.read_json(1_000_000)
-    return call
+def context(made: dict[str, Any], server: Server | None = None) -> RequestContext:
+    """What a request with this environ is read with."""
+    scopes: Any = Scopes()
+    runtime: Any = SimpleNamespace(scopes=scopes, large_bodies=BoundedSemaphore(8))
+    snapshot: Any = SimpleNamespace(settings=SimpleNamespace(server=server or Server()))
+    scope = CancelScope(scopes, made.get("gunicorn.socket"))
+    return RequestContext(made, RequestRecord(made["REQUEST_METHOD"]), runtime, snapshot, scope)
+
+
+UNRESTRICTED = Principal("web")
+
+
+def read_json(body: bytes, **how: Any) -> ProxyRequest:
+    return read_request(context(environ(body, **how)), UNRESTRICTED, routed=True)
 
 
 def taken(body: bytes | Iterable[bytes] | None) -> bytes:
@@ -133,23 +144,22 @@ def test_whatever_passes_has_one_reading(text: str) -> None:
 
 def test_model_and_stream_are_read_and_the_bytes_stay() -> None:
     body = b' {"stream" : true, "x":1e400, "model":"a\\u0062", "y":"\xc3\xbc"}\n'
-    call = read_json(body)
-    assert (call.model, call.stream, call.body) == ("ab", True, body)
+    request = read_json(body)
+    assert (request.model, request.stream, request.body) == ("ab", True, body)
 
 
 @pytest.mark.parametrize("length", [-1, None])
 def test_a_body_is_whole_with_a_length_and_with_chunks(length: int | None) -> None:
     body = json.dumps({"model": "m", "x": "x" * 200_000}).encode()
-    call = read_json(body, length=length)
-    assert call.body == body
-    assert call.raw is not None
-    assert (call.raw.received, call.raw.ended) == (len(body), True)
+    how = context(environ(body, length=length))
+    assert read_request(how, UNRESTRICTED, routed=True).body == body
+    assert how.record.content is not None
+    assert (how.record.content.received, how.record.content.ended) == (len(body), True)
 
 
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        (b"", errors.InvalidJson),
         (b"{", errors.InvalidJson),
         (b'{"model": "\xff"}', errors.InvalidJson),
         (b'{"a": NaN}', errors.InvalidJson),
@@ -172,10 +182,10 @@ def test_what_cannot_be_read_is_refused(body: bytes, error: type[errors.GatewayE
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_call_or_a_refusal(body: bytes) -> None:
     try:
-        call = read_json(body)
+        request = read_json(body)
     except errors.BadRequest:
         return
-    assert call.body == body
+    assert request.body == body
 
 
 @given(st.recursive(st.none() | st.text() | st.integers(), lambda inner: st.lists(inner)))
@@ -191,14 +201,14 @@ def test_any_object_is_taken_as_it_is(value: Any) -> None:
 def test_a_body_over_the_limit_is_refused_and_the_connection_closed(length: int | None) -> None:
     made = environ(b"x" * 11, length=length)
     with pytest.raises(errors.RequestTooLarge):
-        RawBody(made, 10).read_all()
+        RequestBody(made, 10).read_all()
     assert made["wsgi.input"].closing
 
 
 @pytest.mark.parametrize("length", [-1, None])
 def test_a_body_of_exactly_the_limit_is_taken(length: int | None) -> None:
     made = environ(b"x" * 10, length=length)
-    assert RawBody(made, 10).read_all() == b"x" * 10
+    assert RequestBody(made, 10).read_all() == b"x" * 10
     assert not made["wsgi.input"].closing
 
 
@@ -216,16 +226,15 @@ def test_a_body_that_breaks_off_is_refused_and_the_connection_closed(
 ) -> None:
     made = environ(b"half", length=8, failure=failure)
     with pytest.raises(error):
-        RawBody(made, 100).read_all()
+        RequestBody(made, 100).read_all()
     assert made["wsgi.input"].closing
 
 
-def test_the_end_is_told_once_and_nothing_is_read_after_it() -> None:
-    raw, ends = RawBody(environ(b"abc"), 10), []
-    raw.on_end = lambda: ends.append(1)
+def test_nothing_is_read_after_the_end() -> None:
+    raw = RequestBody(environ(b"abc"), 10)
     assert b"".join(raw) == b"abc"
+    assert raw.ended
     assert raw.read(10) == b""
-    assert ends == [1]
 
 
 def test_a_full_disk_is_no_bug_of_the_callers() -> None:
@@ -233,15 +242,15 @@ def test_a_full_disk_is_no_bug_of_the_callers() -> None:
         open("/dev/full", "wb", buffering=0) as full,  # noqa: PTH123
         pytest.raises(errors.Overloaded) as caught,
     ):
-        _keep(b"x", full)
+        keep(b"x", full)
     assert caught.value.headers == (("Retry-After", "10"),)
 
 
 def test_a_bodys_time_grows_with_its_size() -> None:
     small, large = environ(length=10), environ(length=100_000_000)
-    assert 30 <= body_seconds(small, 30, 10**9) < 31
-    assert 1000 < body_seconds(large, 30, 10**9) < 10_000
-    assert body_seconds(environ(length=None), 30, 1_000_000) > 60
+    assert 30 <= body_seconds(small, Server(max_upload_bytes=10**9)) < 31
+    assert 1000 < body_seconds(large, Server(max_upload_bytes=10**9)) < 10_000
+    assert body_seconds(environ(length=None), Server(max_upload_bytes=1_000_000)) > 60
 
 
 @pytest.mark.parametrize(
@@ -277,10 +286,10 @@ def test_what_counts_as_json(kind: str, expected: bool) -> None:
 
 
 def test_without_a_change_the_same_bytes_go_up_with_the_same_headers() -> None:
-    call, headers = read_json(b'{"model": "m"}'), {"A": "b"}
-    body, sent = call.body_for(None, headers, ask_usage=False)
-    assert body is call.body
-    assert sent is headers
+    request, headers = read_json(b'{"model": "m"}'), {"A": "b"}
+    prepared = request.prepare(None, headers, ask_usage=False)
+    assert prepared.body is request.body
+    assert prepared.headers is headers
 
 
 @given(model=st.text(min_size=1), before=st.text(), after=st.text())
@@ -289,29 +298,27 @@ def test_a_renamed_model_changes_nothing_else(model: str, before: str, after: st
         "utf-8", "replace"
     )
     end = b',"model2":"x", "a":%b}' % json.dumps(after).encode()
-    call = read_json(start + b'"m\\u006fdel-\xc3\xbc"' + end)
-    body, _ = call.body_for("other", {}, ask_usage=False)
-    assert body == start + b'"other"' + end
-    named, _ = call.body_for(model, {}, ask_usage=False)
+    request = read_json(start + b'"m\\u006fdel-\xc3\xbc"' + end)
+    assert request.prepare("other", {}, ask_usage=False).body == start + b'"other"' + end
+    named = request.prepare(model, {}, ask_usage=False).body
     assert json.loads(taken(named))["model"] == model
-    assert call.body == start + b'"m\\u006fdel-\xc3\xbc"' + end
+    assert request.body == start + b'"m\\u006fdel-\xc3\xbc"' + end
 
 
-def test_a_streams_use_is_asked_for_and_then_must_come_uncompressed() -> None:
-    call = read_json(b'{"model": "m", "stream": true}')
-    body, headers = call.body_for(None, {"Accept-Encoding": "gzip"}, ask_usage=True)
+def test_a_streams_usage_is_asked_for_and_then_must_come_uncompressed() -> None:
+    request = read_json(b'{"model": "m", "stream": true}')
+    body, headers, strip = request.prepare(None, {"Accept-Encoding": "gzip"}, ask_usage=True)
     assert json.loads(taken(body))["stream_options"] == {"include_usage": True}
     assert headers == {"Accept-Encoding": "identity"}
-    assert call.strip_usage
-    call.body_for(None, {}, ask_usage=False)
-    assert not call.strip_usage, "the next target may not need it"
+    assert strip
+    assert not request.prepare(None, {}, ask_usage=False).strip_usage, "the next target may differ"
 
 
-def test_a_use_that_the_caller_asked_for_is_left_to_him() -> None:
-    call = read_json(b'{"stream": true, "stream_options": {"include_usage": true}}')
+def test_usage_that_the_client_asked_for_is_left_to_them() -> None:
+    request = read_json(b'{"stream": true, "stream_options": {"include_usage": true}}')
     headers = {"Accept-Encoding": "gzip"}
-    assert call.body_for(None, headers, ask_usage=True) == (call.body, headers)
-    assert not call.strip_usage
+    prepared = request.prepare(None, headers, ask_usage=True)
+    assert prepared == (request.body, headers, False)
 
 
 # --- forms ------------------------------------------------------------------------------------
@@ -329,10 +336,10 @@ def form(*parts: tuple[str, bytes]) -> bytes:
 FILE = bytes(range(256)) * 12_000  # beyond what is kept in memory
 
 
-def read_form(body: bytes, *, need_model: bool = True) -> Call:
-    call = Call(environ(body, kind=f"multipart/form-data; boundary={BOUNDARY}"))
-    call.read_any(1000, 10_000_000, need_model=need_model, only_readable=False)
-    return call
+def read_form(body: bytes, *, routed: bool = True) -> ProxyRequest:
+    kind = f"multipart/form-data; boundary={BOUNDARY}"
+    made = environ(body, kind=kind, target="/v1/audio/transcriptions")
+    return read_request(context(made), UNRESTRICTED, routed=routed)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["model-first", "model-last"])
@@ -340,16 +347,15 @@ def test_a_forms_model_is_found_and_renamed_and_no_other_byte_is(last: bool) -> 
     parts = [("model", b"whisper"), ("file", FILE), ("prompt", b"model")]
     if last:
         parts.reverse()
-    call = read_form(form(*parts))
-    assert call.model == "whisper"
-    same, _ = call.body_for(None, {}, ask_usage=False)
-    assert taken(same) == form(*parts)
-    renamed, _ = call.body_for("other-ü", {}, ask_usage=False)
+    request = read_form(form(*parts))
+    assert request.model == "whisper"
+    assert taken(request.prepare(None, {}, ask_usage=False).body) == form(*parts)
+    renamed = request.prepare("other-ü", {}, ask_usage=False).body
     expected = form(*[(n, "other-ü".encode() if n == "model" else v) for n, v in parts])
     assert taken(renamed) == expected
     assert getattr(renamed, "length", 0) == len(expected)
     assert taken(renamed) == expected, "the next target gets it all again"
-    release(call)
+    request.release()
 
 
 def test_a_form_with_two_models_is_refused() -> None:
@@ -359,11 +365,11 @@ def test_a_form_with_two_models_is_refused() -> None:
 
 def test_a_form_whose_model_does_not_decide_flows_by_and_is_read_beside() -> None:
     body = form(("file", FILE), ("model", b"whisper"))
-    call = read_form(body, need_model=False)
-    assert call.model is None
-    assert isinstance(call.body, RawBody)
-    assert b"".join(call.body) == body
-    assert call.told_model == "whisper"
+    request = read_form(body, routed=False)
+    assert request.model is None
+    assert isinstance(request.body, RequestBody)
+    assert b"".join(request.body) == body
+    assert request.named_model == "whisper"
 
 
 def test_a_missing_body_stays_missing_and_an_empty_one_empty() -> None:
@@ -371,21 +377,47 @@ def test_a_missing_body_stays_missing_and_an_empty_one_empty() -> None:
         made = environ(length=length)
         if length is None:
             del made["HTTP_TRANSFER_ENCODING"]
-        call = Call(made)
-        call.read_any(10, 10, need_model=True, only_readable=False)
-        assert call.body == expected
+        assert read_request(context(made), UNRESTRICTED, routed=True).body == expected
 
 
 @pytest.mark.parametrize("value", [b"5", b'"x"', b"{}", b"[]", b"null", b'[1, "x", {"model": 2}]'])
 @pytest.mark.parametrize("name", [b"tools", b"compound_custom"])
 def test_odd_values_where_a_model_may_stand_name_none(name: bytes, value: bytes) -> None:
-    call = Call(environ(b'{"model":"a","%b":%b}' % (name, value)))
-    call.read_json(1000)
-    assert checked_model(Principal("web", ("a",)), call, "/chat/completions") == "a"
+    restricted = Principal("web", ("a",))
+    made = environ(b'{"model":"a","%b":%b}' % (name, value))
+    request = read_request(context(made), restricted, routed=True)
+    assert requested_model(restricted, request, "/chat/completions") == "a"
+
+
+def test_a_body_that_is_refused_leaves_no_timer_behind() -> None:
+    """A chunked one's would have run for hours."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        made = environ(b"[]", length=None)
+        made["gunicorn.socket"] = FakeSocket(ours)
+        how = context(made)
+        with pytest.raises(errors.InvalidBody):
+            read_request(how, UNRESTRICTED, routed=True)
+        assert made["gunicorn.socket"].timeout == Server().body_timeout
+        assert how.scope._timer is None
+
+
+class FakeSocket:
+    """As much of gunicorn's socket as reading a request needs."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.timeout = 0.0
+
+    def settimeout(self, seconds: float) -> None:
+        self.timeout = seconds
+
+
+# --- the table of endpoints ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("target", "method", "used"),
+    ("path", "method", "used"),
     [
         ("/v1/chat/completions", "POST", True),
         ("/openai/v1/responses", "POST", True),
@@ -395,12 +427,20 @@ def test_odd_values_where_a_model_may_stand_name_none(name: bytes, value: bytes)
         ("/openai/v1/responses/resp_1/cancel", "POST", False),
         ("/v1/threads/t/runs", "POST", True),
         ("/v1/threads/t/runs/r", "POST", False),
-        ("/v1/threads/t/runs/r/cancel/", "POST", False),
+        ("/v1/threads/t/runs/r/cancel", "POST", False),
         ("/v1/batches", "POST", False),
         ("/v1/batches/b/cancel", "POST", False),
     ],
 )
-def test_what_a_kept_object_tells_of_use_was_counted_before(
-    target: str, method: str, used: bool
+def test_the_usage_in_a_stored_object_was_counted_before(
+    path: str, method: str, used: bool
 ) -> None:
-    assert uses_something(Call(environ(target=target, method=method))) is used
+    assert find_endpoint(method, path).reports_stored_usage is not used
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/openai/v1/chat/completions", "/v1/engines/ada/completions"]
+)
+def test_an_endpoint_is_found_by_the_end_of_its_path(path: str) -> None:
+    assert find_endpoint("POST", path).ask_stream_usage
+    assert not find_endpoint("POST", path + "/x/y").metered
