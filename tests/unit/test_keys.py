@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from wrapper.auth import (
     MAX_HEADER,
+    PREFIX,
     Keyring,
     Principal,
     bearer,
