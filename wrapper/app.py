@@ -79,15 +79,21 @@ def _record_requests(app: Flask) -> None:
         )
         runtime.telemetry.begin(record, looks=request.blueprint == ops.bp.name)
         scope = CancelScope(runtime.scopes, environ.get("gunicorn.socket"))
-        g.context = RequestContext(environ, record, runtime, runtime.snapshot, scope)
-        split_target(environ)
+        target, refusal = ("", ""), None
+        try:
+            target = split_target(environ)
+        except errors.InvalidPath as error:
+            refusal = error
+        g.context = RequestContext(environ, target, record, runtime, runtime.snapshot, scope)
+        if refusal is not None:
+            raise refusal
         if request.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
             return Response(status=204)
         return None
 
     @app.after_request
     def end(response: Response) -> Response:
-        context = request_context()
+        context: RequestContext = g.context
         record = context.record
         if not response.is_streamed:
             record.status = response.status_code
@@ -175,5 +181,6 @@ def _allow_origins(app: Flask) -> None:
     def allow(response: Response) -> Response:
         if request.path == "/metrics":
             return response  # no page in a browser may read the keys' names
-        origins = request_context().snapshot.settings.server.cors_origins
+        context: RequestContext = g.context
+        origins = context.snapshot.settings.server.cors_origins
         return set_cors_headers(response, options(origins))

@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import lru_cache
 
@@ -49,11 +49,10 @@ class Principal:
     models: tuple[str, ...] = ("*",)
     key: ApiKey | None = None
     credential: str | None = None
+    is_restricted: bool = field(init=False)  # may use some models only
 
-    @property
-    def is_restricted(self) -> bool:
-        """Whether the caller may use some models only."""
-        return self.models != ("*",)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_restricted", self.models != ("*",))
 
     def may_use(self, model: str) -> bool:
         """Whether the caller may use this model."""

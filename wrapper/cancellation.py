@@ -41,27 +41,17 @@ class Interrupted(BaseException):
         self.reason = reason
 
 
-class Scopes:
-    """The cancel scopes of one worker that are in use."""
+class Scopes(set["CancelScope"]):
+    """The cancel scopes of one worker that are open: requests whose body is being read, or that are
+    with a provider.
+    """
 
-    def __init__(self) -> None:
-        self.draining = False
-        self._used: set[CancelScope] = set()
-
-    def __len__(self) -> int:
-        """Requests whose body is being read, or that are with a provider."""
-        return len(self._used)
-
-    def add(self, scope: CancelScope) -> None:
-        self._used.add(scope)
-
-    def discard(self, scope: CancelScope) -> None:
-        self._used.discard(scope)
+    draining = False
 
     def drain(self) -> None:
         """End every wait, now and from now on, each as `drained`."""
         self.draining = True
-        for scope in self._used:
+        for scope in self:
             get_hub().loop.run_callback(scope.interrupt, DRAINED)
 
 
@@ -95,8 +85,8 @@ class CancelScope:
     def close(self) -> None:
         """No interruption after this."""
         self._scopes.discard(self)
-        self.set_deadline(None)
-        self._stop("_io")
+        if self._timer is not None or self._idle is not None or self._io is not None:
+            self._stop("_timer", "_idle", "_io")
 
     def watch_client(self, *, uploading: bool = False) -> None:
         """Begin to watch for the client's leaving.
@@ -104,7 +94,8 @@ class CancelScope:
         While its request body is `uploading` the socket is readable anyhow, and unread bytes may
         stand before the end: then the state of the connection is checked instead.
         """
-        self._stop("_io")
+        if self._io is not None:
+            self._stop("_io")
         if self._sock is None:
             return
         if not uploading:
@@ -122,7 +113,8 @@ class CancelScope:
         """
         if self.reason == TIMEOUT:
             self.reason = None
-        self._stop("_timer", "_idle")
+        if self._timer is not None or self._idle is not None:
+            self._stop("_timer", "_idle")
         if seconds is not None and self._sock is not None:
             self._timer = get_hub().loop.timer(max(seconds, 0.001))
             self._timer.start(self.interrupt, TIMEOUT)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
+from urllib.parse import unquote
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,9 @@ READS: Final = Endpoint("", method="", reports_stored_usage=True)
 """A request that is no POST: it uses nothing by itself."""
 
 
+_PARAMETERS: Final = re.compile("[;?#][^/]*")
+
+
 def _matcher(path: str) -> Callable[[str], object]:
     """Whether a request's path ends with `path`."""
     if "{" not in path:
@@ -110,8 +114,9 @@ _MATCHERS = tuple((endpoint, _matcher(endpoint.path)) for endpoint in ENDPOINTS)
 
 
 @lru_cache(maxsize=4096)
-def find_endpoint(method: str, path: str) -> Endpoint:
-    """The row for a request; `path` is decoded and lower-cased as described above."""
+def find_endpoint(method: str, target: str) -> Endpoint:
+    """The row for a request; `target` is its raw path."""
     if method != "POST":
         return READS
+    path = _PARAMETERS.sub("", unquote(target)).rstrip("/").lower()
     return next((endpoint for endpoint, matches in _MATCHERS if matches(path)), OTHER)

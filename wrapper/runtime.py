@@ -82,9 +82,10 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What one request is handled with."""
+    """What one request is handled with. `target` is its raw path and its raw `?query`."""
 
     environ: dict[str, Any]
+    target: tuple[str, str]
     record: RequestRecord
     runtime: Runtime
     snapshot: Snapshot
@@ -98,7 +99,7 @@ def runtime_of(app: Flask) -> Runtime:
 
 def current_runtime() -> Runtime:
     """The runtime of the application that handles the present request."""
-    return runtime_of(current_app)
+    return cast(Runtime, current_app.extensions["wrapper"])
 
 
 def request_context() -> RequestContext:

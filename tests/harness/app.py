@@ -73,8 +73,8 @@ class App:
 
     def __exit__(self, *_: object) -> None:
         if self._client is not None:
-            runtime: Any = self._client.application.extensions["gateway"]
-            for upstream in runtime.current.upstreams.values():
+            runtime: Any = self._client.application.extensions["wrapper"]
+            for upstream in runtime.snapshot.upstreams.values():
                 upstream.close()
             runtime.store.close()
         self._temporary.cleanup()

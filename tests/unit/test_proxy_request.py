@@ -76,7 +76,8 @@ def context(made: dict[str, Any], server: Server | None = None) -> RequestContex
     runtime: Any = SimpleNamespace(scopes=scopes, large_bodies=BoundedSemaphore(8))
     snapshot: Any = SimpleNamespace(settings=SimpleNamespace(server=server or Server()))
     scope = CancelScope(scopes, made.get("gunicorn.socket"))
-    return RequestContext(made, RequestRecord(made["REQUEST_METHOD"]), runtime, snapshot, scope)
+    record, target = RequestRecord(made["REQUEST_METHOD"]), split_target(made)
+    return RequestContext(made, target, record, runtime, snapshot, scope)
 
 
 UNRESTRICTED = Principal("web")

@@ -1,18 +1,18 @@
-"""A strict HTTP/1.1 client connection: the bytes of one call to a provider, as they come.
+"""A strict HTTP/1.1 client connection: the bytes of one request to a provider, as they come.
 
-Theory of operation. `Connection` owns a socket and the bytes read ahead from it. A call is
+Theory of operation. `Connection` owns a socket and the bytes read ahead from it. A request is
 `send`, then `read_head`, then `body(...)`, whose `read1` returns what has arrived so far and
 waits only when nothing has. A whole body leaves the connection `reusable`; anything else does
 not. Nothing is decoded, decompressed, followed or repeated here.
 
-The rules protected here:
+Invariants:
 
 * What two readers could frame in two ways is refused, never guessed (RFC 9112 section 6.3 and
   11.2): Content-Length beside Transfer-Encoding, several or malformed Content-Lengths, unknown
   transfer codings, bare line feeds, folded lines, control characters in a header.
 * A body that ends early raises; it never looks complete (RFC 9112 section 8).
-* No byte of one answer is ever read as another's: a connection serves again only when the end of
-  the last answer was seen, and nothing was behind it.
+* No byte of one response is ever read as another's: a connection serves again only when the end of
+  the last response was seen, and nothing followed it.
 * Events that wait together leave together, and one that has arrived never waits for the next.
 """
 
@@ -45,7 +45,7 @@ class ProtocolError(Exception):
 
 
 class Disconnected(ProtocolError):
-    """The peer closed before its answer was complete."""
+    """The peer closed before its response was complete."""
 
 
 class Head(NamedTuple):
@@ -67,7 +67,7 @@ class Head(NamedTuple):
 
 
 class Connection:
-    """One TCP or TLS connection to `host:port`, used for one call at a time."""
+    """One TCP or TLS connection to `host:port`, used for one request at a time."""
 
     __slots__ = ("_ahead", "idle_since", "reusable", "sock")
 
@@ -87,8 +87,8 @@ class Connection:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if tls is not None:
-                # An end that TLS does not tell may be anybody's: a body that lasts until the
-                # close is then not whole (RFC 9112 section 9.8).
+                # An end without TLS's close_notify may be an attacker's: a body that lasts until
+                # the close is then incomplete (RFC 9112 section 9.8).
                 sock = tls.wrap_socket(sock, server_hostname=host, suppress_ragged_eofs=False)
         except BaseException:
             sock.close()
@@ -109,8 +109,8 @@ class Connection:
     def send(self, head: bytes, body: bytes | Iterable[bytes] | None, timeout: float) -> None:
         """Write a request; `timeout` bounds each wait for the peer to take bytes.
 
-        A peer that answers early and stops reading is legitimate (RFC 9112 section 9.3): a
-        broken pipe here is left to `read_head`, which finds the answer or its absence.
+        A peer that responds early and stops reading is legitimate (RFC 9112 section 9.3): a broken
+        pipe here is left to `read_head`, which finds the response or its absence.
         """
         self.reusable = False
         self.sock.settimeout(timeout)
@@ -132,7 +132,7 @@ class Connection:
             if head.status >= 200:
                 return head
             if head.status == 101:
-                raise ProtocolError("an upgrade that nobody asked for")
+                raise ProtocolError("an upgrade that was not requested")
         raise ProtocolError("too many interim responses")
 
     def body(self, head: Head) -> Body:
@@ -155,7 +155,7 @@ class Connection:
         self._ahead = data + self._ahead
 
     def finish(self, keep_alive: bool) -> None:
-        """The body is whole: the connection may serve again if nothing follows unasked."""
+        """The body is whole: the connection may serve again if nothing follows."""
         self.reusable = keep_alive and not self._ahead
         if self.reusable:
             self.idle_since = time.monotonic()
@@ -167,7 +167,7 @@ class Connection:
     def _until_blank_line(self) -> bytes:
         data = self.receive()
         if not data:
-            raise Disconnected("closed without an answer")
+            raise Disconnected("closed without a response")
         end = data.find(b"\r\n\r\n")
         while end < 0:
             if len(data) > MAX_HEAD:
@@ -192,7 +192,7 @@ def parse_head(data: bytes, method: str) -> Head:
     headers: Headers = []
     lengths: list[str] = []
     codings: list[str] = []
-    connection = ""
+    connection: list[str] = []  # its tokens
     for line in lines[1:]:
         field = _HEADER_LINE.fullmatch(line)
         if field is None:
@@ -205,34 +205,31 @@ def parse_head(data: bytes, method: str) -> Head:
         elif lower == "transfer-encoding":
             codings.append(value.lower())
         elif lower == "connection":
-            connection += "," + value.lower()
-    length, chunked = _framing(method, status, minor == b"1", lengths, codings)
-    tokens = {token.strip() for token in connection.split(",")}
-    keep_alive = "close" not in tokens and (minor == b"1" or "keep-alive" in tokens)
+            connection += value.lower().replace(",", " ").split()
+    bodiless = method == "HEAD" or status < 200 or status in (204, 304)
+    length, chunked = _framing(bodiless, minor == b"1", lengths, codings)
+    keep_alive = minor == b"1" or "keep-alive" in connection
+    keep_alive = keep_alive and "close" not in connection
     # That no body follows these is presumed. One that does, a moment later, would be read as the
-    # answer to the next call, which may be another caller's.
-    keep_alive = keep_alive and not _has_no_body(method, status)
+    # response to the next request, which may be another client's.
+    keep_alive = keep_alive and not bodiless
     reason = (match[3] or b"").decode("latin-1").strip()
     return Head(status, reason, headers, length, chunked, keep_alive)
 
 
 def _framing(
-    method: str, status: int, is_11: bool, lengths: list[str], codings: list[str]
+    bodiless: bool, is_11: bool, lengths: list[str], codings: list[str]
 ) -> tuple[int | None, bool]:
     """RFC 9112 section 6.3, refusing whatever section 11.2 warns of."""
     if codings and (codings != ["chunked"] or lengths or not is_11):
         raise ProtocolError("Transfer-Encoding that cannot be trusted")
     if len(lengths) > 1 or (lengths and not _is_length(lengths[0])):
         raise ProtocolError("Content-Length that cannot be trusted")
-    if _has_no_body(method, status):
+    if bodiless:
         return 0, False
     if codings:
         return None, True
     return (int(lengths[0]) if lengths else None), False
-
-
-def _has_no_body(method: str, status: int) -> bool:
-    return method == "HEAD" or status < 200 or status in (204, 304)
 
 
 def _is_length(text: str) -> bool:
@@ -311,7 +308,7 @@ class ChunkedBody(Body):
     __slots__ = ("_left", "_pending", "_trailers")
 
     def __init__(self, connection: Connection, head: Head) -> None:
-        super().__init__(connection, head)
+        Body.__init__(self, connection, head)
         self._left = 0  # bytes to come of the chunk we are in, its CRLF included
         self._pending = b""  # the beginning of a chunk-size line
         self._trailers = 0  # lines that may still follow the last chunk

@@ -8,10 +8,10 @@ beside the bytes, piece by piece, with memory bounded by one part's headers and 
                                \ "--"
                                 EPILOGUE
 
-The rule it protects: what is found here is what the provider will find. Multipart has many
+Invariant: what is found here is what the provider will find. Multipart has many
 lax readers (bare LF as a line end, two ways to unescape a name, folded headers, a second field
-of the same name), and a body on which two readers could disagree would let a caller be checked
-for one model and served another. Such a body gets a `problem`, never a guess.
+of the same name), and with a body on which two readers could disagree a client could be checked for
+one model and served another. Such a body gets a `problem`, never a guess.
 
 RFC 7578 (form-data), RFC 2046 section 5.1 (delimiters), RFC 2183 (Content-Disposition).
 """

@@ -8,9 +8,9 @@ anywhere, also between the CR and the LF of one line end.
     feed(bytes) ──> Span, Span, …      the spans joined are the bytes that were fed
     payload(Span.raw) ──> bytes        what an EventSource would hand to its user, undecoded
 
-The rules protected here: no byte is ever lost, changed or reordered, an event is given as soon
-as its blank line has begun, and memory is bounded: an event longer than the limit is passed on
-in pieces that are marked as such. Nothing here knows what the events are about.
+Invariants: no byte is lost, changed or reordered; an event is given as soon as its blank line has
+begun; memory is bounded: an event longer than the limit is passed on in pieces that are marked as
+such. The content of the events is not interpreted here.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ class Reader:
         pending += data
         spans: list[Span] = []
         start = 0
-        size = len(pending)
-        while start < size:
+        while start < len(pending):
             if not self._oversized and pending[start] in b"\r\n":
                 found = _LINE_END.match(pending, start)
             else:
@@ -66,7 +65,11 @@ class Reader:
             if found is None:
                 break
             end = found.end()
-            spans.append(self._span(bytes(pending[start:end])))
+            raw = bytes(pending[start:end])
+            # The event was complete at the CR: whether its LF came along must not matter.
+            size = end - start - raw.endswith(b"\r\n")
+            spans.append(Span(raw, not self._oversized and size <= self._limit))
+            self._oversized = False
             start = self._searched = end
         if start:
             del pending[:start]
@@ -74,13 +77,6 @@ class Reader:
         if self._oversized or len(pending) > self._limit:
             self._pass_over(spans)
         return spans
-
-    def _span(self, raw: bytes) -> Span:
-        # The event was complete at the CR: whether its LF came along must not matter.
-        size = len(raw) - raw.endswith(b"\r\n")
-        whole = not self._oversized and size <= self._limit
-        self._oversized = False
-        return Span(raw, whole)
 
     def _pass_over(self, spans: list[Span]) -> None:
         self._oversized = True

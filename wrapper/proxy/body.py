@@ -46,7 +46,7 @@ class RequestBody:
         self.length = content_length(environ)
         self.received = 0
         self.waited = 0.0  # seconds spent waiting for the client
-        self.ended = not has_body(environ)
+        self.ended = not self.length and "HTTP_TRANSFER_ENCODING" not in environ
         if self.length is not None and self.length > limit:
             raise self._too_large()
 

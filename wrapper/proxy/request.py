@@ -12,10 +12,8 @@ says what was wrong.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import unquote
 
 import msgspec
 
@@ -44,7 +42,6 @@ _METHOD_OVERRIDES: Final = (
     "HTTP_X_HTTP_METHOD",
     "HTTP_X_METHOD_OVERRIDE",
 )
-_PARAMETERS: Final = re.compile("[;?#][^/]*")  # RFC 3986 section 3.3: readers may leave them out
 _CHARSET: Final = re.compile(r";[ \t]*charset[ \t]*=[ \t]*\"?([^\";, \t]*)")
 LARGE: Final = 1 << 20  # bytes of a body
 _READ_FIELDS: Final = frozenset({"model", "models", "stream", "stream_options"})
@@ -155,12 +152,10 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     if len(context.runtime.scopes) >= server.max_in_flight:
         raise overloaded()
     scope.open()
-    _refuse_compressed(environ)
-    _refuse_method_override(environ)
-    timeouts.arm_client(environ.get("gunicorn.socket"), server)
-    scope.set_deadline(timeouts.body_seconds(environ, server))
+    _refuse_ambiguous_head(environ)
+    timeouts.arm_request_body(scope, environ, server)
     try:
-        with scope, _large_body_slot(context, principal):
+        with scope:
             request = _read(context, principal, routed, server)
     except Interrupted as interruption:
         if interruption.reason != TIMEOUT:
@@ -177,21 +172,43 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
 def _read(
     context: RequestContext, principal: Principal, routed: bool, server: Server
 ) -> ProxyRequest:
-    """How a body is read follows from the endpoint, its type, and whether its model matters."""
+    """The request with its body, in the way that suits its endpoint."""
     environ = context.environ
     method: str = environ["REQUEST_METHOD"]
-    target, query = split_target(environ)
-    endpoint = find_endpoint(method, _PARAMETERS.sub("", unquote(target)).rstrip("/").lower())
-    request = ProxyRequest(method, target, query, endpoint)
+    target, query = context.target
+    request = ProxyRequest(method, target, query, find_endpoint(method, target))
+    length = content_length(environ)
     if not has_body(environ):
         # An explicit Content-Length: 0 is repeated, a missing one stays missing.
-        return request._replace(body=b"" if environ.get("CONTENT_LENGTH") else None)
+        return request._replace(body=None if length is None else b"")
+    if principal.credential is None or (length is not None and length <= LARGE):
+        return _read_body(context, request, principal, routed, server)
+    # No key of the gateway stands behind callers who use their own provider key: limit how many
+    # of their large bodies are read at once.
+    slots = context.runtime.large_bodies
+    if not slots.acquire(blocking=False):
+        raise overloaded()
+    try:
+        return _read_body(context, request, principal, routed, server)
+    finally:
+        slots.release()
+
+
+def _read_body(
+    context: RequestContext,
+    request: ProxyRequest,
+    principal: Principal,
+    routed: bool,
+    server: Server,
+) -> ProxyRequest:
+    """How a body is read follows from the endpoint, its type, and whether its model matters."""
+    environ = context.environ
     content_type: str = environ.get("CONTENT_TYPE", "")
     kind = content_type.lower()
-    is_form = kind.startswith("multipart/form-data") and not endpoint.json_body
+    is_form = kind.startswith("multipart/form-data") and not request.endpoint.json_body
     # There are providers that take anything for JSON, whatever its type says.
-    as_json = principal.is_restricted or (routed and endpoint.metered)
-    if endpoint.json_body or is_json_type(kind) or (as_json and not is_form):
+    as_json = principal.is_restricted or (routed and request.endpoint.metered)
+    if request.endpoint.json_body or is_json_type(kind) or (as_json and not is_form):
         content = context.record.content = RequestBody(environ, server.max_body_bytes)
         return _read_json(request, content.read_all(), kind)
     if is_form and (routed or principal.is_restricted):
@@ -205,19 +222,28 @@ def _read(
 
 def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRequest:
     """Take the body as a JSON object and read `model` and `stream` from it; it may be empty."""
-    _check_charset(content_type)
+    charset = _CHARSET.search(content_type)
+    if charset and charset[1] not in ("utf-8", "utf8", "us-ascii", "ascii"):
+        # RFC 8259 section 8.1. Another charset that is named is one that another reader may use.
+        raise errors.InvalidJson("JSON is UTF-8: leave the charset out of Content-Type.")
     if not body:
         return request._replace(body=body)
-    _check_utf8(body)
     try:
+        if not body.isascii():
+            body.decode("utf-8")
         fields = _decode(body)
+        ambiguous = jsonbytes.has_duplicate(body, _READ_FIELDS)
+    except UnicodeDecodeError as error:
+        raise errors.InvalidJson(f"The body is not UTF-8 (byte {error.start}).") from None
     except msgspec.ValidationError as error:
         raise _wrong_field(str(error)) from None
     except msgspec.DecodeError as error:
         raise errors.InvalidJson(f"The body is not valid JSON: {error}.") from None
     except RecursionError:
         raise errors.InvalidJson("The body is nested too deep.") from None
-    if _is_ambiguous_object(body):
+    except ValueError as error:
+        raise errors.InvalidBody(f"The body cannot be read: {error}.") from None
+    if ambiguous:
         raise errors.InvalidBody(
             "A field is given twice, or in capitals: 'model', 'models', 'stream' or "
             "'stream_options'."
@@ -225,26 +251,6 @@ def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRe
     return request._replace(
         body=body, model=fields.model, models=fields.models, stream=bool(fields.stream)
     )
-
-
-@contextmanager
-def _large_body_slot(context: RequestContext, principal: Principal) -> Iterator[None]:
-    """Limit concurrent large bodies from callers who use their own provider key: no key of the
-    gateway stands behind them.
-    """
-    environ = context.environ
-    length = content_length(environ)
-    large = has_body(environ) and (length is None or length > LARGE)
-    if principal.credential is None or not large:
-        yield
-        return
-    slots = context.runtime.large_bodies
-    if not slots.acquire(blocking=False):
-        raise overloaded()
-    try:
-        yield
-    finally:
-        slots.release()
 
 
 def overloaded() -> errors.Overloaded:
@@ -280,45 +286,22 @@ def is_json_type(content_type: str) -> bool:
     return kind == "application/json" or kind.endswith("+json")
 
 
-def _refuse_compressed(environ: Mapping[str, Any]) -> None:
-    """A compressed request body cannot be read beside the bytes (RFC 9110 section 15.5.16)."""
+def _refuse_ambiguous_head(environ: Mapping[str, Any]) -> None:
+    """Refuse what the gateway and a provider could read in two ways.
+
+    A compressed body cannot be read beside the bytes (RFC 9110 section 15.5.16); a header may
+    replace the method for readers that know it.
+    """
     encoding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     transfer = environ.get("HTTP_TRANSFER_ENCODING", "").strip().lower()
     if encoding not in ("", "identity") or transfer not in ("", "chunked"):
         raise errors.UnsupportedEncoding(
             "Compressed request bodies are not accepted: send the body without Content-Encoding."
         )
-
-
-def _refuse_method_override(environ: Mapping[str, Any]) -> None:
-    """A header that replaces the method, for readers that know it, is refused."""
     method = environ["REQUEST_METHOD"]
     for name in _METHOD_OVERRIDES:
         if environ.get(name, method).strip().upper() != method:
             raise errors.BadRequest("The request names two methods: send the one you mean.")
-
-
-def _check_charset(content_type: str) -> None:
-    """RFC 8259 section 8.1. Another charset that is named is one that another reader may use."""
-    named = _CHARSET.search(content_type)
-    if named and named[1] not in ("utf-8", "utf8", "us-ascii", "ascii"):
-        raise errors.InvalidJson("JSON is UTF-8: leave the charset out of Content-Type.")
-
-
-def _check_utf8(body: bytes) -> None:
-    if body.isascii():
-        return
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise errors.InvalidJson(f"The body is not UTF-8 (byte {error.start}).") from None
-
-
-def _is_ambiguous_object(body: bytes) -> bool:
-    try:
-        return jsonbytes.has_duplicate(body, _READ_FIELDS)
-    except ValueError as error:
-        raise errors.InvalidBody(f"The body cannot be read: {error}.") from None
 
 
 def _wrong_field(problem: str) -> errors.GatewayError:

@@ -39,18 +39,22 @@ def body_seconds(environ: Mapping[str, Any], server: Server) -> float:
     return server.body_timeout + most / SLOWEST_BYTES_PER_SECOND
 
 
-def arm_client(sock: Any | None, server: Server) -> None:
-    """Each wait for the client to send or to take bytes."""
+def arm_request_body(scope: CancelScope, environ: Mapping[str, Any], server: Server) -> None:
+    """Each wait for the client, now to send and later to take bytes, and the whole body."""
+    sock = environ.get("gunicorn.socket")
     if sock is not None:
         sock.settimeout(server.body_timeout)
+    scope.set_deadline(body_seconds(environ, server))
 
 
-def arm_first_byte(scope: CancelScope, provider: Provider, upload_seconds: float | None) -> None:
-    """From now to the response's first byte; `upload_seconds` where the body is streamed through:
-    the client's time to send it is not the provider's.
+def arm_first_byte(scope: CancelScope, provider: Provider, upload: float | None) -> None:
+    """From now to the response's first byte.
+
+    `upload`: the seconds of a body that is streamed through; the client's time to send it is not
+    the provider's.
     """
-    if upload_seconds is not None:
-        scope.set_deadline(provider.total_timeout + upload_seconds)
+    if upload is not None:
+        scope.set_deadline(provider.total_timeout + upload)
     else:
         first_byte = provider.connect_timeout + provider.first_byte_timeout
         scope.set_deadline(min(first_byte, provider.total_timeout))
