@@ -125,8 +125,13 @@ def test_every_metric_of_the_contract_is_there_with_its_labels(metered: Gateway)
 def test_all_workers_together_name_two_hundred_models_also_after_a_restart(
     gateway_factory: GatewayFactory,
 ) -> None:
-    """A provider that takes any name must not let a key's holder make series at will."""
+    """A provider that accepts any name must not let a key owner create series at will.
+
+    The names of the configuration are always labels, and the usage table has every true name.
+    """
     gateway = gateway_factory(workers=3)
+    configured = {"fast", "llama-3.1-8b-instant", "gpt-4o-mini"}
+    odd = [f"odd-{n}" for n in range(250)]
 
     def call(names: Iterable[str]) -> None:
         for name in names:
@@ -135,20 +140,34 @@ def test_all_workers_together_name_two_hundred_models_also_after_a_restart(
             )
             assert status == 200
 
-    def named() -> set[str]:
+    def counted() -> dict[str, float]:
         gateway.idle()
-        return {s.labels["model"] for s in gateway.metrics().find("api_key_requests_total")}
+        samples = gateway.metrics().find("api_key_requests_total")
+        return {sample.labels["model"]: sample.value for sample in samples}
+
+    def booked() -> dict[str, int]:
+        store = SqliteStore(gateway.directory / "usage.db")
+        with contextlib.closing(store):
+            return {row.group[0]: row.requests for row in store.totals(by=("model",))}
 
     key = gateway.secrets["web-app"]
-    call(f"odd-{n}" for n in range(230))
-    before = named()
-    assert len(before - {"other", "none"}) == 200
-    assert gateway.metrics().value("api_key_requests_total", model="other") == 30
+    call(odd)
+    for model in ("fast", "gpt-4o-mini"):  # a fallback target, and the alias where it is refused
+        assert post(gateway, "/v1/chat/completions", chat(model), key)[0] == 200
+    assert post(gateway, "/v1/chat/completions", chat("fast"), gateway.secrets["narrow"])[0] == 403
+    before = counted()
+    assert len(before.keys() - {"other", "none"}) == 200
+    assert before.keys() > configured
+    assert before["other"] == 53
+    assert booked() == dict.fromkeys([*odd, *configured], 1)
     gateway.stop()
     gateway.start()
+    assert counted() == before
     call(f"odder-{n}" for n in range(20))
-    assert named() == before
-    assert gateway.metrics().value("api_key_requests_total", model="other") == 50
+    after = counted()
+    assert after.pop("other") == before.pop("other") + 20
+    assert after == before
+    assert len(booked()) == 273
 
 
 def test_a_streams_duration_lasts_until_its_last_byte(metered: Gateway) -> None:

@@ -104,7 +104,8 @@ def _record_requests(app: Flask, gateway: Gateway) -> None:
             path=rule.rule.replace("<path:rest>", "<path>") if rule else UNMATCHED,
             client=environ.get("REMOTE_ADDR", ""),
         )
-        gateway.telemetry.begin(g.record, looks=request.blueprint == ops.bp.name)
+        is_probe = request.blueprint == ops.bp.name
+        gateway.telemetry.request_started(g.record, is_probe=is_probe)
         split_target(environ)
         if request.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
             return Response(status=204)

@@ -62,9 +62,9 @@ class Gateway:
         routes = Routes(settings)
         models = {t.model for route in settings.routes for t in route.targets if t.model}
         models.update(routes.exact_names)
-        for name, upstream in upstreams.items():
-            models |= prices.names(name, upstream.host)
-        self.telemetry.know(models, upstreams)
+        models.update(name for name in settings.prices if not name.endswith("*"))
+        priced = (prices.names(name, upstream.host) for name, upstream in upstreams.items())
+        self.telemetry.register(models, upstreams, set().union(*priced))
         return State(settings, Keyring(settings.keys), routes, upstreams, prices)
 
     def settle(self, record: RequestRecord, state: State, *, call: bool) -> None:
@@ -81,10 +81,10 @@ class Gateway:
                 self._book(record)
         finally:
             try:
-                self.telemetry.record(record, call=call, metering=metering)
-                self.telemetry.log(record)
+                self.telemetry.count(record, proxy_request=call, metering=metering)
+                self.telemetry.log_request(record)
             finally:
-                self.telemetry.end(record, call=call)
+                self.telemetry.request_ended(record, proxy_request=call)
 
     def _price(self, record: RequestRecord, state: State) -> None:
         if record.usage is None:
@@ -99,7 +99,7 @@ class Gateway:
             at=time.time(),
             key=record.api_key,
             provider=record.provider or "none",
-            model=self.telemetry.model(record),
+            model=self.telemetry.ledger_model(record),
             outcome=record.outcome,
             usage=record.usage,
             cost=record.cost,

@@ -22,7 +22,7 @@ from wrapper.metering import set_include_usage
 from wrapper.proxy.request import Call
 from wrapper.proxy.visit import Visit
 from wrapper.record import RequestRecord
-from wrapper.telemetry.logline import line
+from wrapper.telemetry.request_log import line
 
 READ = frozenset({"model", "stream", "stream_options"})
 

@@ -59,7 +59,7 @@ class Visit:
         self.raw: RawBody | None = None
         self.counted = counted
         if counted:
-            self.gateway.telemetry.admit()
+            self.gateway.telemetry.proxy_request_started()
         g.visit = self
 
     def principal(self, *, client_credentials: bool = False) -> Principal:

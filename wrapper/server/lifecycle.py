@@ -144,7 +144,7 @@ def make_app() -> GatewayApp:
     """The application, ready to be inherited by the workers. Exits with code 1 where it cannot."""
     from wrapper.app import create_app
     from wrapper.runtime import load_prices
-    from wrapper.store import StoreError, all_time
+    from wrapper.store import StoreError, all_time, beside
 
     environ = dict(os.environ)
     try:
@@ -154,7 +154,8 @@ def make_app() -> GatewayApp:
         gateway = app.extensions["gateway"]
         gateway.store.check()
         if settings.server.metering:
-            gateway.telemetry.take_up(all_time(gateway.store))
+            labels = beside(settings.store, "-labels")
+            gateway.telemetry.restore(all_time(gateway.store), labels)
         gateway.store.close()
     except (ConfigError, StoreError) as error:
         _refuse(error)
@@ -179,7 +180,7 @@ def start_worker(app: GatewayApp) -> None:
     """Look at the configuration's files once a second; a mistake in them changes nothing."""
     from wrapper import telemetry
 
-    telemetry.worker_begins()
+    telemetry.worker_started()
     follower = Follower(app)
     threading.Thread(target=follower.run, name="reload", daemon=True).start()
 
@@ -262,10 +263,10 @@ def refusal(app: GatewayApp, error: BaseException, client: str) -> bytes:
 
 
 def worker_gone(pid: int) -> None:
-    """A worker has exited; see `telemetry.worker_gone`."""
+    """A worker has exited; see `telemetry.worker_exited`."""
     from wrapper import telemetry
 
-    telemetry.worker_gone(pid)
+    telemetry.worker_exited(pid)
 
 
 def clean_up() -> None:

@@ -42,7 +42,7 @@ def answer(gateway: Gateway, error: BaseException, client: str) -> bytes:
         body = errors.InternalError("An internal error.").body()
     record = RequestRecord(method="", client=client, bytes_out=len(body))
     record.refuse(status, code)
-    gateway.telemetry.begin(record, looks=True)
+    gateway.telemetry.request_started(record, is_probe=True)
     gateway.settle(record, gateway.current, call=False)
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
