@@ -24,7 +24,7 @@ def pipe() -> Iterator[tuple[int, int]]:
     os.close(reading)
 
 
-def test_a_pipe_that_nobody_reads_is_waited_for_once(
+def test_a_pipe_without_a_reader_is_waited_for_once(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_log, "TIMEOUT", 0.2)

@@ -19,30 +19,9 @@ from typing import Any
 from wrapper.auth import CLIENT
 from wrapper.record import NO_KEY, NO_MODEL, REJECTED, UNMATCHED, RequestRecord
 from wrapper.store import Sums
+from wrapper.telemetry import instruments as metrics
 from wrapper.telemetry.exposition import Exporter, seed, usd, worker_exited, worker_started
-from wrapper.telemetry.instruments import (
-    CACHED,
-    CALLS,
-    COMPLETION,
-    COOLDOWN,
-    COST,
-    DURATION,
-    FIRST_TOKEN,
-    GEN_AI_DURATION,
-    IN_FLIGHT,
-    METHODS,
-    OTHER,
-    OVERHEAD,
-    PER_TOKEN,
-    PROMPT,
-    REJECTIONS,
-    REQUESTS,
-    TOKENS,
-    UNMETERED,
-    UNPRICED,
-    UNSETTLED,
-    UPSTREAM_ERRORS,
-)
+from wrapper.telemetry.instruments import METHODS, OTHER
 from wrapper.telemetry.labels import ModelLabels
 from wrapper.telemetry.request_log import RequestLog
 
@@ -70,7 +49,7 @@ class Telemetry:
         self.models.reserve(reserved)
         self._known = reserved.union(priced)
         for provider in providers:
-            COOLDOWN.labels(provider).set(0)
+            metrics.COOLDOWN.labels(provider).set(0)
 
     def restore(self, totals: list[Sums], labels: Path | None = None) -> None:
         """Start the counters from the usage table, once, before the workers start.
@@ -92,18 +71,18 @@ class Telemetry:
         """A request has arrived; a probe (health check, scrape) is not counted as in flight."""
         record.in_flight = not is_probe
         if record.in_flight:
-            IN_FLIGHT.inc()
+            metrics.IN_FLIGHT.inc()
 
     def proxy_request_started(self) -> None:
         """A proxy request has started: it is unsettled until `request_ended`."""
-        UNSETTLED.inc()
+        metrics.UNSETTLED.inc()
 
     def request_ended(self, record: RequestRecord, *, proxy_request: bool) -> None:
         """The request is neither in flight nor unsettled any more."""
         if record.in_flight:
-            IN_FLIGHT.dec()
+            metrics.IN_FLIGHT.dec()
         if proxy_request:
-            UNSETTLED.dec()
+            metrics.UNSETTLED.dec()
 
     def ledger_model(self, record: RequestRecord) -> str:
         """The model as the usage table books it.
@@ -138,7 +117,7 @@ class Telemetry:
         """
         self._count_request(record)
         for provider, reason in record.upstream_errors:
-            self._child(UPSTREAM_ERRORS, provider, reason).inc()
+            self._child(metrics.UPSTREAM_ERRORS, provider, reason).inc()
         if proxy_request and metering:
             self._count_proxy_request(record)
 
@@ -152,41 +131,41 @@ class Telemetry:
         unauthenticated = _is_unauthenticated(record)
         if unauthenticated and (record.path == UNMATCHED or "<" in record.path):
             method = OTHER
-        self._child(REQUESTS, method, record.path, str(record.status)).inc()
+        self._child(metrics.REQUESTS, method, record.path, str(record.status)).inc()
         if not unauthenticated or (method == "GET" and record.status < 400):
-            self._child(DURATION, method, record.path).observe(_seconds(record.duration))
-            self._child(OVERHEAD, record.path).observe(_seconds(record.overhead))
+            self._child(metrics.DURATION, method, record.path).observe(_seconds(record.duration))
+            self._child(metrics.OVERHEAD, record.path).observe(_seconds(record.overhead))
 
     def _count_proxy_request(self, record: RequestRecord) -> None:
         model, provider = self.model_label(record), record.provider or "none"
         labels = (record.api_key, provider, model)
-        self._child(CALLS, *labels, record.outcome).inc()
+        self._child(metrics.CALLS, *labels, record.outcome).inc()
         if record.outcome == REJECTED:
-            self._child(REJECTIONS, record.api_key, record.error_code or OTHER).inc()
+            self._child(metrics.REJECTIONS, record.api_key, record.error_code or OTHER).inc()
         if record.unmetered:
-            self._child(UNMETERED, provider, record.unmetered).inc()
+            self._child(metrics.UNMETERED, provider, record.unmetered).inc()
         usage = record.usage
         if usage is not None:
-            self._add(usage.prompt, PROMPT, *labels)
-            self._add(usage.completion, COMPLETION, *labels)
-            self._add(usage.total, TOKENS, *labels)
-            self._add(usage.cached, CACHED, *labels)
+            self._add(usage.prompt, metrics.PROMPT, *labels)
+            self._add(usage.completion, metrics.COMPLETION, *labels)
+            self._add(usage.total, metrics.TOKENS, *labels)
+            self._add(usage.cached, metrics.CACHED, *labels)
             if record.cost is None:
-                self._child(UNPRICED, provider, model).inc()
+                self._child(metrics.UNPRICED, provider, model).inc()
             else:
-                self._add(record.cost, COST, *labels)
+                self._add(record.cost, metrics.COST, *labels)
         if record.relayed and 200 <= record.status < 300:
             self._observe_speed(record, provider, model)
 
     def _observe_speed(self, record: RequestRecord, provider: str, model: str) -> None:
-        self._child(GEN_AI_DURATION, provider, model).observe(_seconds(record.upstream))
+        self._child(metrics.GEN_AI_DURATION, provider, model).observe(_seconds(record.upstream))
         if record.ttft is None or not record.stream:
             return
-        self._child(FIRST_TOKEN, provider, model).observe(_seconds(record.ttft))
+        self._child(metrics.FIRST_TOKEN, provider, model).observe(_seconds(record.ttft))
         if record.usage is not None and record.usage.completion > 1:
             rest = max(0.0, record.upstream - record.ttft)
             per_token = rest / (record.usage.completion - 1)
-            self._child(PER_TOKEN, provider, model).observe(_seconds(per_token))
+            self._child(metrics.PER_TOKEN, provider, model).observe(_seconds(per_token))
 
     def _add(self, amount: float, metric: Any, *labels: str) -> None:
         child = self._child(metric, *labels)  # the series exists even at zero

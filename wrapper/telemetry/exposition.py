@@ -28,17 +28,7 @@ from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMet
 
 from wrapper.metering import PICO
 from wrapper.store import Sums
-from wrapper.telemetry.instruments import (
-    CACHED,
-    CALLS,
-    COMPLETION,
-    COST,
-    COST_FAMILY,
-    IN_FLIGHT,
-    LOST,
-    PROMPT,
-    TOKENS,
-)
+from wrapper.telemetry import instruments as metrics
 
 # A malformed version makes prometheus_client raise.
 _MALFORMED_VERSION = re.compile(
@@ -91,7 +81,7 @@ class _Families:
                 family.samples = [s for s in family.samples if s.name in self._names]
                 if not family.samples:
                     continue
-            if family.name == COST_FAMILY:
+            if family.name == metrics.COST_FAMILY:
                 family.samples = [s._replace(value=usd(s.value)) for s in family.samples]
             yield family
 
@@ -172,19 +162,19 @@ def seed(totals: Iterable[Sums]) -> None:
     """
     for row in totals:
         *labels, outcome = row.group
-        CALLS.labels(*labels, outcome).inc(row.requests)
+        metrics.CALLS.labels(*labels, outcome).inc(row.requests)
         if row.total:  # unmetered or unpriced rows create no series
-            PROMPT.labels(*labels).inc(row.prompt)
-            COMPLETION.labels(*labels).inc(row.completion)
-            TOKENS.labels(*labels).inc(row.total)
-            CACHED.labels(*labels).inc(row.cached)
+            metrics.PROMPT.labels(*labels).inc(row.prompt)
+            metrics.COMPLETION.labels(*labels).inc(row.completion)
+            metrics.TOKENS.labels(*labels).inc(row.total)
+            metrics.CACHED.labels(*labels).inc(row.cached)
         if row.cost:
-            COST.labels(*labels).inc(row.cost)
+            metrics.COST.labels(*labels).inc(row.cost)
 
 
 def worker_started() -> None:
     """Lay out this worker's files for all inherited series, before the first request."""
-    IN_FLIGHT.inc(0)
+    metrics.IN_FLIGHT.inc(0)
 
 
 def worker_exited(pid: int) -> None:
@@ -196,7 +186,7 @@ def worker_exited(pid: int) -> None:
             if "api_requests_unsettled" in key:
                 unsettled += value
     if unsettled > 0:
-        LOST.inc(unsettled)
+        metrics.LOST.inc(unsettled)
     _mark_dead(pid)
     with _locked(fcntl.LOCK_EX):
         for kind in ("counter", "histogram"):

@@ -1,8 +1,8 @@
 """The request log: each finished record as one JSON line on standard output.
 
 Invariant: no secret, query string or body gets into a line, and no text from a caller makes it
-longer than a pipe takes at once. A stdout that fails, or that nobody reads, drops lines; it never
-delays or fails a request.
+longer than a pipe takes at once. Where stdout fails or is not read, lines are dropped; no
+request fails, and none waits for longer than `TIMEOUT`.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Output:
         self._may_wait = True
 
     def write(self, line: bytes) -> None:
-        """Raises OSError (BlockingIOError: nobody reads) where the line was not written."""
+        """Raises OSError (BlockingIOError: it is not read) where the line was not written."""
         if self._fd < 0:
             self._fd = _non_blocking(self._inherited)
         try:
