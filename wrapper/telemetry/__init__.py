@@ -90,6 +90,7 @@ class Telemetry:
         The true name where a provider responded 2xx, where the configuration or the price list
         has the name, or where it is a metric label already. `other` for any other name, so that
         failing requests with made-up names do not add rows; `none` without a name.
+        No migration: `other` rows of earlier versions, which booked the label, stay as they are.
         """
         name = record.model
         if not name:
