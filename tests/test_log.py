@@ -1,4 +1,4 @@
-"""The request log: one JSON line each, with the contract's fields, and never what is private."""
+"""The request log: one JSON line per request, with the contract's fields and no secrets."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_call_is_one_line_with_every_field(gateway: Gateway) -> None:
     assert len(lines) == 1
 
 
-def test_a_streams_line_comes_at_its_end_and_knows_its_use(gateway: Gateway) -> None:
+def test_a_streams_line_is_written_at_its_end_and_has_its_usage(gateway: Gateway) -> None:
     line = line_of(gateway, stream=True, orders="prompt=7; completion=5; events=5; gap=0.02")
     assert line["stream"] is True
     assert (line["prompt_tokens"], line["completion_tokens"]) == (7, 5)
@@ -104,7 +104,7 @@ def test_a_streams_line_comes_at_its_end_and_knows_its_use(gateway: Gateway) -> 
         ),
     ],
 )
-def test_the_outcome_says_who_was_at_fault(
+def test_the_outcome_shows_whose_fault_it_was(
     gateway: Gateway, how: dict[str, Any], wanted: dict[str, Any]
 ) -> None:
     line = line_of(gateway, **how)
@@ -112,7 +112,7 @@ def test_the_outcome_says_who_was_at_fault(
     assert line.keys() >= FIELDS
 
 
-def test_the_path_is_the_routes_pattern_and_never_what_was_typed(gateway: Gateway) -> None:
+def test_the_path_is_the_routes_pattern_and_never_the_requested_one(gateway: Gateway) -> None:
     for target in (
         f"/v1/{SECRET_WORD}",
         f"/groq/openai/v1/{SECRET_WORD}?{SECRET_WORD}=1",
@@ -166,7 +166,7 @@ def settled(gateway: Gateway) -> None:
     gateway.idle()
 
 
-def test_odd_names_stay_on_their_line_and_are_json(gateway: Gateway) -> None:
+def test_unusual_names_stay_on_their_line_and_are_json(gateway: Gateway) -> None:
     for model in ('"}\n{"level": "forged"', "a\r\nb", "\x1b[31mred", "ü\u2028💥", "x" * 5000):
         line = line_of(gateway, model=model)
         assert line["level"] != "forged"
@@ -174,7 +174,7 @@ def test_odd_names_stay_on_their_line_and_are_json(gateway: Gateway) -> None:
     assert all(line["level"] in ("info", "warning", "error") for line in gateway.log())
 
 
-def test_a_made_up_method_is_not_written_as_it_came(gateway: Gateway) -> None:
+def test_an_unknown_method_is_written_as_other(gateway: Gateway) -> None:
     asked = raw.request(gateway.port, "BREWCOFFEE", "/v1/models")
     answer = raw.exchange(gateway.port, asked)
     request_id = answer.header("x-request-id")
@@ -197,7 +197,7 @@ def test_health_checks_and_the_models_list_are_logged_too(gateway: Gateway, key:
     assert re.fullmatch(r"req_[0-9a-f]{24}", request_id)
 
 
-def test_a_reader_of_the_log_that_is_asleep_holds_nobody_up(simulator: Simulator) -> None:
+def test_a_log_reader_that_does_not_read_delays_no_request(simulator: Simulator) -> None:
     config = CONFIG.replace("{simulator}", simulator.url)
     with Gateway.prepared(config, workers=2, keys=KEYS, env=PROVIDER_KEYS) as gateway:
         os.mkfifo(gateway.stdout_file)

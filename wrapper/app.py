@@ -77,7 +77,8 @@ def _record_requests(app: Flask) -> None:
             path=rule.rule.replace("<path:rest>", "<path>") if rule else UNMATCHED,
             client=environ.get("REMOTE_ADDR", ""),
         )
-        runtime.telemetry.begin(record, looks=request.blueprint == ops.bp.name)
+        is_probe = request.blueprint == ops.bp.name
+        runtime.telemetry.request_started(record, is_probe=is_probe)
         scope = CancelScope(runtime.scopes, environ.get("gunicorn.socket"))
         target, refusal = ("", ""), None
         try:

@@ -74,9 +74,9 @@ class Runtime:
         routes = Routes(settings)
         models = {t.model for route in settings.routes for t in route.targets if t.model}
         models.update(routes.exact_names)
-        for name, upstream in upstreams.items():
-            models |= prices.names(name, upstream.host)
-        self.telemetry.know(models, upstreams)
+        models.update(name for name in settings.prices if not name.endswith("*"))
+        priced = (prices.names(name, upstream.host) for name, upstream in upstreams.items())
+        self.telemetry.register(models, upstreams, set().union(*priced))
         return Snapshot(settings, Keyring(settings.keys), routes, upstreams, prices)
 
 

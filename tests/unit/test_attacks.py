@@ -15,7 +15,7 @@ from wrapper.formats import http1
 from wrapper.formats.jsonbytes import MAX_MEMBERS, has_duplicate, members
 from wrapper.metering import set_include_usage
 from wrapper.record import RequestRecord
-from wrapper.telemetry.logline import line
+from wrapper.telemetry.request_log import line
 
 READ = frozenset({"model", "stream", "stream_options"})
 

@@ -1,15 +1,16 @@
-"""Which models have a name in the metrics: the same ones in every worker, and not too many."""
+"""Which models are metric labels: the same ones in every worker and run, and not too many."""
 
 from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 from wrapper.telemetry.labels import ModelLabels
 
 
 def in_child(work: object) -> int:
-    """Do `work` in a forked process, as a worker would; its exit status."""
+    """Run `work` in a forked process, as a worker would; its exit status."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -43,7 +44,7 @@ def test_many_workers_at_once_name_no_more_than_there_are_places() -> None:
     assert sum(named) == 50
 
 
-def test_a_worker_that_is_killed_with_the_lock_blocks_nobody() -> None:
+def test_a_worker_that_is_killed_with_the_lock_blocks_no_other() -> None:
     labels = ModelLabels()
 
     def die() -> None:
@@ -54,10 +55,87 @@ def test_a_worker_that_is_killed_with_the_lock_blocks_nobody() -> None:
     assert labels.add("a")
 
 
-def test_names_of_an_earlier_run_keep_their_places_however_many_they_are() -> None:
+def test_labels_of_an_earlier_run_stay_labels_however_often_others_are_used(tmp_path: Path) -> None:
+    file = tmp_path / "labels"
+    requests = dict(zip("abcdef", range(6), strict=True))
+    first = ModelLabels(limit=3)
+    first.restore({}, file)
+    assert in_child(lambda: first.add("c") and first.add("a") and first.add("b")) == 0
+    for _ in range(2):
+        labels = ModelLabels(limit=3)
+        labels.restore(requests, file)
+        assert [name for name in "abcdef" if name in labels] == ["a", "b", "c"]
+        assert [labels.add(name) for name in "abcdef"] == [True, True, True, False, False, False]
+
+
+def test_without_the_file_the_names_with_the_most_requests_are_labels(tmp_path: Path) -> None:
+    for file in (None, tmp_path / "labels"):
+        labels = ModelLabels(limit=3)
+        labels.reserve(["a"])
+        labels.restore({"a": 1, "b": 2, "c": 3, "d": 4}, file)
+        assert [name for name in "abcd" if name in labels] == ["a", "c", "d"]
+
+
+def test_names_that_are_not_in_the_usage_table_any_more_take_no_place(tmp_path: Path) -> None:
+    first = ModelLabels(limit=2)
+    first.restore({"a": 1, "b": 1}, tmp_path / "labels")
     labels = ModelLabels(limit=2)
-    labels.take_up(["a", "b", "c", "a"])
-    assert [labels.add(name) for name in "abcd"] == [True, True, True, False]
+    labels.restore({"b": 1}, tmp_path / "labels")
+    assert labels.add("c")
+    assert not labels.add("a")
+
+
+def test_a_gateway_that_still_runs_keeps_its_labels_when_the_next_one_starts(
+    tmp_path: Path,
+) -> None:
+    old, new = ModelLabels(limit=3), ModelLabels(limit=3)
+    old.restore({"a": 1}, tmp_path / "labels")
+    new.restore({}, tmp_path / "labels")
+    assert old.add("b")
+    assert new.add("c")
+    assert "a" not in new
+    assert "b" not in new
+    assert in_child(lambda: old.add("d") and not old.add("c")) == 0
+
+
+def test_reserved_names_are_labels_whatever_came_before() -> None:
+    labels = ModelLabels(limit=3)
+    labels.reserve(["x", "y"])
+    assert [labels.add(name) for name in "abxyb"] == [True, False, True, True, False]
+    labels.reserve(["z"])  # a reload; x and y are labels already
+    assert [labels.add(name) for name in "zxyab"] == [True, True, True, True, False]
+
+
+def test_where_more_names_are_reserved_the_labels_added_last_give_way(tmp_path: Path) -> None:
+    first = ModelLabels(limit=3)
+    first.restore({}, tmp_path / "labels")
+    assert all(first.add(name) for name in "bca")
+    labels = ModelLabels(limit=3)
+    labels.reserve(["new"])
+    labels.restore(dict.fromkeys("abc", 1), tmp_path / "labels")
+    assert [name for name in "abc" if name in labels] == ["b", "c"]
+
+
+def test_a_damaged_file_costs_no_more_than_its_damaged_lines(tmp_path: Path) -> None:
+    file = tmp_path / "labels"
+    file.write_bytes(b'"a"\n\xff\n{}\n' + b"[" * 100_000 + b'\n"b"\n"half')
+    labels = ModelLabels(limit=2)
+    labels.restore(dict.fromkeys(["c", "b", "a"], 1), file)
+    assert [name for name in "abc" if name in labels] == ["a", "b"]
+
+
+def test_where_the_file_cannot_be_kept_the_gateway_starts_all_the_same(tmp_path: Path) -> None:
+    labels = ModelLabels(limit=2)
+    labels.restore({"a": 1}, tmp_path / "missing" / "labels")
+    assert "a" in labels
+    assert labels.add("b")
+
+
+def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:
+    ModelLabels().restore({"a": 1}, tmp_path / "labels")
+    (file,) = tmp_path.iterdir()
+    assert file.name == "labels"
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_any_text_is_a_name() -> None:
@@ -68,7 +146,7 @@ def test_any_text_is_a_name() -> None:
     assert all(name in labels for name in names)
 
 
-def test_half_a_line_is_no_name_and_is_written_over() -> None:
+def test_an_incomplete_line_is_no_name_and_is_overwritten() -> None:
     labels = ModelLabels()
     labels.add("a")
     os.pwrite(labels._fd, b'"half of a long na', labels._read)

@@ -1,4 +1,4 @@
-"""Standard output that is slow, asleep or gone costs lines, and never the callers."""
+"""A standard output that is slow or not read drops lines, and never delays requests for long."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from wrapper.telemetry import output
-from wrapper.telemetry.output import Output
+from wrapper.telemetry import request_log
+from wrapper.telemetry.request_log import Output
 
 LINE = b"x" * 999 + b"\n"
 
@@ -24,10 +24,10 @@ def pipe() -> Iterator[tuple[int, int]]:
     os.close(reading)
 
 
-def test_a_pipe_that_nobody_reads_is_waited_for_once(
+def test_a_pipe_without_a_reader_is_waited_for_once(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "PATIENCE", 0.2)
+    monkeypatch.setattr(request_log, "TIMEOUT", 0.2)
     reading, writing = pipe
     out = Output(writing)
     for _ in range(64):  # a pipe's 64 KiB
@@ -36,7 +36,7 @@ def test_a_pipe_that_nobody_reads_is_waited_for_once(
     for _ in range(100):
         with pytest.raises(BlockingIOError):
             out.write(4 * LINE)
-    assert time.monotonic() - began < 10  # a hundred times the patience were twenty
+    assert time.monotonic() - began < 10  # a hundred timeouts would be twenty
     os.read(reading, 65536)
     out.write(b"again\n")
 
@@ -59,7 +59,7 @@ def test_a_slow_reader_gets_every_line(pipe: tuple[int, int]) -> None:
     assert b"".join(got) == 300 * LINE
 
 
-def test_the_descriptor_that_others_have_too_goes_on_waiting(pipe: tuple[int, int]) -> None:
+def test_the_descriptor_that_other_processes_share_stays_blocking(pipe: tuple[int, int]) -> None:
     Output(pipe[1]).write(LINE)
     assert os.get_blocking(pipe[1])
 

@@ -1,4 +1,4 @@
-"""What the cost counters add up to: the same in any order, and never less after a restart."""
+"""Sums of the cost counters: the same in any order, and never less after a restart."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def test_costs_add_up_to_the_same_sum_in_any_order(picos: list[int], random: Ran
 
 
 @given(st.integers(0, 10**16), st.integers(0, 10**14))
-def test_a_sum_that_grows_is_never_told_as_less(total: int, more: int) -> None:
+def test_a_sum_that_grows_is_never_reported_as_less(total: int, more: int) -> None:
     assert usd(total + more) >= usd(total)
 
 
 @given(st.integers(0, 9 * 10**15))
-def test_what_is_told_is_right_to_a_hundred_pico_dollars(pico: int) -> None:
+def test_a_reported_sum_is_right_to_a_hundred_pico_dollars(pico: int) -> None:
     assert abs(usd(pico) * 10**12 - pico) <= 51

@@ -36,7 +36,7 @@ def begin() -> RequestContext:
     """The request is a proxy request: it counts for its key and has to be settled."""
     context = request_context()
     context.record.is_proxy_request = True
-    context.runtime.telemetry.admit()
+    context.runtime.telemetry.proxy_request_started()
     return context
 
 

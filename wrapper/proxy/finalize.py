@@ -34,10 +34,10 @@ def finalize_record(record: RequestRecord, runtime: Runtime, snapshot: Snapshot)
             _settle(record, runtime)
     finally:
         try:
-            telemetry.record(record, call=counts, metering=metering)
-            telemetry.log(record)
+            telemetry.count(record, proxy_request=counts, metering=metering)
+            telemetry.log_request(record)
         finally:
-            telemetry.end(record, call=counts)
+            telemetry.request_ended(record, proxy_request=counts)
 
 
 def _price(record: RequestRecord, snapshot: Snapshot) -> None:
@@ -54,7 +54,7 @@ def _settle(record: RequestRecord, runtime: Runtime) -> None:
         at=time.time(),
         key=record.api_key,
         provider=record.provider or "none",
-        model=runtime.telemetry.model(record),
+        model=runtime.telemetry.ledger_model(record),
         outcome=record.outcome,
         usage=record.usage,
         cost=record.cost,

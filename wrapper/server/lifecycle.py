@@ -121,7 +121,7 @@ def load_app() -> GatewayApp:
     """The application, for the workers to inherit. Exits with code 1 where it cannot be served."""
     from wrapper.app import create_app
     from wrapper.runtime import load_prices, runtime_of
-    from wrapper.store import StoreError, all_time
+    from wrapper.store import StoreError, all_time, beside
 
     environ = dict(os.environ)
     try:
@@ -131,7 +131,8 @@ def load_app() -> GatewayApp:
         runtime = runtime_of(app)
         runtime.store.check()
         if settings.server.metering:
-            runtime.telemetry.take_up(all_time(runtime.store))
+            labels = beside(settings.store, "-labels")
+            runtime.telemetry.restore(all_time(runtime.store), labels)
         runtime.store.close()
     except (ConfigError, StoreError) as error:
         _exit(error)
@@ -162,7 +163,7 @@ def start_worker(runtime: Runtime) -> None:
     from wrapper import telemetry
     from wrapper.server.reload import ConfigReloader
 
-    telemetry.worker_begins()
+    telemetry.worker_started()
     reloader = ConfigReloader(runtime, dict(os.environ), _accepted(), os.environ.get(DEMO_URL))
     threading.Thread(target=reloader.run, name="reload", daemon=True).start()
 
@@ -171,7 +172,7 @@ def worker_exited(pid: int) -> None:
     """Merge the metrics of an exited worker and count the requests that it did not finalize."""
     from wrapper import telemetry
 
-    telemetry.worker_gone(pid)
+    telemetry.worker_exited(pid)
 
 
 def _accepted() -> Path:

@@ -43,7 +43,7 @@ def malformed_response(runtime: Runtime, error: BaseException, client: str) -> b
         body = errors.InternalError("An internal error.").body()
     record = RequestRecord(method="", client=client, bytes_out=len(body))
     record.refused(status, code)
-    runtime.telemetry.begin(record, looks=True)
+    runtime.telemetry.request_started(record, is_probe=True)
     finalize_record(record, runtime, runtime.snapshot)
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"

@@ -24,6 +24,7 @@ __all__ = [
     "Sums",
     "UsageStore",
     "all_time",
+    "beside",
     "open_store",
 ]
 
@@ -37,8 +38,17 @@ def open_store(url: str = DEFAULT_URL) -> UsageStore:
     an absolute one. Nothing is opened before the first use; `check()` is one. Raises StoreError
     for any other form.
     """
+    return SqliteStore(_path(url))
+
+
+def beside(url: str, suffix: str) -> Path:
+    """A file beside the store's own, such as `data/usage.db-labels`. Raises StoreError."""
+    return Path(f"{_path(url)}{suffix}")
+
+
+def _path(url: str) -> Path:
     scheme, _, rest = url.partition(":///")
     if scheme != "sqlite" or not rest:
         kind = url.partition(":")[0] or "nothing"
         raise StoreError(f"WRAPPER_STORE: {kind} is not supported; use sqlite:///data/usage.db")
-    return SqliteStore(Path(rest))
+    return Path(rest)

@@ -1,198 +1,196 @@
-"""What the world is told of a finished record: Prometheus instruments and one JSON log line.
+"""Counts every finished record and logs it: Prometheus instruments and one JSON line.
 
-The rules protected here. Labels are bounded whatever strangers send: keys by their configured
-names, paths by their patterns, methods by HTTP's own, models by what the configuration names or
-a provider has answered for. A counter that is right in one worker is right in all: values live
-in memory-mapped files (prometheus_client's multi-process mode) that outlive a killed worker.
-No secret, query string or body ever gets here.
+Invariant: labels are bounded whatever unauthenticated clients send. Keys are labelled by their
+configured names, paths by their patterns, methods by HTTP's own, models as in `labels`. Values
+live in memory-mapped files (prometheus_client's multi-process mode) that outlive a killed
+worker. No secret, query string or body gets here.
 
-`instruments` holds the metrics, `labels` the models among their labels, `logline` the line's
-fields, `output` takes the line, `exposition` makes the text of `/metrics`.
+`instruments` has the metrics, `labels` the model labels, `request_log` the log line, `exposition`
+the text of `/metrics`.
 """
 
 from __future__ import annotations
 
-import logging
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from wrapper.auth import CLIENT
 from wrapper.record import NO_KEY, NO_MODEL, REJECTED, UNMATCHED, RequestRecord
 from wrapper.store import Sums
-from wrapper.telemetry.exposition import Exporter, seed, usd, worker_begins, worker_gone
-from wrapper.telemetry.instruments import (
-    CACHED,
-    CALLS,
-    COMPLETION,
-    COOLDOWN,
-    COST,
-    DURATION,
-    FIRST_TOKEN,
-    GEN_AI_DURATION,
-    IN_FLIGHT,
-    METHODS,
-    OTHER,
-    OVERHEAD,
-    PER_TOKEN,
-    PROMPT,
-    REJECTIONS,
-    REQUESTS,
-    TOKENS,
-    UNMETERED,
-    UNPRICED,
-    UNSETTLED,
-    UPSTREAM_ERRORS,
-)
+from wrapper.telemetry import instruments as metrics
+from wrapper.telemetry.exposition import Exporter, seed, usd, worker_exited, worker_started
+from wrapper.telemetry.instruments import METHODS, OTHER
 from wrapper.telemetry.labels import ModelLabels
-from wrapper.telemetry.logline import encoded
-from wrapper.telemetry.output import Output
+from wrapper.telemetry.request_log import RequestLog
 
-__all__ = ["Exporter", "Telemetry", "usd", "worker_begins", "worker_gone"]
+__all__ = ["Exporter", "Telemetry", "usd", "worker_exited", "worker_started"]
 
-log = logging.getLogger("wrapper")
-SECOND_GRAINS = 2**20  # in a second; exact for three hundred years
+STEPS_PER_SECOND = 2**20  # durations are rounded to these; their sums are exact for 300 years
 
 
 class Telemetry:
-    """`begin` and `record` an record; the only place that counts."""
+    """The only place that counts."""
 
     def __init__(self, log_level: str = "info") -> None:
-        self._known: set[str] = set()  # models that the configuration or the price list names
+        self._known: set[str] = set()
         self.models = ModelLabels()
         self._children: dict[tuple[Any, ...], Any] = {}
-        self._output = Output()
-        self._log_failing = False
-        self._quiet = {"debug": 0, "info": 0, "warning": 400, "error": 500}.get(log_level, 0)
+        self._log = RequestLog(log_level)
 
-    def know(self, models: Iterable[str], providers: Iterable[str]) -> None:
-        """Take the configuration's own names as labels."""
-        self._known.update(models)
+    def register(
+        self, models: Iterable[str], providers: Iterable[str], priced: Iterable[str] = ()
+    ) -> None:
+        """Note the names of a configuration: its own models, which are always labels, its
+        providers, and the models of the price list, which are labels while there is a place.
+        """
+        reserved = set(models)
+        self.models.reserve(reserved)
+        self._known = reserved.union(priced)
         for provider in providers:
-            COOLDOWN.labels(provider).set(0)
+            metrics.COOLDOWN.labels(provider).set(0)
 
-    def take_up(self, totals: list[Sums]) -> None:
-        """Go on where the usage table left off, once, before the workers start."""
-        models = (model for _, _, model, _ in (row.group for row in totals))
-        self.models.take_up(model for model in models if model not in (NO_MODEL, OTHER))
-        seed(totals)
+    def restore(self, totals: list[Sums], labels: Path | None = None) -> None:
+        """Start the counters from the usage table, once, before the workers start.
 
-    def begin(self, record: RequestRecord, *, looks: bool) -> None:
-        """A request has come; one that only looks at the gateway (a scrape) is not in flight."""
-        record.in_flight = not looks
+        `totals` is `store.all_time`, `labels` the file that keeps the model labels. A model of
+        the table that has no label is added to `other`: sums over all models stay equal.
+        """
+        requests: Counter[str] = Counter()
+        for row in totals:
+            requests[row.group[2]] += row.requests
+        named = {name: count for name, count in requests.items() if name not in (NO_MODEL, OTHER)}
+        self.models.restore(named, labels)
+        seed(row if self._has_label(row.group[2]) else _as_other(row) for row in totals)
+
+    def _has_label(self, model: str) -> bool:
+        return model == NO_MODEL or model in self.models
+
+    def request_started(self, record: RequestRecord, *, is_probe: bool) -> None:
+        """A request has arrived; a probe (health check, scrape) is not counted as in flight."""
+        record.in_flight = not is_probe
         if record.in_flight:
-            IN_FLIGHT.inc()
+            metrics.IN_FLIGHT.inc()
 
-    def admit(self) -> None:
-        """A call that will be settled: it is owed until its `end`."""
-        UNSETTLED.inc()
+    def proxy_request_started(self) -> None:
+        """A proxy request has started: it is unsettled until `request_ended`."""
+        metrics.UNSETTLED.inc()
 
-    def end(self, record: RequestRecord, *, call: bool) -> None:
-        """The request is over: it is neither in flight nor owed any more."""
+    def request_ended(self, record: RequestRecord, *, proxy_request: bool) -> None:
+        """The request is neither in flight nor unsettled any more."""
         if record.in_flight:
-            IN_FLIGHT.dec()
-        if call:
-            UNSETTLED.dec()
+            metrics.IN_FLIGHT.dec()
+        if proxy_request:
+            metrics.UNSETTLED.dec()
 
-    def model(self, record: RequestRecord) -> str:
-        """The label for an record's model."""
+    def ledger_model(self, record: RequestRecord) -> str:
+        """The model as the usage table books it.
+
+        The true name where a provider responded 2xx, where the configuration or the price list
+        has the name, or where it is a metric label already. `other` for any other name, so that
+        failing requests with made-up names do not add rows; `none` without a name.
+        No migration: `other` rows of earlier versions, which booked the label, stay as they are.
+        """
         name = record.model
         if not name:
             return NO_MODEL
-        answered = record.relayed and record.method == "POST" and 200 <= record.status < 300
-        if record.api_key == CLIENT and not answered:
-            return OTHER  # anybody may say so
-        if name in self.models:
+        if record.relayed and record.method == "POST" and 200 <= record.status < 300:
             return name
-        return name if (answered or name in self._known) and self.models.add(name) else OTHER
+        if record.api_key == CLIENT:  # unauthenticated until the provider accepts its key
+            return OTHER
+        return name if name in self.models or name in self._known else OTHER
 
-    def record(self, record: RequestRecord, *, call: bool, metering: bool) -> None:
+    def model_label(self, record: RequestRecord) -> str:
+        """The model as a metric label: `ledger_model`, or `other` where there is no place left."""
+        name = self.ledger_model(record)
+        return name if name in (NO_MODEL, OTHER) or self.models.add(name) else OTHER
+
+    def log_request(self, record: RequestRecord) -> None:
+        """Write the request's log line."""
+        self._log.write(record)
+
+    def count(self, record: RequestRecord, *, proxy_request: bool, metering: bool) -> None:
         """Count a finished record.
 
-        `call` says that a key's call was made or refused, `metering` that it is metered.
+        `proxy_request`: a caller's request for a provider was forwarded or refused. `metering`:
+        usage is metered.
         """
-        self._record_request(record)
+        self._count_request(record)
         for provider, reason in record.upstream_errors:
-            self._child(UPSTREAM_ERRORS, provider, reason).inc()
-        if call and metering:
-            self._record_call(record)
+            self._child(metrics.UPSTREAM_ERRORS, provider, reason).inc()
+        if proxy_request and metering:
+            self._count_proxy_request(record)
 
-    def _record_request(self, record: RequestRecord) -> None:
-        """Every request. A stranger makes no series at will: no method where the path is whatever
-        he typed, and a histogram only where he reads what is open to everyone.
+    def _count_request(self, record: RequestRecord) -> None:
+        """Every request.
+
+        Unauthenticated requests must not create time series at will: no method label where the
+        path is arbitrary, and histograms only for reads of what is open to everyone.
         """
         method = record.method if record.method in METHODS else OTHER
-        stranger = _is_strangers(record)
-        if stranger and (record.path == UNMATCHED or "<" in record.path):
+        unauthenticated = _is_unauthenticated(record)
+        if unauthenticated and (record.path == UNMATCHED or "<" in record.path):
             method = OTHER
-        self._child(REQUESTS, method, record.path, str(record.status)).inc()
-        if not stranger or (method == "GET" and record.status < 400):
-            self._child(DURATION, method, record.path).observe(_seconds(record.duration))
-            self._child(OVERHEAD, record.path).observe(_seconds(record.overhead))
+        self._child(metrics.REQUESTS, method, record.path, str(record.status)).inc()
+        if not unauthenticated or (method == "GET" and record.status < 400):
+            self._child(metrics.DURATION, method, record.path).observe(_seconds(record.duration))
+            self._child(metrics.OVERHEAD, record.path).observe(_seconds(record.overhead))
 
-    def _record_call(self, record: RequestRecord) -> None:
-        model, provider = self.model(record), record.provider or "none"
+    def _count_proxy_request(self, record: RequestRecord) -> None:
+        model, provider = self.model_label(record), record.provider or "none"
         labels = (record.api_key, provider, model)
-        self._child(CALLS, *labels, record.outcome).inc()
+        self._child(metrics.CALLS, *labels, record.outcome).inc()
         if record.outcome == REJECTED:
-            self._child(REJECTIONS, record.api_key, record.error_code or OTHER).inc()
+            self._child(metrics.REJECTIONS, record.api_key, record.error_code or OTHER).inc()
         if record.unmetered:
-            self._child(UNMETERED, provider, record.unmetered).inc()
+            self._child(metrics.UNMETERED, provider, record.unmetered).inc()
         usage = record.usage
         if usage is not None:
-            self._add(usage.prompt, PROMPT, *labels)
-            self._add(usage.completion, COMPLETION, *labels)
-            self._add(usage.total, TOKENS, *labels)
-            self._add(usage.cached, CACHED, *labels)
+            self._add(usage.prompt, metrics.PROMPT, *labels)
+            self._add(usage.completion, metrics.COMPLETION, *labels)
+            self._add(usage.total, metrics.TOKENS, *labels)
+            self._add(usage.cached, metrics.CACHED, *labels)
             if record.cost is None:
-                self._child(UNPRICED, provider, model).inc()
+                self._child(metrics.UNPRICED, provider, model).inc()
             else:
-                self._add(record.cost, COST, *labels)
+                self._add(record.cost, metrics.COST, *labels)
         if record.relayed and 200 <= record.status < 300:
-            self._record_speed(record, provider, model)
+            self._observe_speed(record, provider, model)
 
-    def _record_speed(self, record: RequestRecord, provider: str, model: str) -> None:
-        self._child(GEN_AI_DURATION, provider, model).observe(_seconds(record.upstream))
+    def _observe_speed(self, record: RequestRecord, provider: str, model: str) -> None:
+        self._child(metrics.GEN_AI_DURATION, provider, model).observe(_seconds(record.upstream))
         if record.ttft is None or not record.stream:
             return
-        self._child(FIRST_TOKEN, provider, model).observe(_seconds(record.ttft))
+        self._child(metrics.FIRST_TOKEN, provider, model).observe(_seconds(record.ttft))
         if record.usage is not None and record.usage.completion > 1:
             rest = max(0.0, record.upstream - record.ttft)
             per_token = rest / (record.usage.completion - 1)
-            self._child(PER_TOKEN, provider, model).observe(_seconds(per_token))
+            self._child(metrics.PER_TOKEN, provider, model).observe(_seconds(per_token))
 
     def _add(self, amount: float, metric: Any, *labels: str) -> None:
-        child = self._child(metric, *labels)  # the series is there even when all it has is zero
+        child = self._child(metric, *labels)  # the series exists even at zero
         if amount:
             child.inc(amount)
 
     def _child(self, metric: Any, *labels: str) -> Any:
-        """`metric.labels(…)`, remembered: its own look-up takes a lock and a few microseconds."""
+        """`metric.labels(…)`, cached: its own look-up takes a lock and a few microseconds."""
         key = (metric, *labels)
         child = self._children.get(key)
         if child is None:
             child = self._children[key] = metric.labels(*labels)
         return child
 
-    def log(self, record: RequestRecord) -> None:
-        """Write the request's line. What is at the other end of stdout is nobody's fault who calls:
-        a full disk or a reader that is gone or asleep costs the line, and is told once.
-        """
-        if record.status < self._quiet:
-            return
-        try:
-            self._output.write(encoded(record))
-        except OSError as error:
-            if not self._log_failing:
-                log.error("request lines cannot be written to stdout: %s", error.strerror)
-            self._log_failing = True
-        else:
-            self._log_failing = False
+
+def _as_other(row: Sums) -> Sums:
+    key, provider, _, outcome = row.group
+    return row._replace(group=(key, provider, OTHER, outcome))
 
 
-def _is_strangers(record: RequestRecord) -> bool:
-    """Whether nobody has vouched for the caller: no key, or a provider's that it did not take."""
+def _is_unauthenticated(record: RequestRecord) -> bool:
+    """Whether the caller has no valid key, or one of a provider that did not accept it."""
     return record.api_key == NO_KEY or (record.api_key == CLIENT and record.status >= 400)
 
 
 def _seconds(value: float) -> float:
-    return round(value * SECOND_GRAINS) / SECOND_GRAINS
+    return round(value * STEPS_PER_SECOND) / STEPS_PER_SECOND

@@ -1,7 +1,9 @@
-"""All workers' values as Prometheus' text, and what happens to them when processes come and go.
+"""All workers' values as Prometheus' text, and their files when processes start and exit.
 
-The rule protected here: a sum that grows is never told as less. Prometheus would take it for a
-reset and count all of it again.
+Invariant: a counter never goes down, be it by the last bit of a float: Prometheus would take it
+for a reset and count all of it again. The workers' values are added in any order, and after a
+restart from sums. So durations are rounded to multiples of a power of two, whose sums are exact,
+and cost is counted in whole pico-USD and converted to dollars in `_Families`.
 """
 
 from __future__ import annotations
@@ -27,29 +29,16 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.values import MutexValue, ValueClass
 from prometheus_flask_exporter import PrometheusMetrics
 
+from wrapper.metering import PICO
 from wrapper.store import Sums
-from wrapper.telemetry.instruments import (
-    CACHED,
-    CALLS,
-    COMPLETION,
-    COST,
-    COST_FAMILY,
-    IN_FLIGHT,
-    LOST,
-    PICO,
-    PROMPT,
-    TOKENS,
+from wrapper.telemetry import instruments as metrics
+
+# A malformed version makes prometheus_client raise.
+_MALFORMED_VERSION = re.compile(
+    r"version[ \t]*=[ \t]*(?!\d{1,9}(?:\.\d{1,9}){0,3}[ \t]*(?:[;,]|$))"
 )
-
-# prometheus_client fails over a version that is none.
-_ODD_VERSION = re.compile(r"version[ \t]*=[ \t]*(?!\d{1,9}(?:\.\d{1,9}){0,3}[ \t]*(?:[;,]|$))")
-MOMENT = 1.0  # seconds, for a worker that begins
-
-# Prometheus takes a counter that is lower than before, be it by the last bit of a float, for a
-# reset and counts all of it again. The workers' values are added up in any order, and after a
-# restart from sums. So times are added in multiples of a power of two, whose sums are exact, and
-# money is counted in whole pico-USD and turned into dollars when it is told (`_Families`).
-USD_DECIMALS = 10  # that are told: a price per million tokens has four at most
+LAYOUT_SECONDS = 1.0  # for a worker that is creating its files
+USD_DECIMALS = 10  # in the exposition: a price per million tokens has four at most
 
 
 # prometheus_client decided when it was imported, by the same variable as `_directory`.
@@ -59,9 +48,9 @@ _SINGLE_PROCESS = ValueClass is MutexValue
 class Exporter(PrometheusMetrics):  # type: ignore[misc]  # has no types
     """prometheus-flask-exporter's endpoint over all workers' values.
 
-    Adding up the workers' files takes a noticeable part of a second with many series, so it is
-    done in a forked child: streams in this worker go on meanwhile. Without
-    PROMETHEUS_MULTIPROC_DIR (no gunicorn) the values are this process's own.
+    Why a forked child adds up the workers' files: with many series it takes a noticeable part of
+    a second, and streams in this worker must go on meanwhile. Without PROMETHEUS_MULTIPROC_DIR (no
+    gunicorn) the values are this process's own.
     """
 
     def __init__(self) -> None:
@@ -71,12 +60,12 @@ class Exporter(PrometheusMetrics):  # type: ignore[misc]  # has no types
     def generate_metrics(
         self, accept_header: str | None = None, names: list[str] | None = None
     ) -> tuple[str, str]:
-        """The exposition text and its content type, OpenMetrics where `accept_header` asks.
+        """The exposition text and its content type, OpenMetrics where `accept_header` has it.
 
         `names` (the query's `name[]`) keeps the samples and families of these names only.
         """
         accept = accept_header or ""
-        encoder, content_type = choose_encoder("" if _ODD_VERSION.search(accept) else accept)
+        encoder, content_type = choose_encoder("" if _MALFORMED_VERSION.search(accept) else accept)
         families = _Families(names)
         with self._lock:  # one scrape at a time in a worker
             text = encoder(families) if _SINGLE_PROCESS else _in_child(lambda: encoder(families))
@@ -90,7 +79,7 @@ _Collector: Any = MultiProcessCollector
 
 
 class _Families:
-    """All workers' metric families; what an encoder takes for a registry."""
+    """All workers' metric families, as the registry that an encoder expects."""
 
     def __init__(self, names: list[str] | None) -> None:
         self._names = frozenset(names or ())
@@ -101,26 +90,28 @@ class _Families:
                 family.samples = [s for s in family.samples if s.name in self._names]
                 if not family.samples:
                     continue
-            if family.name == COST_FAMILY:
+            if family.name == metrics.COST_FAMILY:
                 family.samples = [s._replace(value=usd(s.value)) for s in family.samples]
             yield family
 
 
 def _collected() -> Iterable[Metric]:
-    """All workers' families. A worker that begins makes its files empty and then lays them out:
-    for a moment between they cannot be read, so they are read again.
+    """All workers' families.
+
+    A starting worker creates its files empty and lays them out a moment later; until then they
+    cannot be read, so reading is repeated.
     """
     if _SINGLE_PROCESS:  # copies: a collector may keep its families, and `_Families` changes them
         return [copy.copy(family) for family in REGISTRY.collect()]
     with _locked(fcntl.LOCK_SH):
-        until = time.monotonic() + MOMENT
+        deadline = time.monotonic() + LAYOUT_SECONDS
         while True:
             try:
                 return list(_Collector(None).collect())
             except struct.error:
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     raise
-            os.sched_yield()  # to sleep is gevent's, whose event loop the child has cut off
+            os.sched_yield()  # not sleep: it is gevent's, and the child has closed its event loop
 
 
 def _directory() -> Path:
@@ -129,17 +120,17 @@ def _directory() -> Path:
 
 @contextmanager
 def _locked(how: int) -> Iterator[None]:
-    """Between a scrape and the master, who moves a dead worker's sums (flock(2))."""
+    """Excludes a scrape and the merge of a dead worker's files from each other (flock(2))."""
     with (_directory() / "lock").open("a") as file:
         fcntl.flock(file, how)
         yield
 
 
 def _in_child(work: Callable[[], bytes]) -> bytes:
-    """Do `work` in a forked child and give what it returns.
+    """Run `work` in a forked child and return its result.
 
-    The child closes every inherited connection first, so that none stays open on its account,
-    and does nothing afterwards but compute and write.
+    The child closes every inherited connection first, so that it keeps none of them open, and
+    then only computes and writes.
     """
     reading, writing = socket.socketpair()
     pid = os.fork()
@@ -175,53 +166,54 @@ def usd(pico: float) -> float:
 
 
 def seed(totals: Iterable[Sums]) -> None:
-    """Take up the counters where the usage table left them, once, before the workers start.
+    """Start the counters from the usage table, once, before the workers start.
 
-    So the plain sums by key go on over restarts. `totals` are grouped by key, provider, model and
-    outcome.
+    So the sums by key continue after a restart. `totals` are grouped by key, provider, model and
+    outcome; rows of the same group are added.
     """
     for row in totals:
         *labels, outcome = row.group
-        CALLS.labels(*labels, outcome).inc(row.requests)
-        if row.total:  # what was never metered, or has no price, has no series and no zero
-            PROMPT.labels(*labels).inc(row.prompt)
-            COMPLETION.labels(*labels).inc(row.completion)
-            TOKENS.labels(*labels).inc(row.total)
-            CACHED.labels(*labels).inc(row.cached)
+        metrics.CALLS.labels(*labels, outcome).inc(row.requests)
+        if row.total:  # unmetered or unpriced rows create no series
+            metrics.PROMPT.labels(*labels).inc(row.prompt)
+            metrics.COMPLETION.labels(*labels).inc(row.completion)
+            metrics.TOKENS.labels(*labels).inc(row.total)
+            metrics.CACHED.labels(*labels).inc(row.cached)
         if row.cost:
-            COST.labels(*labels).inc(row.cost)
+            metrics.COST.labels(*labels).inc(row.cost)
 
 
-def worker_begins() -> None:
-    """Lay out this worker's files for all series it inherited, before the first request waits."""
-    IN_FLIGHT.inc(0)
+def worker_started() -> None:
+    """Lay out this worker's files for all inherited series, before the first request."""
+    metrics.IN_FLIGHT.inc(0)
 
 
-def worker_gone(pid: int) -> None:
-    """A worker has exited: its gauges end, its sums stay, what it owed is counted."""
-    owed = 0.0
+def worker_exited(pid: int) -> None:
+    """Remove an exited worker's gauges, keep its sums, and count its unsettled requests as lost."""
+    unsettled = 0.0
     path = _directory() / f"gauge_livesum_{pid}.db"
     if path.exists():
         for key, value, *_ in _values(str(path)):
             if "api_requests_unsettled" in key:
-                owed += value
-    if owed > 0:
-        LOST.inc(owed)
+                unsettled += value
+    if unsettled > 0:
+        metrics.LOST.inc(unsettled)
     _mark_dead(pid)
     with _locked(fcntl.LOCK_EX):
         for kind in ("counter", "histogram"):
-            _bury(_directory() / f"{kind}_{pid}.db", _directory() / f"{kind}_dead.db")
+            _merge(_directory() / f"{kind}_{pid}.db", _directory() / f"{kind}_dead.db")
 
 
-def _bury(worker: Path, dead: Path) -> None:
-    """Add a worker's sums to those of all dead ones: each further file would cost every scrape
-    time, and workers come and go with every SIGHUP.
+def _merge(worker: Path, dead: Path) -> None:
+    """Add a dead worker's sums to the file of all dead workers.
+
+    Why: each additional file slows down every scrape, and every SIGHUP replaces all workers.
     """
     try:
         values = list(_values(str(worker)))
-    except OSError:  # there is none
+    except OSError:  # the worker had none
         return
-    except struct.error:  # never laid out, and in the way of every scrape
+    except struct.error:  # never laid out; left in place, it would break every scrape
         values = []
     sums = _Sums(str(dead))
     for key, value, *_ in values:

@@ -1,8 +1,9 @@
 """The instruments: names, labels and buckets of every metric.
 
 Bucket bounds of the `gen_ai_*` histograms are OpenTelemetry's
-(https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/). The rule protected here: a
-name or a label that a dashboard asks for stands in this file, and nowhere else.
+(https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/).
+
+Invariant: the names and labels that dashboards use are defined in this file and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ METHODS = frozenset(
     ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
 )
 OTHER = "other"
-PICO = 1e12
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _DURATION = tuple(0.01 * 2**n for n in range(14))
 _FIRST_TOKEN = (
@@ -27,34 +27,36 @@ _GEN_AI = ("provider", "model")
 REQUESTS = Counter("http_requests", "HTTP requests answered.", ("method", "path", "status"))
 DURATION = Histogram(
     "http_request_duration_seconds",
-    "From the request's head to the answer's last byte.",
+    "From the request's head to the response's last byte.",
     ("method", "path"),
     buckets=_SECONDS,
 )
 IN_FLIGHT = Gauge("requests_in_flight", "Requests being served now.", multiprocess_mode="livesum")
 UNSETTLED = Gauge(
     "api_requests_unsettled",
-    "Calls admitted and not settled yet.",
+    "Proxy requests that are not settled yet.",
     multiprocess_mode="livesum",
 )
-LOST = Counter("unsettled_requests", "Calls whose worker died before they could be settled.")
-CALLS = Counter("api_key_requests", "Calls by key and outcome.", (*_KEY_LABELS, "outcome"))
+LOST = Counter("unsettled_requests", "Proxy requests whose worker died before they were settled.")
+CALLS = Counter("api_key_requests", "Proxy requests by key and outcome.", (*_KEY_LABELS, "outcome"))
 PROMPT = Counter("token_usage_prompt", "Prompt tokens by key.", _KEY_LABELS)
 COMPLETION = Counter("token_usage_completion", "Completion tokens by key.", _KEY_LABELS)
 TOKENS = Counter("token_usage", "All tokens by key.", _KEY_LABELS)
 CACHED = Counter("token_usage_cached", "Prompt tokens that came from a cache.", _KEY_LABELS)
 COST_FAMILY = "api_key_cost_usd"
 COST = Counter(COST_FAMILY, "Cost in US dollars by key.", _KEY_LABELS)
-REJECTIONS = Counter("api_key_rejections", "Calls that the gateway refused.", ("api_key", "reason"))
+REJECTIONS = Counter(
+    "api_key_rejections", "Requests that the gateway refused.", ("api_key", "reason")
+)
 UNMETERED = Counter(
-    "unmetered_responses", "2xx answers whose use could not be read.", ("provider", "reason")
+    "unmetered_responses", "2xx responses whose usage could not be read.", ("provider", "reason")
 )
 UNPRICED = Counter(
-    "unpriced_responses", "Metered answers whose price is not known.", ("provider", "model")
+    "unpriced_responses", "Metered responses without a known price.", ("provider", "model")
 )
 FIRST_TOKEN = Histogram(
     "gen_ai_server_time_to_first_token_seconds",
-    "From sending the call to the first byte of the answer's body.",
+    "From sending the request to the first byte of the response's body.",
     _GEN_AI,
     buckets=_FIRST_TOKEN,
 )
@@ -72,7 +74,7 @@ GEN_AI_DURATION = Histogram(
 )
 OVERHEAD = Histogram(
     "gateway_overhead_seconds",
-    "Time in the gateway itself: the provider's and the caller's share taken out.",
+    "Time in the gateway itself, without waiting for the provider and the caller.",
     ("path",),
     buckets=_OVERHEAD,
 )

@@ -1,11 +1,24 @@
-"""Which models have a name in the metrics and in the usage table; the others are `other`.
+"""Which model names are metric labels; all others are counted as `other`.
 
-A key's holder can ask for any number of models where a provider takes any name. The rule
-protected here: all workers together, over restarts too, name at most `MAX_MODELS` of them, and a
-model that has a name in one worker has it in every other.
+Where a provider accepts any name, a key owner can use any number of models.
 
-The names stand in a nameless file that the workers inherit, locked for as long as one is looked
-up and added (fcntl(2): such a lock is the process's own, so it ends with a killed worker).
+Invariant: all workers together have at most `MAX_MODELS` model labels, and a name that is a label
+in one worker is a label in every other.
+
+Names of the configuration are reserved: each has a place from the beginning and is a label
+whatever was used before. (A reload that reserves names while all places are taken exceeds the
+limit by these names, until the next start.)
+
+The names are in a file that the workers inherit, locked while a name is looked up and added
+(fcntl(2): the lock belongs to the process, so it ends with a killed worker). The file has the
+order in which they became labels, and is kept beside the usage table for the next start:
+
+* As long as the reserved names do not change, every label is the same after a restart. So no
+  counter restored from the usage table, `other` included, goes down.
+* Where more names are reserved than before and no place is left, the labels added last become
+  part of `other`. Where a name is reserved that was counted in `other`, `other` starts lower.
+* Without the file (the first start with it, a copied usage table) the reserved names and then
+  those with the most requests are labels.
 """
 
 from __future__ import annotations
@@ -13,46 +26,78 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 MAX_MODELS = 200
 
+log = logging.getLogger("wrapper")
+
 
 class ModelLabels:
-    """The models that are labels. Made before the workers are forked."""
+    """The models that are labels. Created before the workers are forked."""
 
     def __init__(self, limit: int = MAX_MODELS) -> None:
         self._limit = limit
-        self._fd = _nameless_file()
-        weakref.finalize(self, os.close, self._fd)
+        self._reserved: frozenset[str] = frozenset()
+        fd, path = tempfile.mkstemp()
+        Path(path).unlink()
+        self._fd = fd
+        weakref.finalize(self, os.close, fd)
         self._names: set[str] = set()  # what this process has read of the file
         self._read = 0  # bytes
 
     def __contains__(self, name: str) -> bool:
-        """Whether this process knows it already: a look at the file is for new names only."""
+        """Whether this process knows `name` as a label; does not read the file."""
         return name in self._names
 
-    @property
-    def full(self) -> bool:
-        """Whether there is no place left."""
-        return len(self._names) >= self._limit
+    def reserve(self, names: Iterable[str]) -> None:
+        """Reserve places for these names, in place of those reserved before."""
+        self._reserved = frozenset(names)
 
     def add(self, name: str) -> bool:
-        """Whether `name` is a label, now or as from now."""
-        if name not in self._names and not self.full:
+        """Make `name` a label where there is a place; whether it is one."""
+        if name not in self._names and self._has_place(name):
             with self._locked():
-                if name not in self._names and not self.full:
+                if name not in self._names and self._has_place(name):
                     self._write([name])
-        return name in self._names
+        return name in self._names or name in self._reserved
 
-    def take_up(self, names: Iterable[str]) -> None:
-        """Names that are labels already, from an earlier run: they have their places."""
-        with self._locked():
-            self._write([name for name in dict.fromkeys(names) if name not in self._names])
+    def restore(self, requests: Mapping[str, int], file: Path | None = None) -> None:
+        """Choose the labels of a new run among the names of the usage table, once, before any
+        other is added.
+
+        `requests` has the number of requests by name, `file` is where the names are kept.
+        """
+        kept = b""
+        if file is not None:
+            with contextlib.suppress(OSError):  # there is none yet
+                kept = file.read_bytes()
+            self._use(file)
+        order = {name: at for at, name in enumerate(_names_in(kept))}
+        ranked = sorted(requests, key=lambda name: (order.get(name, len(order)), -requests[name]))
+        places = max(0, self._limit - len(self._reserved))
+        others = [name for name in ranked if name not in self._reserved][:places]
+        labels = self._reserved.union(others)
+        self._write([name for name in ranked if name in labels])
+
+    def _has_place(self, name: str) -> bool:
+        return name in self._reserved or len(self._names | self._reserved) < self._limit
+
+    def _use(self, file: Path) -> None:
+        """Replace `file` by a new one for this run; a gateway that still runs keeps the old one."""
+        new = file.with_name(f"{file.name}.{os.getpid()}")
+        try:
+            fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            os.dup2(fd, self._fd, inheritable=False)
+            os.close(fd)
+            new.replace(file)
+        except OSError as error:
+            log.warning("cannot keep the models' label names in %s: %s", file, error.strerror)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -64,22 +109,25 @@ class ModelLabels:
             fcntl.lockf(self._fd, fcntl.LOCK_UN)
 
     def _catch_up(self) -> None:
-        """Read what other workers have added, up to the last whole line."""
+        """Read what other workers have added, up to the last complete line."""
         size = os.fstat(self._fd).st_size
-        added = os.pread(self._fd, size - self._read, self._read)
+        added = os.pread(self._fd, max(0, size - self._read), self._read)
         added = added[: added.rfind(b"\n") + 1]
-        self._names.update(json.loads(line) for line in added.splitlines())
+        self._names.update(_names_in(added))
         self._read += len(added)
 
     def _write(self, names: list[str]) -> None:
-        """Add a line for each; what a full disk does not take has no name."""
+        """Add a line for each name. On a full disk only reserved names become labels."""
         lines = b"".join(json.dumps(name).encode() + b"\n" for name in names)
         with contextlib.suppress(OSError):
             os.pwrite(self._fd, lines, self._read)
         self._catch_up()
 
 
-def _nameless_file() -> int:
-    fd, path = tempfile.mkstemp()
-    Path(path).unlink()
-    return fd
+def _names_in(lines: bytes) -> Iterator[str]:
+    """The names, one JSON string per line; damaged lines are left out."""
+    for line in lines.split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            name = json.loads(line)
+            if isinstance(name, str):
+                yield name

@@ -1,0 +1,144 @@
+"""The request log: each finished record as one JSON line on standard output.
+
+Invariant: no secret, query string or body gets into a line, and no text from a caller makes it
+longer than a pipe takes at once. Where stdout fails or is not read, lines are dropped; no
+request fails, and none waits for longer than `TIMEOUT`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import stat
+import time
+from typing import Any
+
+import msgspec
+
+from wrapper.metering import PICO
+from wrapper.record import RequestRecord
+from wrapper.telemetry.instruments import METHODS, OTHER
+
+MAX_MODEL_LENGTH = 200  # characters of a name in the log; a caller may send megabytes
+MAX_ID_LENGTH = 200  # a line longer than a pipe takes at once mixes with another worker's
+TIMEOUT = 1.0  # seconds for a slow reader; other requests are served meanwhile
+
+_MIN_STATUS = {"debug": 0, "info": 0, "warning": 400, "error": 500}
+
+log = logging.getLogger("wrapper")
+_encode = msgspec.json.Encoder().encode
+
+
+class RequestLog:
+    """Writes a line for each record whose status fits the log level."""
+
+    def __init__(self, log_level: str = "info") -> None:
+        self._min_status = _MIN_STATUS.get(log_level, 0)
+        self._output = Output()
+        self._failing = False
+
+    def write(self, record: RequestRecord) -> None:
+        """Write the record's line, or drop it; the first of several failures is reported."""
+        if record.status < self._min_status:
+            return
+        try:
+            self._output.write(_encode(line(record)) + b"\n")
+        except OSError as error:
+            if not self._failing:
+                log.error("request lines cannot be written to stdout: %s", error.strerror)
+            self._failing = True
+        else:
+            self._failing = False
+
+
+def line(record: RequestRecord) -> dict[str, Any]:
+    """The fields of the line; what is not known is null."""
+    usage = record.usage
+    status = record.status
+    level = "info" if status < 400 else "warning" if status < 500 else "error"
+    return {
+        "time": _timestamp(record.at),
+        "level": level,
+        "request_id": record.request_id,
+        "upstream_request_id": (record.upstream_request_id or "")[:MAX_ID_LENGTH] or None,
+        "client": record.client,
+        "method": record.method if record.method in METHODS else OTHER,
+        "path": record.path,
+        "status": status,
+        "outcome": record.outcome,
+        "code": record.error_code,
+        "api_key": record.api_key,
+        "provider": record.provider or None,
+        "model": record.model[:MAX_MODEL_LENGTH] or None,
+        "stream": record.stream,
+        "prompt_tokens": usage.prompt if usage else None,
+        "completion_tokens": usage.completion if usage else None,
+        "cached_tokens": usage.cached if usage else None,
+        "cost_usd": record.cost / PICO if record.cost is not None else None,
+        "unmetered": record.unmetered,
+        "ttft_ms": _ms(record.ttft),
+        "upstream_ms": _ms(record.upstream) if record.relayed else None,
+        "overhead_ms": _ms(record.overhead),
+        "duration_ms": _ms(record.duration),
+        "bytes_in": record.bytes_in,
+        "bytes_out": record.bytes_out,
+    }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 3)
+
+
+def _timestamp(at: float) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    whole = int(at)
+    return (
+        time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((at - whole) * 1000):03d}Z"
+    )
+
+
+class Output:
+    """Writes whole lines to `fd` without blocking; a slow reader is waited for once."""
+
+    def __init__(self, fd: int = 1) -> None:
+        self._inherited = fd
+        self._fd = -1
+        self._may_wait = True
+
+    def write(self, line: bytes) -> None:
+        """Raises OSError (BlockingIOError: it is not read) where the line was not written."""
+        if self._fd < 0:
+            self._fd = _non_blocking(self._inherited)
+        try:
+            self._write_all(line)
+        except OSError:
+            self._may_wait = False  # the next lines are dropped at once
+            raise
+        self._may_wait = True
+
+    def _write_all(self, line: bytes) -> None:
+        while True:
+            try:
+                line = line[os.write(self._fd, line) :]
+            except BlockingIOError:
+                if not self._may_wait or not select.select((), (self._fd,), (), TIMEOUT)[1]:
+                    raise
+            if not line:
+                return
+
+
+def _non_blocking(fd: int) -> int:
+    """A non-blocking descriptor for the same file.
+
+    Why: O_NONBLOCK on `fd` itself would apply to every process that shares it, such as the master
+    and the shell. Linux reopens a pipe or a terminal under this name (proc(5)). A regular file
+    never blocks, and what cannot be reopened (a socket, another system) is used as it is.
+    """
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(kind) or os.isatty(fd):
+        try:
+            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:
+            return fd
+    return fd
