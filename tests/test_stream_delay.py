@@ -41,7 +41,7 @@ def request(port: int, target: str, key: str, events: int) -> bytes:
 
 def from_the_provider_itself(simulator: Simulator, events: int) -> bytes:
     sent = request(simulator.port, TARGET, "no-matter", events)
-    load = driver.run(simulator.port, sent, answers=1, connections=1, record=True)
+    load = driver.run(simulator.port, sent, responses=1, connections=1, record=True)
     return body_of(load.recordings[0])
 
 
@@ -51,7 +51,7 @@ def body_of(recording: driver.Pieces) -> bytes:
 
 def through_the_gateway(gateway: Gateway, *, streams: int, events: int) -> driver.Load:
     sent = request(gateway.port, f"/groq{TARGET}", gateway.secrets["web-app"], events)
-    return driver.run(gateway.port, sent, answers=streams, connections=streams, record=True)
+    return driver.run(gateway.port, sent, responses=streams, connections=streams, record=True)
 
 
 @pytest.mark.slow
