@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 #
-# Gives a running Grafana the gateway's data source and dashboards, or repairs them: see `usage`.
+# Creates or repairs the gateway's data source and dashboards in a running Grafana: see `usage`.
 # Works with bash 3.2 (macOS) and later.
 
-# These lines any shell can read; the rest needs bash.
+# Any POSIX shell can run these lines; the rest needs bash.
 if [ -z "${BASH_VERSION:-}" ]; then
   if [ -f "$0" ] && command -v bash >/dev/null 2>&1; then exec bash "$0" "$@"; fi
   printf 'setup-grafana: bash is needed: bash setup-grafana.sh\n' >&2
@@ -16,22 +16,22 @@ usage() {
   cat <<'USAGE'
 usage: setup-grafana.sh [-h | --help]
 
-Gives a running Grafana the gateway's data source (uid prometheus) and dashboards, or repairs
-them, through its HTTP API. Safe to run twice: of a data source that is there only what is wrong
-is changed, dashboards stay in their folders, and what is provisioned from files is left alone.
-(With docker compose there is nothing to do: all is provisioned from the same files.)
+Creates or repairs the gateway's data source (uid prometheus) and dashboards in a running
+Grafana, through its HTTP API. Safe to run twice: in an existing data source only wrong settings
+are changed, dashboards stay in their folders, and what is provisioned from files is not changed.
+(Not needed with docker compose, which provisions the same files.)
 
 It takes no arguments. From the environment:
 
   GRAFANA_URL        http://localhost:3000
   GRAFANA_USER       admin
   GRAFANA_PASSWORD   admin
-  GRAFANA_TOKEN      of a service account with the role Admin, instead of user and password
-  PROMETHEUS_URL     http://prometheus:9090, as Grafana reaches it
+  GRAFANA_TOKEN      token of a service account with the role Admin, instead of user and password
+  PROMETHEUS_URL     http://prometheus:9090, as seen from Grafana
   GRAFANA_WAIT       60, whole seconds to wait for a Grafana that is starting
 
 It needs bash, curl, and python3 or jq.
-Exit status: 0 all is in place, 1 something failed, 2 called wrongly or something is missing here.
+Exit status: 0 success, 1 a step failed, 2 wrong usage or a missing program.
 USAGE
 }
 
@@ -46,7 +46,7 @@ wrong() {
   exit 2
 }
 
-# --- how it was called -------------------------------------------------------------------------
+# --- arguments and environment -------------------------------------------------------------------------
 
 case $#,${1:-} in
   0,) ;;
@@ -68,7 +68,7 @@ GRAFANA_TOKEN=${GRAFANA_TOKEN:-}
 export PROMETHEUS_URL=${PROMETHEUS_URL:-http://prometheus:9090}
 GRAFANA_WAIT=${GRAFANA_WAIT:-60}
 
-# shown URL: without the user and the password that may be in it.
+# shown URL: the URL without user and password.
 shown() {
   local rest=${1#*://} host
   host=${rest%%/*}
@@ -96,7 +96,7 @@ GRAFANA_URL=${GRAFANA_URL%/}
 [ "$(shown "$GRAFANA_URL")" = "$GRAFANA_URL" ] ||
   wrong "GRAFANA_URL holds a user or a password: they go into GRAFANA_USER and GRAFANA_PASSWORD"
 
-# --- what is here ------------------------------------------------------------------------------
+# --- programs and files ------------------------------------------------------------------------------
 
 command -v curl >/dev/null 2>&1 || wrong "curl is needed"
 if command -v python3 >/dev/null 2>&1 && python3 -c '' >/dev/null 2>&1; then
@@ -108,14 +108,14 @@ else
 fi
 
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]:-$0}")" && pwd)
-uid=prometheus # what the dashboards call the data source
+uid=prometheus # the data source's uid in the dashboards
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/setup-grafana.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
 # --- JSON --------------------------------------------------------------------------------------
 
-# Isolated, so that a json.py in the present directory is not taken for Python's own; -S is faster.
+# Isolated (-I), so that a json.py in the current directory is not imported; -S is faster.
 python() { python3 -I -S -X utf8 - "$@"; }
 
 # is_object FILE: whether it holds a JSON object.
@@ -134,7 +134,7 @@ PY
   fi
 }
 
-# json_get FILE NAME...: the value at that path; empty where there is none, or no JSON.
+# json_get FILE NAME...: the value at that path; empty where it is missing or FILE is not JSON.
 json_get() {
   if [ "$json_tool" = python3 ]; then
     python "$@" <<'PY'
@@ -157,8 +157,8 @@ PY
   fi
 }
 
-# dashboard_payload FILE FOLDER: what POST /api/dashboards/db takes; Grafana gives ids of its own.
-# The folder's uid is empty for the top (General).
+# dashboard_payload FILE FOLDER: the body for POST /api/dashboards/db, without an id: Grafana assigns
+# one. FOLDER is the folder's uid, empty for the top level (General).
 dashboard_payload() {
   if [ "$json_tool" = python3 ]; then
     python "$@" <<'PY'
@@ -179,9 +179,8 @@ PY
   fi
 }
 
-# data_source_payload FILE: the data source in FILE, with what is wrong in it put right. All else
-# stays; so do its secrets, which Grafana keeps where none are sent. The address may hold a
-# password, and comes through the environment therefore.
+# data_source_payload FILE: the data source in FILE with its wrong settings corrected. Grafana keeps
+# secrets that are not sent. The URL may contain a password, so it is passed in the environment.
 data_source_payload() {
   if [ "$json_tool" = python3 ]; then
     python "$@" <<'PY'
@@ -208,22 +207,22 @@ PY
   fi
 }
 
-# changes BEFORE AFTER: in words, how these data sources differ; empty where they do not.
+# changes BEFORE AFTER: describe how these data sources differ; empty where they do not.
 changes() {
-  local name before after words=
+  local name before after text=
   members "$1" >"$work/before"
   members "$2" >"$work/after"
   for name in type access url timeInterval httpMethod manageAlerts; do
     IFS= read -r before <&3
     IFS= read -r after <&4
     [ "$before" != "$after" ] || continue
-    words="$words${words:+, }$name is $(shown "$after")"
-    [ -z "$before" ] || words="$words instead of $(shown "$before")"
+    text="$text${text:+, }$name is $(shown "$after")"
+    [ -z "$before" ] || text="$text instead of $(shown "$before")"
   done 3<"$work/before" 4<"$work/after"
-  printf '%s' "$words"
+  printf '%s' "$text"
 }
 
-# members FILE: what data_source_payload may change of a data source, a line each.
+# members FILE: the settings that data_source_payload may change, one per line.
 members() {
   if [ "$json_tool" = python3 ]; then
     python "$@" <<'PY'
@@ -245,7 +244,7 @@ PY
 
 # --- HTTP --------------------------------------------------------------------------------------
 
-# The credential goes to curl through its standard input: arguments are seen by every user.
+# The credential goes to curl through standard input: every user can see a program's arguments.
 credential() {
   local text
   if [ -n "$GRAFANA_TOKEN" ]; then
@@ -257,7 +256,7 @@ credential() {
   fi
 }
 
-# quoted TEXT: as it must stand between quotes in curl's configuration.
+# quoted TEXT: escaped for a quoted value in curl's configuration.
 quoted() {
   local text=$1
   text=${text//\\/\\\\}
@@ -266,9 +265,9 @@ quoted() {
   printf '%s' "$text"
 }
 
-# request SECONDS METHOD PATH [FILE]: sends FILE as JSON, with what is on standard input as curl's
-# configuration. Returns what curl returned. The answer is in $work/answer, its status in $status,
-# where it redirects to in $redirect; what curl had to say in $problem.
+# request SECONDS METHOD PATH [FILE]: send FILE as JSON, with standard input as curl's configuration.
+# Returns curl's exit code. Sets $status, $redirect (the URL of a redirect) and $problem (curl's
+# message); the response body is in $work/answer.
 request() {
   local seconds=$1 method=$2 url="$GRAFANA_URL$3" code=0
   if [ $# -gt 3 ]; then
@@ -286,28 +285,28 @@ request() {
   return "$code"
 }
 
-# call METHOD PATH [FILE]: ends if there is no answer, or a refusal that is not Grafana's; what
-# comes with 200 is for `expect` to judge.
+# call METHOD PATH [FILE]: exit if there is no response, or an error that is not Grafana's. `expect`
+# checks responses with status 200.
 call() {
   request 30 "$@" <<<"$(credential)" || fail "$1 $GRAFANA_URL$2: $problem"
   [ "$status" = 200 ] || is_object "$work/answer" || fail "$1 $GRAFANA_URL$2: $(not_grafana)"
 }
 
-# not_grafana: says so of the last answer. (What follows the address of a sign-in page is long.)
+# not_grafana: describe the last response. (The query of a sign-in page's URL is long: omitted.)
 not_grafana() {
   local to=${redirect%%\?*}
   printf '%s' "the answer, $status${to:+ to $to}, is not Grafana's." \
     " Is that another server, a proxy or a sign-in page? (GRAFANA_URL)"
 }
 
-# refused WHAT: ends with what Grafana said.
+# refused WHAT: exit with Grafana's error message.
 refused() {
   local message
   message=$(json_get "$work/answer" message)
   fail "$1: Grafana answered $status${message:+: $message}"
 }
 
-# expect WHAT NAME...: ends unless the answer is 200, and has a value at that path.
+# expect WHAT NAME...: exit unless the status is 200 and the body has a value at that path.
 expect() {
   local what=$1
   shift
@@ -318,25 +317,25 @@ expect() {
 # --- the steps ---------------------------------------------------------------------------------
 
 wait_for_grafana() {
-  local end=$((SECONDS + GRAFANA_WAIT)) told='' code why
+  local end=$((SECONDS + GRAFANA_WAIT)) announced='' code why
   while :; do
     code=0
     request 5 GET /api/health </dev/null || code=$?
     case $code,$status in
       0,5?? | 0,429) why="it answers $status" ;;
       0,*)
-        # Grafana says how its database is, to everybody.
+        # Grafana reports the state of its database without a login.
         [ "$status" != 200 ] || [ -z "$(json_get "$work/answer" database)" ] || return 0
         fail "GET $GRAFANA_URL/api/health: $(not_grafana)"
         ;;
-      # No such name, refused, broken off, too slow, no TLS: that may change while it starts.
+      # Name not resolved, refused, broken off, timeout, no TLS: may be temporary during a start.
       [5-7],* | 16,* | 18,* | 28,* | 35,* | 52,* | 5[56],* | 92,*) why=$problem ;;
       *) fail "GET $GRAFANA_URL/api/health: $problem (GRAFANA_URL)" ;;
     esac
     [ "$SECONDS" -lt "$end" ] ||
       fail "no Grafana at $GRAFANA_URL within $GRAFANA_WAIT s: $why (GRAFANA_URL, GRAFANA_WAIT)"
-    [ -n "$told" ] || say "waiting for Grafana at $GRAFANA_URL: $why"
-    told=yes
+    [ -n "$announced" ] || say "waiting for Grafana at $GRAFANA_URL: $why"
+    announced=yes
     sleep 1
   done
 }
@@ -362,7 +361,7 @@ put_data_source() {
 
 create_data_source() {
   local name=Prometheus
-  # One of the same name with another uid is somebody's own; it stays.
+  # A data source of this name with another uid is not ours: it stays.
   call GET "/api/datasources/name/$name"
   if [ "$status" != 404 ]; then
     expect "looking for a data source named $name" uid
@@ -387,13 +386,13 @@ repair_data_source() {
       ;;
   esac
   if [ "$(json_get "$work/answer" readOnly)" = true ]; then
-    say "data source $uid: provisioned from a file, left as it is"
+    say "data source $uid: provisioned from a file, not changed"
     return
   fi
   data_source_payload "$work/answer" >"$work/body"
   what=$(changes "$work/answer" "$work/body")
   if [ -z "$what" ]; then
-    say "data source $uid: is right ($(shown "$PROMETHEUS_URL"))"
+    say "data source $uid: up to date ($(shown "$PROMETHEUS_URL"))"
     return
   fi
   call PUT "/api/datasources/uid/$uid" "$work/body"
@@ -410,7 +409,7 @@ put_dashboard() {
   if [ "$status" != 404 ]; then
     expect "looking for the dashboard $title" dashboard uid
     if [ "$(json_get "$work/answer" meta provisioned)" = true ]; then
-      say "dashboard $title: provisioned from a file, left as it is"
+      say "dashboard $title: provisioned from a file, not changed"
       return
     fi
     folder=$(json_get "$work/answer" meta folderUid)
@@ -425,9 +424,9 @@ check_data_source() {
   call GET "/api/datasources/uid/$uid/health"
   case $status,$(json_get "$work/answer" status) in
     200,OK) say "Grafana reaches Prometheus" ;;
-    404,*) ;; # an old Grafana that cannot tell
+    404,*) ;; # an old Grafana without this check
     200,?* | 400,*)
-      fail "all is in place, but Grafana does not reach Prometheus:" \
+      fail "data source and dashboards are in place, but Grafana does not reach Prometheus:" \
         "$(json_get "$work/answer" message) (PROMETHEUS_URL is the address as Grafana sees it)"
       ;;
     *) expect "asking Grafana whether it reaches Prometheus" status ;;

@@ -1,6 +1,6 @@
-"""What the gateway costs beside the relay that a person would write in an afternoon.
+"""Compares the cost of the gateway with a minimal relay (`naive`).
 
 `make bench` measures CPU, memory, start-up time and the delay of streamed events, for the
-gateway, for the gateway with its metering switched off, and for `naive`. Provider and load
-generator are processes of their own: only the workers' CPU time counts.
+gateway, for the gateway with metering off, and for `naive`. Provider and load generator are
+processes of their own: only the workers' CPU time counts.
 """

@@ -1,9 +1,9 @@
 """`make bench`: all measurements, as tables on the screen and in `benchmarks/results.md`.
 
-A quick run (`--quick`) is a first impression: its tables are on the screen alone.
+A quick run (`--quick`) takes a minute and prints its tables on the screen only.
 
-The variants take turns (A B C, A B C, …), so that a machine that gets slower or busier does so for
-all of them.
+The variants alternate (A B C, A B C, …), so that a machine that gets slower or busier affects all
+of them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from benchmarks.variants import NAIVE_KEY, VARIANTS, Relay
 from harness.simulator import Simulator
 
 RESULTS = Path(__file__).with_name("results.md")
-# "(direct)" is no relay at all: what provider and load generator themselves take.
+# "(direct)" is without a relay: the delay of provider and load generator themselves.
 DELAYS_THROUGH = ("(direct)", "naive", "gateway")
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     options = _options()
     conditions = report.conditions(options.slices, options.requests, options.rounds)
     sections = ["# Benchmark results", conditions]
@@ -87,13 +87,17 @@ def _delays(
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--slices", type=int, default=20, help="of the load, for the CPU")
-    parser.add_argument("--requests", type=int, default=500, help="unary calls in a slice")
-    parser.add_argument("--rounds", type=int, default=5, help="starts, for their time and memory")
-    parser.add_argument("--streams", type=int, default=300, help="streams at once, for the delay")
+    parser.add_argument("--slices", type=int, default=20, help="slices of the CPU measurement")
+    parser.add_argument("--requests", type=int, default=500, help="unary requests in a slice")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="starts, for start-up time and memory"
+    )
+    parser.add_argument(
+        "--streams", type=int, default=300, help="concurrent streams, for the delay"
+    )
     parser.add_argument("--events", type=int, default=500, help="events in such a stream")
-    parser.add_argument("--quick", action="store_true", help="a first impression in a minute")
-    parser.add_argument("--output", type=Path, help="default: results.md, of a quick run none")
+    parser.add_argument("--quick", action="store_true", help="small numbers, in a minute")
+    parser.add_argument("--output", type=Path, help="default: results.md; none with --quick")
     options = parser.parse_args()
     if not options.quick:
         options.output = options.output or RESULTS

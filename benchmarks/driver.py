@@ -1,8 +1,7 @@
-"""A load generator that costs little: one thread, epoll, bytes counted and not parsed.
+"""A cheap load generator: one thread, epoll, bytes counted and not parsed.
 
-It sends the same request over and over on kept connections, so many at a time, and counts
-answers and events. For the delay of events it keeps every piece with its time of arrival;
-they are taken apart when the run is over (`delays`).
+It repeats one request on persistent connections and counts responses and events. To measure the
+delay of events it keeps every piece with its time of arrival; `delays` parses them afterwards.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ Pieces = list[tuple[float, bytes]]
 
 
 class BenchmarkFailed(Exception):
-    """An answer that was not a whole 200: the numbers would mean nothing."""
+    """A response that is not a complete 200: the results would be meaningless."""
 
 
 @dataclass
 class Load:
-    """What a run of the driver saw: answers, events, and with `record` each answer's pieces."""
+    """The result of a run: responses, events, and with `record` the pieces of each response."""
 
-    answers: int = 0
+    responses: int = 0
     events: int = 0
     seconds: float = 0.0
     recordings: list[Pieces] = field(default_factory=list)
 
 
-class _Caller:
-    """One connection: sends the request, reads the answer, begins again while asked to."""
+class _Client:
+    """One connection: sends the request, reads the response, repeats."""
 
     def __init__(self, port: int, request: bytes, *, record: bool) -> None:
         self._request = request
@@ -48,8 +47,8 @@ class _Caller:
         self.socket.setblocking(False)
         self.pieces: Pieces = []
 
-    def ask(self) -> None:
-        """Send the request; it is small, so the socket takes it whole."""
+    def send(self) -> None:
+        """Send the request, which is small enough for one write."""
         self._head = b""
         self._left: int | None = None
         self._tail = b""
@@ -57,11 +56,11 @@ class _Caller:
         self.pieces = []
         self.socket.sendall(self._request)
 
-    def take(self) -> bool:
-        """Read what is there; whether the answer is complete."""
+    def receive(self) -> bool:
+        """Read what has arrived; returns whether the response is complete."""
         data = self.socket.recv(262144)
         if not data:
-            raise BenchmarkFailed(f"the connection ended in an answer: {self._head[:300]!r}")
+            raise BenchmarkFailed(f"the connection closed within a response: {self._head[:300]!r}")
         if self._record:
             self.pieces.append((time.time(), data))
         if self._tail or self._left is not None:
@@ -87,44 +86,46 @@ class _Caller:
         return self._tail.endswith(b"\r\n" + _END) or joined == b"\r\n" + _END
 
 
-def run(port: int, request: bytes, *, answers: int, connections: int, record: bool = False) -> Load:
-    """Have `request` answered `answers` times, over `connections` at once."""
+def run(
+    port: int, request: bytes, *, responses: int, connections: int, record: bool = False
+) -> Load:
+    """Send `request` until there are `responses` of them, over `connections` at once."""
     load = Load()
-    callers: dict[int, _Caller] = {}
+    clients: dict[int, _Client] = {}
     with contextlib.ExitStack() as stack:
         epoll = stack.enter_context(select.epoll())
-        for _ in range(min(connections, answers)):
-            caller = _Caller(port, request, record=record)
-            stack.callback(caller.socket.close)
-            callers[caller.socket.fileno()] = caller
-            epoll.register(caller.socket.fileno(), select.EPOLLIN)
+        for _ in range(min(connections, responses)):
+            client = _Client(port, request, record=record)
+            stack.callback(client.socket.close)
+            clients[client.socket.fileno()] = client
+            epoll.register(client.socket.fileno(), select.EPOLLIN)
         started = time.perf_counter()
-        asked = len(callers)
-        for caller in callers.values():
-            caller.ask()
-        while load.answers < answers:
+        sent = len(clients)
+        for client in clients.values():
+            client.send()
+        while load.responses < responses:
             ready = epoll.poll(120)
             if not ready:
-                raise BenchmarkFailed("nothing arrived for two minutes")
+                raise BenchmarkFailed("no response for two minutes")
             for fd, _ in ready:
-                caller = callers[fd]
-                if not caller.take():
+                client = clients[fd]
+                if not client.receive():
                     continue
-                load.answers += 1
-                load.events += caller.events
+                load.responses += 1
+                load.events += client.events
                 if record:
-                    load.recordings.append(caller.pieces)
-                if asked < answers:
-                    asked += 1
-                    caller.ask()
+                    load.recordings.append(client.pieces)
+                if sent < responses:
+                    sent += 1
+                    client.send()
         load.seconds = time.perf_counter() - started
     return load
 
 
 def delays(recording: Pieces) -> list[float]:
-    """Seconds between the provider's sending of each stamped event and its arrival here.
+    """Seconds from the provider's sending of each stamped event to the arrival of its last byte.
 
-    An event has arrived when its last byte has. Both clocks are this machine's.
+    Both clocks are this machine's.
     """
     payload, ends, times = bytearray(), [], []
     for at, data in dechunked(recording):
@@ -143,7 +144,7 @@ def delays(recording: Pieces) -> list[float]:
 
 
 def dechunked(recording: Pieces) -> Pieces:
-    """The body's own bytes, each part with the time at which its chunk's bytes had come."""
+    """The body without chunked framing, each part with its time of arrival."""
     buffer = b""
     in_head, left = True, 0
     out: Pieces = []

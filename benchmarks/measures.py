@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 from benchmarks import driver
-from benchmarks.variants import Relay, Variant, chat_request, wait_for_first_answer
+from benchmarks.variants import Relay, Variant, chat_request, wait_for_first_response
 from harness import processes
 
-# Streams of the CPU measurement: an event every 10 ms each, so that events come one by one.
+# Streams of the CPU measurement: one event every 10 ms each, so that events arrive one by one.
 STREAMS_AT_ONCE = 20
 EVENTS_PER_STREAM = 100
 GAP = 0.010
@@ -21,7 +21,7 @@ UNARY_AT_ONCE = 8
 
 @dataclass
 class Cost:
-    """What one slice of the load cost one variant: milliseconds of CPU, of its worker alone."""
+    """One slice of the load on one variant: milliseconds of its worker's CPU."""
 
     unary_cpu: float
     event_cpu: float
@@ -29,7 +29,7 @@ class Cost:
 
 @dataclass
 class Start:
-    """One start of one variant, with nothing beside it. Milliseconds, and MiB."""
+    """One start of one variant, running alone. Milliseconds and MiB."""
 
     idle_rss: float
     idle_pss: float
@@ -40,7 +40,7 @@ class Start:
 
 @dataclass
 class Delay:
-    """How long events were on their way, in milliseconds."""
+    """Delay of events from the provider to the client, in milliseconds."""
 
     events: int
     median: float
@@ -51,15 +51,15 @@ class Delay:
 def costs(
     variants: Mapping[str, Variant], upstream: str, *, slices: int, requests: int
 ) -> Iterator[dict[str, Cost]]:
-    """All variants side by side, idle but for the one whose slice it is.
+    """Run all variants at once, with load on one at a time.
 
-    A machine changes its speed from second to second: the slices of one turn lie close together,
-    and their differences are the variants'.
+    The speed of a machine changes from second to second: the slices of one round are close
+    together in time, so their differences come from the variants.
     """
     with ExitStack() as stack:
         relays = {name: stack.enter_context(start(upstream)) for name, start in variants.items()}
         for relay in relays.values():
-            wait_for_first_answer(relay)
+            wait_for_first_response(relay)
             _warm_up(relay)
         for _ in range(slices):
             yield {
@@ -69,10 +69,10 @@ def costs(
 
 
 def start(variant: Variant, upstream: str, *, requests: int) -> Start:
-    """Start the variant, wait for its first answer, and put load on it."""
+    """Start the variant, wait for its first response, then put load on it."""
     started = time.perf_counter()
     with variant(upstream) as relay:
-        start_up = wait_for_first_answer(relay) - started
+        start_up = wait_for_first_response(relay) - started
         idle = processes.memory(relay.worker())
         _warm_up(relay)
         _unary_cpu(relay, requests)
@@ -89,24 +89,24 @@ def start(variant: Variant, upstream: str, *, requests: int) -> Start:
 
 
 def _warm_up(relay: Relay) -> None:
-    driver.run(relay.port, chat_request(relay.key), answers=50, connections=UNARY_AT_ONCE)
+    driver.run(relay.port, chat_request(relay.key), responses=50, connections=UNARY_AT_ONCE)
     stream = chat_request(relay.key, "events=20", stream=True)
-    driver.run(relay.port, stream, answers=5, connections=5)
+    driver.run(relay.port, stream, responses=5, connections=5)
 
 
 def _unary_cpu(relay: Relay, requests: int) -> float:
-    """Seconds of CPU for one unary call."""
+    """Seconds of CPU for one unary request."""
     before = processes.cpu_seconds(relay.worker())
-    driver.run(relay.port, chat_request(relay.key), answers=requests, connections=UNARY_AT_ONCE)
+    driver.run(relay.port, chat_request(relay.key), responses=requests, connections=UNARY_AT_ONCE)
     return (processes.cpu_seconds(relay.worker()) - before) / requests
 
 
 def _event_cpu(relay: Relay) -> float:
-    """Seconds of CPU for one streamed event, with its share of the stream's own cost."""
+    """Seconds of CPU for one streamed event, with its share of the stream's fixed cost."""
     orders = f"events={EVENTS_PER_STREAM}; gap={GAP}"
     request = chat_request(relay.key, orders, stream=True)
     before = processes.cpu_seconds(relay.worker())
-    load = driver.run(relay.port, request, answers=STREAMS_AT_ONCE, connections=STREAMS_AT_ONCE)
+    load = driver.run(relay.port, request, responses=STREAMS_AT_ONCE, connections=STREAMS_AT_ONCE)
     used = processes.cpu_seconds(relay.worker()) - before
     if load.events < STREAMS_AT_ONCE * EVENTS_PER_STREAM:
         raise driver.BenchmarkFailed(f"{load.events} events instead of {EVENTS_PER_STREAM} each")
@@ -118,12 +118,12 @@ def delay(
 ) -> Delay:
     """The delay of stamped events, one every `gap` seconds in each of `streams` at once."""
     with through as relay:
-        wait_for_first_answer(relay)
+        wait_for_first_response(relay)
         orders = f"stamp; events={events}; gap={gap}"
         load = driver.run(
             relay.port,
             chat_request(relay.key, orders, stream=True),
-            answers=streams,
+            responses=streams,
             connections=streams,
             record=True,
         )

@@ -1,7 +1,7 @@
-"""The opponent: a relay with Flask, gevent and requests as one would write it in thirty lines.
+"""The baseline: a minimal relay with Flask, gevent and requests.
 
-One session keeps its connections; a stream is passed on piece by piece. It checks one key and
-turns failures into JSON, and does nothing else: no limits, metering, deadlines or clean-up.
+It has one session with persistent connections, passes streams on piece by piece, checks one key
+and turns failures into JSON. It has no limits, metering, timeouts per phase or clean-up.
 """
 
 import os
@@ -24,7 +24,7 @@ def chat() -> Response | tuple[Response, int]:
         return jsonify(error={"message": "wrong key", "type": "invalid_request_error"}), 401
     orders = {"x-sim": request.headers.get("x-sim", "")}
     try:
-        answer = session.post(
+        upstream = session.post(
             f"{UPSTREAM}/chat/completions",
             json=request.get_json(),
             headers=orders,
@@ -33,5 +33,5 @@ def chat() -> Response | tuple[Response, int]:
         )
     except requests.RequestException as error:
         return jsonify(error={"message": str(error), "type": "api_error"}), 502
-    content = answer.iter_content(chunk_size=None)
-    return Response(content, answer.status_code, content_type=answer.headers["content-type"])
+    content = upstream.iter_content(chunk_size=None)
+    return Response(content, upstream.status_code, content_type=upstream.headers["content-type"])

@@ -13,32 +13,33 @@ from benchmarks.measures import Cost, Delay, Start
 
 # field, heading, unit, decimals
 COSTS = (
-    ("unary_cpu", "CPU per unary call", "ms", 3),
+    ("unary_cpu", "CPU per unary request", "ms", 3),
     ("event_cpu", "CPU per streamed event", "ms", 4),
 )
 STARTS = (
-    ("start_up", "start to first answer", "ms", 0),
+    ("start_up", "start to first response", "ms", 0),
     ("idle_rss", "worker's RSS, idle", "MiB", 1),
     ("idle_pss", "worker's PSS, idle", "MiB", 1),
     ("loaded_rss", "worker's RSS, after load", "MiB", 1),
     ("loaded_pss", "worker's PSS, after load", "MiB", 1),
 )
-OPPONENT = "naive"
+BASELINE = "naive"
 LEGEND = """\
-## What is what
+## Legend
 
-- **naive**: the thirty lines of Flask, gevent and `requests` that one would write first
-  (`benchmarks/naive.py`); it relays and does nothing else. **gateway**: this project as shipped.
-  **(direct)**: no relay at all, what provider and load generator take by themselves.
-- The gateway does more and yet costs less per call: it sends through an adapter of its own
-  (`wrapper/upstream`) in place of a `requests.Session`, and does once what can be done once.
-- CPU is that of the relay's worker process, from the system's own accounting. RSS is its memory,
-  PSS its memory with what several processes share divided among them.\
+- **naive**: a minimal relay with Flask, gevent and `requests` (`benchmarks/naive.py`).
+  **gateway**: this project as shipped. **(direct)**: no relay; the delay of provider and load
+  generator themselves.
+- The gateway costs less per request although it does more: it sends through its own adapter
+  (`wrapper/upstream`) in place of a `requests.Session`, and prepares per configuration what does
+  not change per request.
+- CPU is that of the relay's worker process, from the system's accounting. RSS is its memory, PSS
+  its memory with shared pages divided among the processes that share them.\
 """
 
 
 def variants(costs: Mapping[str, Sequence[Cost]], starts: Mapping[str, Sequence[Start]]) -> str:
-    """One row for each measure, one column for each variant."""
+    """One row per measure, one column per variant."""
     names = list(costs)
     lines = [_row(["", *names]), _row(["---", *["---:"] * len(names)])]
     rows = [*((costs, row) for row in COSTS), *((starts, row) for row in STARTS)]
@@ -47,23 +48,23 @@ def variants(costs: Mapping[str, Sequence[Cost]], starts: Mapping[str, Sequence[
         cells = []
         for name in names:
             cell = f"{middle[name]:.{decimals}f}"
-            if name != OPPONENT and OPPONENT in middle:
-                cell += f" (×{middle[name] / middle[OPPONENT]:.2f})"
+            if name != BASELINE and BASELINE in middle:
+                cell += f" (×{middle[name] / middle[BASELINE]:.2f})"
             cells.append(cell)
         lines.append(_row([f"{heading}, {unit}", *cells]))
     return "\n".join(lines)
 
 
 def metering(costs: Mapping[str, Sequence[Cost]], on: str, off: str) -> str:
-    """What metering adds: the median of the slices' differences."""
+    """The cost of metering: the median of the slices' differences."""
     pairs = list(zip(costs[on], costs[off], strict=True))
     unary = statistics.median(a.unary_cpu - b.unary_cpu for a, b in pairs)
     event = statistics.median(a.event_cpu - b.event_cpu for a, b in pairs)
-    return f"Metering costs {unary:.3f} ms CPU per unary call and {event:.4f} ms per event."
+    return f"Metering costs {unary:.3f} ms CPU per unary request and {event:.4f} ms per event."
 
 
 def delays(results: Mapping[tuple[str, int], Delay]) -> str:
-    """How long events were on their way from the provider's send to the caller's receive."""
+    """The delay of events from the provider's send to the client's receive."""
     lines = [
         _row(["through", "streams at once", "events", "median, ms", "99 %, ms", "longest, ms"]),
         _row(["---", *["---:"] * 5]),
@@ -75,12 +76,13 @@ def delays(results: Mapping[tuple[str, int], Delay]) -> str:
 
 
 def conditions(slices: int, requests: int, rounds: int) -> str:
-    """The machine and the versions that the numbers belong to."""
+    """The machine and the versions of the measurement."""
     packages = ", ".join(f"{p} {version(p)}" for p in ("gunicorn", "gevent", "flask", "requests"))
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {platform.system()} "
         f"{platform.release().split('-')[0]}, Python {platform.python_version()}, {packages}. "
-        f"{slices} slices of {requests} calls for the CPU, {rounds} starts, the variants in turn."
+        f"{slices} slices of {requests} requests for the CPU, {rounds} starts, "
+        "alternating variants."
     )
 
 

@@ -1,4 +1,4 @@
-"""What is compared: each variant is gunicorn with one gevent worker and one way to relay."""
+"""The variants that are compared: each is gunicorn with one gevent worker and a relay."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ targets = ["groq"]
 
 @dataclass
 class Relay:
-    """Something that answers chat completions: where, for which key, and which process works."""
+    """A running variant: its port, a key for it, and its process."""
 
     port: int
     key: str
-    process: subprocess.Popen[bytes] | None = None  # gunicorn's master; None without a relay
+    process: subprocess.Popen[bytes] | None = None  # gunicorn's master; None for (direct)
 
     def worker(self) -> int:
         """The id of gunicorn's one worker."""
@@ -47,13 +47,13 @@ class Relay:
         return processes.children(self.process.pid)[0]
 
     def alive(self) -> bool:
-        """Whether it can still begin to answer."""
+        """Whether its process still runs."""
         return self.process is None or self.process.poll() is None
 
 
 @contextmanager
 def naive(upstream: str) -> Iterator[Relay]:
-    """`benchmarks.naive` under the same server with the same worker class."""
+    """`benchmarks.naive` in gunicorn with its gevent worker."""
     port = processes.ReservedPort()
     options = f"-k gevent -w 1 -b 127.0.0.1:{port.number} --keep-alive 15".split()
     env = {
@@ -74,7 +74,7 @@ def naive(upstream: str) -> Iterator[Relay]:
 
 @contextmanager
 def gateway(upstream: str, *, metering: bool = True) -> Iterator[Relay]:
-    """The gateway as it comes, with everything switched on."""
+    """The gateway as shipped, with everything enabled."""
     config = CONFIG.format(upstream=upstream, metering=str(metering).lower())
     env = {"GROQ_API_KEY": PROVIDER_KEY}
     with Gateway.prepared(config, keys={KEY: {}}, env=env) as prepared:
@@ -82,7 +82,7 @@ def gateway(upstream: str, *, metering: bool = True) -> Iterator[Relay]:
 
 
 def unmetered(upstream: str) -> AbstractContextManager[Relay]:
-    """The gateway with `[server] metering = false`: nothing reads the answers' use."""
+    """The gateway with `[server] metering = false`: usage is not extracted."""
     return gateway(upstream, metering=False)
 
 
@@ -96,7 +96,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def chat_request(key: str, orders: str = "", *, stream: bool = False) -> bytes:
-    """A chat completion as an SDK would send it, of some 400 bytes; `orders` for the simulator."""
+    """A chat completion of some 400 bytes as an SDK sends it; `orders` go to the simulator."""
     body = (
         b'{"model":"openai/gpt-oss-20b","messages":[{"role":"system","content":"You are a'
         b' helpful assistant that answers in one sentence."},{"role":"user","content":"What is'
@@ -113,12 +113,12 @@ def chat_request(key: str, orders: str = "", *, stream: bool = False) -> bytes:
     return head.encode() + b"\r\n" + body
 
 
-def wait_for_first_answer(relay: Relay) -> float:
-    """Ask until a chat completion is answered with 200; the `time.perf_counter()` of that."""
+def wait_for_first_response(relay: Relay) -> float:
+    """Repeat a chat completion until its status is 200; returns that `time.perf_counter()`."""
     request = chat_request(relay.key)
     while True:
         try:
-            driver.run(relay.port, request, answers=1, connections=1)
+            driver.run(relay.port, request, responses=1, connections=1)
         except (ConnectionError, driver.BenchmarkFailed):
             if not relay.alive():
                 raise

@@ -1,4 +1,4 @@
-"""Requests that are not HTTP, or that two servers could read in two ways, with either parser."""
+"""Malformed requests, and those that two servers could read in two ways, with either parser."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def gateway(request: pytest.FixtureRequest, simulator: Simulator) -> Iterator[Ga
 
 
 @pytest.fixture(autouse=True)
-def still_well(gateway: Gateway, simulator: Simulator) -> Iterator[None]:
-    """Whatever was sent, nothing of it went up, and the next caller is served."""
+def still_healthy(gateway: Gateway, simulator: Simulator) -> Iterator[None]:
+    """Nothing of a refused request reaches the provider, and the next request is served."""
     simulator.reset()
     yield
     assert [r["target"] for r in simulator.requests() if "smuggled" in r["target"]] == []
@@ -53,7 +53,7 @@ def head(gateway: Gateway, *lines: str, request: str = f"POST {chat.PATH} HTTP/1
 
 
 def refused(gateway: Gateway, sent: bytes, status: int = 400) -> Answer:
-    """The one answer to `sent`, after which the connection is closed: no second one."""
+    """The only response to `sent`: the connection is closed after it."""
     with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
         answer = connection.read()
         assert answer.status == status, answer
@@ -149,7 +149,7 @@ def test_a_transfer_coding_that_is_not_known_is_refused(gateway: Gateway, coding
         b"hello\r\n\r\n",
     ],
 )
-def test_what_is_no_request_gets_openais_error_and_nothing_else(
+def test_what_is_not_a_request_gets_openais_error_and_nothing_else(
     gateway: Gateway, text: bytes
 ) -> None:
     before = gateway.metrics().value("http_requests_total", path="(unmatched)", status="400")
@@ -189,18 +189,18 @@ def test_a_head_that_never_ends_is_cut_off(gateway: Gateway, text: bytes) -> Non
             connection.send(text)
             assert connection.read().status in (400, 414, 431)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # cut off while it was still sending
+            pass  # closed while it was still sending
 
 
 @pytest.mark.parametrize("start", [b"", b"G", b"GET /healthz HTTP/1.1\r\nHost: a\r\n"])
-def test_a_slow_head_is_cut_off(gateway: Gateway, start: bytes) -> None:
+def test_a_slow_head_times_out(gateway: Gateway, start: bytes) -> None:
     began = time.monotonic()
     with raw.Connection(gateway.port, deadline=10).send(start) as connection:
         assert connection.is_closed_by_peer()
     assert time.monotonic() - began < HEAD_DEADLINE + 3
 
 
-def test_a_head_that_drips_is_cut_off_too(gateway: Gateway) -> None:
+def test_a_head_that_arrives_byte_by_byte_times_out_too(gateway: Gateway) -> None:
     """The deadline is for the whole head, not for each wait."""
     began = time.monotonic()
     text = iter(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 1000)
@@ -237,7 +237,7 @@ def test_a_head_that_drips_is_cut_off_too(gateway: Gateway) -> None:
     ],
     ids=lambda body: repr(body[:24]),
 )
-def test_a_malformed_chunk_is_a_400_in_openais_words(gateway: Gateway, body: bytes) -> None:
+def test_a_malformed_chunk_is_a_400_with_openais_error(gateway: Gateway, body: bytes) -> None:
     sent = head(gateway, CHUNKED, "Content-Type: application/json") + body
     with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
         answer = connection.read()
@@ -251,7 +251,7 @@ def chunked(content: bytes, size: int = 1000) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
 
 
-def test_a_well_formed_chunked_body_is_taken(gateway: Gateway, simulator: Simulator) -> None:
+def test_a_well_formed_chunked_body_is_accepted(gateway: Gateway, simulator: Simulator) -> None:
     book = chat.mark()
     sent = head(gateway, CHUNKED, f"x-sim-book: {book}", "x-sim: echo=raw")
     content = chat.body(filler="x" * 5000)
@@ -270,15 +270,15 @@ def test_a_chunked_body_that_ends_early_is_incomplete(gateway: Gateway) -> None:
     assert (answer.status, chat.error(answer)["code"]) == (400, "incomplete_body")
 
 
-def test_who_takes_no_answers_is_not_waited_for_for_ever(gateway: Gateway) -> None:
-    """Also where no key is asked for: what waits to be taken is memory."""
+def test_a_client_that_reads_no_responses_times_out(gateway: Gateway) -> None:
+    """Also without a key: responses that wait to be sent use memory."""
     asked = raw.request(gateway.port, "GET", "/docs/swagger-ui-bundle.js")
     with raw.Connection(gateway.port).send(asked * 20):
         eventually(lambda: gateway.metrics().value("requests_in_flight") > 0, what="it waits")
         gateway.idle(20)
 
 
-def test_who_asks_many_things_at_once_lets_the_others_have_their_turn(gateway: Gateway) -> None:
+def test_many_pipelined_requests_do_not_block_other_connections(gateway: Gateway) -> None:
     many = 3000
     before = len(list(gateway.log()))
     asked = raw.request(gateway.port, "GET", "/healthz")
@@ -287,14 +287,14 @@ def test_who_asks_many_things_at_once_lets_the_others_have_their_turn(gateway: G
         sending.start()
         eventually(lambda: len(list(gateway.log())) > before + 10)
         assert gateway.get("/healthz", timeout=30)[0] == 200
-        assert len(list(gateway.log())) < before + many, "the other one was answered last of all"
+        assert len(list(gateway.log())) < before + many, "the other connection was served last"
         received = bytearray()
         while received.count(b"x-request-id") < many:
             received += connection.socket.recv(1 << 20)
         sending.join()
 
 
-def test_an_old_client_that_reads_too_slowly_sees_that_the_answer_broke_off(
+def test_an_http_1_0_client_that_reads_too_slowly_sees_that_the_response_broke_off(
     gateway: Gateway,
 ) -> None:
     asked = chat.request(gateway, orders="events=200; size=65536", stream=True)
@@ -329,7 +329,7 @@ def test_a_body_over_the_limit_is_a_413_that_a_client_which_sends_all_first_can_
 
 
 @pytest.mark.parametrize("by", ["length", "chunks"])
-def test_a_body_of_exactly_the_limit_is_taken(gateway: Gateway, by: str) -> None:
+def test_a_body_of_exactly_the_limit_is_accepted(gateway: Gateway, by: str) -> None:
     start = chat.body()[:-1] + b', "x": "'
     content = start + b"x" * (LIMIT - len(start) - 2) + b'"}'
     assert len(content) == LIMIT
@@ -340,7 +340,7 @@ def test_a_body_of_exactly_the_limit_is_taken(gateway: Gateway, by: str) -> None
     assert raw.exchange(gateway.port, sent).status == 200
 
 
-def test_what_follows_a_body_is_the_next_request_and_no_part_of_this_one(gateway: Gateway) -> None:
+def test_bytes_after_a_body_are_the_next_request(gateway: Gateway) -> None:
     with raw.Connection(gateway.port) as connection:
         connection.send(chat.request(gateway) + b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
         assert connection.read().status == 200
@@ -361,7 +361,9 @@ def test_another_expectation_is_a_417(gateway: Gateway, value: str) -> None:
 
 
 @pytest.mark.parametrize("request_line", ["GET / HTTP/1.0", "GET /healthz HTTP/1.0"])
-def test_an_old_client_is_answered_and_closed(gateway: Gateway, request_line: str) -> None:
+def test_an_http_1_0_client_gets_a_response_and_a_close(
+    gateway: Gateway, request_line: str
+) -> None:
     sent = head(gateway, request=request_line)
     with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
         answer = connection.read()
@@ -369,7 +371,7 @@ def test_an_old_client_is_answered_and_closed(gateway: Gateway, request_line: st
         assert connection.is_closed_by_peer()
 
 
-def test_an_old_client_gets_a_stream_without_chunks(gateway: Gateway) -> None:
+def test_an_http_1_0_client_gets_a_stream_without_chunks(gateway: Gateway) -> None:
     content = chat.body(stream=True)
     line = f"POST {chat.PATH} HTTP/1.0"
     sent = head(gateway, f"Content-Length: {len(content)}", request=line) + content
@@ -378,7 +380,7 @@ def test_an_old_client_gets_a_stream_without_chunks(gateway: Gateway) -> None:
     assert chat.events(answer.body)[-1] == b"[DONE]"
 
 
-def test_what_a_peer_says_of_itself_is_not_believed(gateway: Gateway) -> None:
+def test_forwarding_headers_of_a_client_are_not_trusted(gateway: Gateway) -> None:
     lines = ["X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: https", "Forwarded: for=6.6.6.6"]
     lines += ["X-Real-Ip: 6.6.6.6", f"Content-Length: {len(chat.body())}"]
     answer = raw.exchange(gateway.port, head(gateway, *lines) + chat.body())
@@ -387,7 +389,7 @@ def test_what_a_peer_says_of_itself_is_not_believed(gateway: Gateway) -> None:
     assert gateway.log_line(request_id)["client"] == "127.0.0.1"
 
 
-def test_the_body_of_a_refused_request_is_never_taken_for_a_request(gateway: Gateway) -> None:
+def test_the_body_of_a_refused_request_is_never_read_as_a_request(gateway: Gateway) -> None:
     refused_head = (
         f"POST {chat.PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(SMUGGLED)}\r\n\r\n"
     )
@@ -399,7 +401,7 @@ def test_the_body_of_a_refused_request_is_never_taken_for_a_request(gateway: Gat
 
 
 @pytest.mark.parametrize("more", ["", "Connection: keep-alive"])
-def test_chunks_are_not_believed_of_an_old_client(gateway: Gateway, more: str) -> None:
+def test_chunked_framing_of_an_http_1_0_client_is_refused(gateway: Gateway, more: str) -> None:
     line = f"POST {chat.PATH} HTTP/1.0"
     refused(gateway, head(gateway, CHUNKED, more or "X: a", request=line) + b"0\r\n\r\n" + SMUGGLED)
 

@@ -1,4 +1,4 @@
-"""Start and end: what cannot be served is said in words, what runs is ended in order."""
+"""Start and stop: configuration problems are listed, open requests end with an error event."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GRACE = 4  # seconds; the gateway ends streams itself after half of it
 
 
 class Calls:
-    """Calls that run beside the test, each in a thread of its own."""
+    """Requests that run beside the test, each in a thread of its own."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -55,7 +55,7 @@ class Calls:
         return self.answers
 
 
-# --- the end ----------------------------------------------------------------------------------
+# --- stop -------------------------------------------------------------------------------------
 
 
 def test_sigterm_lets_calls_in_flight_finish(gateway_factory: GatewayFactory) -> None:
@@ -75,7 +75,7 @@ def test_sigterm_lets_calls_in_flight_finish(gateway_factory: GatewayFactory) ->
     assert {line["outcome"] for line in gateway.log() if line["path"] == chat.PATH} == {"completed"}
 
 
-def test_what_does_not_finish_in_time_is_told_so_before_it_is_cut(
+def test_requests_that_do_not_finish_in_time_end_with_an_error_event(
     gateway_factory: GatewayFactory, simulator: Simulator
 ) -> None:
     gateway = gateway_factory(env={"GRACEFUL_TIMEOUT": str(GRACE)})
@@ -109,7 +109,7 @@ def test_what_does_not_finish_in_time_is_told_so_before_it_is_cut(
     assert "graceful timeout" not in gateway.stderr()
 
 
-def test_ctrl_c_ends_what_is_open_at_once_in_words_and_books_it(
+def test_ctrl_c_ends_open_requests_at_once_with_an_error_event_and_records_them(
     gateway_factory: GatewayFactory, simulator: Simulator
 ) -> None:
     gateway = gateway_factory(workers=2, env={"GRACEFUL_TIMEOUT": "60"})
@@ -129,7 +129,7 @@ def test_ctrl_c_ends_what_is_open_at_once_in_words_and_books_it(
             assert not answer.clean_end
             last = json.loads(chat.events(answer.body)[-1])["error"]
             assert last["code"] == "upstream_interrupted"
-        else:  # nothing of it had come yet
+        else:  # no byte of the response had arrived
             assert answer.status == 503
             assert chat.error(answer)["code"] == "overloaded"
     assert [line["outcome"] for line in gateway.log() if line["path"] == chat.PATH] == [
@@ -139,7 +139,7 @@ def test_ctrl_c_ends_what_is_open_at_once_in_words_and_books_it(
     assert "failed with" not in gateway.stderr()
 
 
-def test_an_upload_that_never_ends_does_not_hold_up_the_end(
+def test_an_upload_that_never_ends_does_not_delay_the_stop(
     gateway_factory: GatewayFactory,
 ) -> None:
     gateway = gateway_factory(env={"GRACEFUL_TIMEOUT": str(GRACE)})
@@ -152,7 +152,7 @@ def test_an_upload_that_never_ends_does_not_hold_up_the_end(
     assert chat.error(answer)["code"] == "overloaded"
 
 
-def test_who_is_told_to_come_again_is_not_kept_on_a_connection_that_ends(
+def test_a_503_of_the_stop_closes_the_connection(
     gateway_factory: GatewayFactory,
 ) -> None:
     gateway = gateway_factory(env={"GRACEFUL_TIMEOUT": str(GRACE)})
@@ -169,7 +169,7 @@ def test_who_is_told_to_come_again_is_not_kept_on_a_connection_that_ends(
     assert gateway.process.returncode == 0
 
 
-def test_a_killed_worker_is_replaced_and_the_others_serve_on(
+def test_a_killed_worker_is_replaced_and_the_others_go_on(
     gateway_factory: GatewayFactory,
 ) -> None:
     gateway = gateway_factory(workers=2)
@@ -182,11 +182,11 @@ def test_a_killed_worker_is_replaced_and_the_others_serve_on(
     assert [answer.status for answer in calls.finished()] == [200] * 8
 
 
-# --- the start --------------------------------------------------------------------------------
+# --- start ------------------------------------------------------------------------------------
 
 
 def refused(config: str, **env: str) -> str:
-    """What a gateway that cannot start says; it exits with 1 and shows no traceback."""
+    """The stderr of a gateway that cannot start; it exits with 1 and without a traceback."""
     with Gateway.prepared(config, keys=KEYS, env={**PROVIDER_KEYS, **env}) as gateway:
         status = gateway.launch().wait(20)
         said = gateway.stderr()
@@ -211,7 +211,7 @@ model = "*"
 targets = ["grok"]
 """
     said = refused(config)
-    for told in (
+    for text in (
         "server.max_body_bytes",
         "server.colour",
         "providers.groq.base_url",
@@ -219,7 +219,7 @@ targets = ["grok"]
         "grok",
         "gateway.toml",
     ):
-        assert told in said
+        assert text in said
     assert "gsk_a-literal-secret" not in said
     assert "[ERROR]" not in said
 
@@ -235,14 +235,14 @@ targets = ["grok"]
         ("WRAPPER_CONFIG", "/nowhere/gateway.toml"),
     ],
 )
-def test_a_mistake_in_the_environment_is_told_like_any_other(
+def test_a_mistake_in_the_environment_is_reported_like_any_other(
     simulator: Simulator, name: str, value: str
 ) -> None:
     said = refused(CONFIG.replace("{simulator}", simulator.url), **{name: value})
     assert name in said or value in said
 
 
-def test_a_store_that_cannot_be_opened_is_told(simulator: Simulator, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_opened_is_reported(simulator: Simulator, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = f"sqlite:///{tmp_path / 'file' / 'usage.db'}"
     said = refused(CONFIG.replace("{simulator}", simulator.url), WRAPPER_STORE=store)
@@ -262,14 +262,14 @@ def test_without_any_credential_it_is_alive_but_not_ready(simulator: Simulator) 
         assert "no provider has a credential" in gateway.stderr()
 
 
-def test_health_needs_no_key_and_says_nothing_of_the_inside(gateway: Gateway) -> None:
+def test_health_needs_no_key_and_reveals_no_details(gateway: Gateway) -> None:
     assert gateway.get("/healthz") == (200, b'{"status":"ok"}')
     status, body = gateway.get("/readyz")
     assert status == 200
     assert json.loads(body)["status"] == "ready"
 
 
-def test_nothing_is_left_in_the_temporary_directory_after_a_clean_end(
+def test_nothing_is_left_in_the_temporary_directory_after_a_clean_stop(
     gateway_factory: GatewayFactory,
 ) -> None:
     gateway = gateway_factory()

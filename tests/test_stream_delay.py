@@ -42,7 +42,7 @@ def request(port: int, target: str, key: str, events: int) -> bytes:
 
 def from_the_provider_itself(simulator: Simulator, *, streams: int, events: int) -> driver.Load:
     sent = request(simulator.port, TARGET, "no-matter", events)
-    return driver.run(simulator.port, sent, answers=streams, connections=streams, record=True)
+    return driver.run(simulator.port, sent, responses=streams, connections=streams, record=True)
 
 
 def lateness(load: driver.Load) -> list[float]:
@@ -55,7 +55,7 @@ def body_of(recording: driver.Pieces) -> bytes:
 
 def through_the_gateway(gateway: Gateway, *, streams: int, events: int) -> driver.Load:
     sent = request(gateway.port, f"/groq{TARGET}", gateway.secrets["web-app"], events)
-    return driver.run(gateway.port, sent, answers=streams, connections=streams, record=True)
+    return driver.run(gateway.port, sent, responses=streams, connections=streams, record=True)
 
 
 @pytest.mark.alone

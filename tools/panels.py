@@ -1,4 +1,4 @@
-"""How a panel looks: HTML and SVG from a panel's settings and the answers to its queries."""
+"""Draws a panel as HTML and SVG from its settings and the results of its queries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Points = list[tuple[float, float]]
 
 @dataclass
 class Frame:
-    """One series of an answer: the query it answers, its labels and values."""
+    """One series of a result: its query, labels and values."""
 
     target: Json
     labels: dict[str, str]
@@ -40,18 +40,18 @@ class Frame:
 
     @property
     def name(self) -> str:
-        """The legend, its {{labels}} filled in."""
+        """The legend with its {{labels}} filled in."""
         return re.sub(
             r"\{\{(\w+)\}\}", lambda m: self.labels.get(m[1], ""), self.target["legendFormat"]
         )
 
     def points(self) -> Points:
-        """Time and value, without what is not a number."""
+        """Time and value of the finite values."""
         pairs = ((float(t), float(v)) for t, v in self.values)
         return [(t, v) for t, v in pairs if math.isfinite(v)]
 
     def last(self) -> float | None:
-        """The last number, be it old: what a legend calls "Last *"."""
+        """The last finite value, however old: "Last *" in a legend."""
         points = self.points()
         return points[-1][1] if points else None
 
@@ -69,8 +69,8 @@ def draw(
     if panel["type"] == "stat":
         body = _stat(panel, frames, size)
     elif not frames:
-        words = panel["fieldConfig"]["defaults"].get("noValue", "No data")
-        body = f"<div class=none>{_text(words)}</div>"
+        message = panel["fieldConfig"]["defaults"].get("noValue", "No data")
+        body = f"<div class=none>{_text(message)}</div>"
     elif panel["type"] == "table":
         body = _table(panel, frames)
     elif panel["type"] == "bargauge":
@@ -82,8 +82,8 @@ def draw(
     return f'<div class=panel style="{where}">{title}{body}</div>'
 
 
-def _text(words: str) -> str:
-    return html.escape(str(words))
+def _text(value: str) -> str:
+    return html.escape(str(value))
 
 
 # --- numbers ---------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def _threshold(value: float, config: Json) -> str:
 
 
 def _colours(frames: list[Frame], panel: Json) -> list[str]:
-    """A colour for each series: its own where the panel says so, else one after the other."""
+    """A colour for each series: the panel's override, else the next of the palette."""
     return [
         _fixed(frame.name, panel) or _PALETTE[n % len(_PALETTE)] for n, frame in enumerate(frames)
     ]
@@ -182,7 +182,7 @@ def _number(panel: Json, frame: Frame, size: tuple[int, int]) -> str:
 
 
 def _settings(panel: Json, name: str) -> Json:
-    """What the panel's overrides say about the field of this name."""
+    """The panel's overrides for the field of this name."""
     found: Json = {}
     for override in panel["fieldConfig"]["overrides"]:
         if override["matcher"] == {"id": "byName", "options": name}:
@@ -255,7 +255,7 @@ def _bars(panel: Json, frames: list[Frame]) -> str:
 
 
 class _Axes:
-    """The plane of a chart: where a time and a value lie, and the grid behind them."""
+    """Scales and grid of a chart: the pixel position of a time and a value."""
 
     def __init__(
         self,
@@ -302,7 +302,7 @@ class _Axes:
         )
 
     def _tick(self, value: float) -> str:
-        # As few places as tell one tick from the next.
+        # Without trailing zeros.
         return re.sub(r"\.0+(?!\d)|(\.\d*?[1-9])0+(?!\d)", r"\1", number(value, self.unit))
 
 
@@ -325,7 +325,7 @@ def _lines(
     top = max([v for _, points in layers for _, v in points] + [dashed * 1.2])
     legend = panel["options"]["legend"]
     beside = legend.get("width", 240) if legend["placement"] == "right" else 0
-    # Below, Grafana gives a legend a third of the panel and lets it scroll.
+    # Grafana gives a legend below the chart a third of the panel and lets it scroll.
     room = int(size[1] * (0.85 if beside else 0.35)) // _LINE_OF_LEGEND - 1
     lines = min(len(frames), room)
     below = 0 if beside else (lines + 1) * _LINE_OF_LEGEND + 6
@@ -350,13 +350,13 @@ def _lines(
 
 
 def pieces(points: Points, longest: float) -> list[tuple[int, int]]:
-    """From where to where a line goes: it ends before a gap of more than `longest` seconds."""
+    """Slices of `points` without a gap of more than `longest` seconds, each drawn as one line."""
     starts = [n for n in range(1, len(points)) if points[n][0] - points[n - 1][0] > longest]
     return list(zip([0, *starts], [*starts, len(points)], strict=True))
 
 
 def _stack(frames: list[Frame]) -> list[tuple[Points, Points]]:
-    """For each series its lower and upper edge."""
+    """The lower and upper edge of each series."""
     times = sorted({t for frame in frames for t, _ in frame.points()})
     floor = dict.fromkeys(times, 0.0)
     layers: list[tuple[Points, Points]] = []
@@ -425,7 +425,7 @@ def _heatmap(
     top = max(cells.values(), default=1.0) or 1.0
     drawn = ""
     for (n, t), value in cells.items():
-        if value > 0 and low <= n <= high and t > times[0]:  # a column lies before its moment
+        if value > 0 and low <= n <= high and t > times[0]:  # a column is drawn left of its time
             y = axes.bottom - (n - low + 1) * height
             drawn += (
                 f"<rect x={axes.x(t) - width:.1f} y={y + 0.5:.1f} width={width - 1:.1f} "
@@ -444,5 +444,5 @@ def _heatmap(
 
 
 def _heat(part: float) -> str:
-    """From dark blue over green to yellow and red, the scale's exponent 0.5."""
+    """From dark blue over green to yellow and red, with exponent 0.5."""
     return f"hsl({250 - 250 * math.sqrt(part):.0f} 75% {38 + 14 * math.sqrt(part):.0f}%)"

@@ -1,15 +1,13 @@
-"""Draws the dashboards from the data of a running Prometheus, for documentation.
+"""Draws the dashboards from the data of a running Prometheus, for the documentation.
 
-This is not Grafana: no part of it is used. Every number and line comes from the panel's own
-queries, asked of a real Prometheus over the range given, and every panel stands where the
-dashboard's file puts it, with its title, units, thresholds, mappings and legend. The drawing
-itself (tools/panels.py: HTML and SVG) only resembles Grafana's. Chromium turns it into a PNG.
+It does not use Grafana. The data comes from the panels' own queries to Prometheus over the given
+range; position, title, units, thresholds, mappings and legend come from the dashboard's file. The
+drawing (tools/panels.py: HTML and SVG) resembles Grafana's. Chromium turns it into a PNG.
 
     python tools/render_dashboards.py --prometheus http://localhost:9090 --out docs/images
 
-Needs `requests` and Chromium; writes <uid>.png for each dashboard, or, with --upto, its part above
-the row of that title. Where Pillow is installed the files get a palette, which makes them a
-third as large.
+Needs `requests` and Chromium. Writes <uid>.png for each dashboard; with --upto only the part above
+the row with that title. Where Pillow is installed the files get a palette and are a third as large.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ Json = dict[str, Any]
 
 
 class Source:
-    """Asks Prometheus what Grafana would ask."""
+    """Sends the queries to Prometheus that Grafana would send."""
 
     def __init__(self, url: str, seconds: int) -> None:
         self.url = url.rstrip("/")
@@ -48,7 +46,7 @@ class Source:
         self.end = time.time()
 
     def frames(self, panel: Json) -> list[Frame]:
-        """The answers to all queries of a panel, in order."""
+        """The results of all queries of a panel, in order."""
         return [frame for target in panel["targets"] for frame in self._ask(panel, target)]
 
     def _ask(self, panel: Json, target: Json) -> list[Frame]:
@@ -58,11 +56,11 @@ class Source:
             step = max(step, round(self.seconds / 60 / SCRAPE) * SCRAPE)
         expr = self._filled(target["expr"], step)
         if target["instant"]:
-            answer = self._get("query", query=expr, time=self.end)
-            return [Frame(target, s["metric"], [s["value"]]) for s in answer]
+            result = self._get("query", query=expr, time=self.end)
+            return [Frame(target, s["metric"], [s["value"]]) for s in result]
         end = self.end // step * step
-        answer = self._get("query_range", query=expr, start=end - self.seconds, end=end, step=step)
-        return [Frame(target, s["metric"], s["values"], step) for s in answer]
+        result = self._get("query_range", query=expr, start=end - self.seconds, end=end, step=step)
+        return [Frame(target, s["metric"], s["values"], step) for s in result]
 
     def _filled(self, expr: str, step: int) -> str:
         macros = {
@@ -74,9 +72,9 @@ class Source:
         return re.sub(r"\$\w+", ".*", expr)  # every variable: All
 
     def _get(self, path: str, **parameters: Any) -> list[Json]:
-        answer = requests.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=60)
-        answer.raise_for_status()
-        found: list[Json] = answer.json()["data"]["result"]
+        response = requests.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=60)
+        response.raise_for_status()
+        found: list[Json] = response.json()["data"]["result"]
         return found
 
 
@@ -100,7 +98,7 @@ def page(dashboard: Json, source: Source, upto: str | None) -> tuple[str, int]:
         for v in dashboard["templating"]["list"]
     )
     title = f"<h1>{dashboard['title']}</h1><div class=vars>{chosen}</div>"
-    clock = f"<div class=time>Last {_words(source.seconds)}</div>"
+    clock = f"<div class=time>Last {_duration(source.seconds)}</div>"
     style = (Path(__file__).with_name("panels.css")).read_text()
     body = "".join(drawn)
     return (
@@ -109,12 +107,12 @@ def page(dashboard: Json, source: Source, upto: str | None) -> tuple[str, int]:
     )
 
 
-def _words(seconds: int) -> str:
+def _duration(seconds: int) -> str:
     return f"{seconds // 3600} hours" if seconds >= 7200 else f"{seconds // 60} minutes"
 
 
-def photograph(html: str, height: int, file: Path) -> None:
-    """Chromium's picture of the page."""
+def screenshot(html: str, height: int, file: Path) -> None:
+    """Write Chromium's screenshot of the page to `file`."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory) / "page.html"
@@ -130,7 +128,7 @@ def photograph(html: str, height: int, file: Path) -> None:
 
 
 def shrink(file: Path) -> None:
-    """A palette instead of true colours, if Pillow is there to make it."""
+    """Convert to a palette, if Pillow is installed."""
     if importlib.util.find_spec("PIL") is None:
         return
     image = importlib.import_module("PIL.Image")
@@ -140,7 +138,7 @@ def shrink(file: Path) -> None:
 
 
 def main(given: list[str]) -> int:
-    """Read the arguments, draw each dashboard; the exit status."""
+    """Read the arguments, draw each dashboard; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--prometheus", required=True, metavar="URL")
     parser.add_argument("--range", default="30m", help="such as 30m or 6h (default 30m)")
@@ -156,7 +154,7 @@ def main(given: list[str]) -> int:
             continue
         html, height = page(dashboard, source, options.upto)
         file = options.out / f"{dashboard['uid']}.png"
-        photograph(html, height, file)
+        screenshot(html, height, file)
         shrink(file)
         print(f"{file}: {file.stat().st_size // 1024} KiB")
     return 0

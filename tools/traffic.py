@@ -1,9 +1,9 @@
-"""Made-up traffic through a gateway whose provider is the simulator: something to look at.
+"""Generates demo traffic through a gateway whose provider is the simulator.
 
-Every persona below is a key with habits: how often it calls, which models, how long the prompts
-and answers are, and what goes wrong now and then. Faults are ordered from the simulator with the
-header `x-sim`, which the gateway passes on; a real provider ignores it, so this is of no use, and
-costs money, against one. `--write-keys` therefore makes the keys itself, new ones at each start.
+Each persona below is a key with a request rate, models, lengths of prompts and responses, and
+occasional faults. Faults are requested from the simulator with the header `x-sim`, which the
+gateway passes on. Do not use it with a real provider, which ignores the header and costs money:
+the keys are therefore created here (`--write-keys`), new ones at each start.
 
 Needs `requests` and nothing of the gateway's own package. Ends on SIGTERM, or after `--seconds`.
 """
@@ -32,7 +32,7 @@ REPORT_EVERY = 30.0
 
 @dataclass(frozen=True)
 class Persona:
-    """A key and its habits. `weight`: its share of all calls; tokens are medians."""
+    """A key and its use. `weight` is its share of all requests; tokens are medians."""
 
     name: str
     weight: float
@@ -40,8 +40,8 @@ class Persona:
     prompt: int = 400
     completion: int = 120
     streams: bool = True
-    limits: str = ""  # further lines of its table in keys.toml
-    faults: tuple[str, ...] = ()  # orders for the simulator, one in `fault_every` calls
+    limits: str = ""  # more lines of its table in keys.toml
+    faults: tuple[str, ...] = ()  # for the header x-sim, in one of `fault_every` requests
     fault_every: int = 60
 
 
@@ -58,14 +58,14 @@ PERSONAS = (
             limits='models = ["openai/gpt-oss-*"]'),
     Persona("demo-old-phone-app", 1, ("fast",), limits="expires = 2020-01-01"),
 )  # fmt: skip
-STRANGER = Persona("(no key)", 1, ("fast",))
-# Everything that can happen happens at the start, and once more when Prometheus has surely begun.
+WITHOUT_KEY = Persona("(no key)", 1, ("fast",))
+# Every model and fault is used once at the start, and again when Prometheus is running.
 ROUNDS = (0.0, 30.0)  # seconds
 
 
 @dataclass
 class Traffic:
-    """Sends calls of all personas at a rate, from a few threads."""
+    """Sends the requests of all personas at `rate` per second, from several threads."""
 
     url: str
     keys: dict[str, str]
@@ -75,7 +75,7 @@ class Traffic:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, threads: int, seconds: float) -> None:
-        """Until `seconds` are over (0: for ever) or `stopping` is set."""
+        """Run until `seconds` are over (0: no limit) or `stopping` is set."""
         end = time.monotonic() + seconds if seconds else float("inf")
         workers = [
             threading.Thread(target=self._work, args=(n, threads, end), daemon=True)
@@ -83,19 +83,19 @@ class Traffic:
         ]
         for worker in workers:
             worker.start()
-        told = time.monotonic()
+        reported = time.monotonic()
         for worker in workers:
             while worker.is_alive() and not self.stopping.is_set():
                 worker.join(0.2)
-                if time.monotonic() > told + REPORT_EVERY:
-                    told = time.monotonic()
+                if time.monotonic() > reported + REPORT_EVERY:
+                    reported = time.monotonic()
                     print(self.summary(), flush=True)
         for worker in workers:
             worker.join(20)
 
     def _work(self, number: int, threads: int, end: float) -> None:
-        rng = random.Random()  # noqa: S311  (for habits, not for secrets)
-        people = (*PERSONAS, STRANGER)
+        rng = random.Random()  # noqa: S311  (not for secrets)
+        people = (*PERSONAS, WITHOUT_KEY)
         weights = [p.weight for p in people]
         session = requests.Session()
         session.trust_env = False
@@ -104,7 +104,7 @@ class Traffic:
         while not self.stopping.is_set() and time.monotonic() < end:
             if rounds and time.monotonic() >= began + rounds[0]:
                 rounds.pop(0)
-                for persona, model, fault in list(everything())[number::threads]:
+                for persona, model, fault in list(every_kind())[number::threads]:
                     self._count(session, persona, model, fault, rng)
             persona = rng.choices(people, weights)[0]
             faulty = bool(persona.faults) and rng.random() * persona.fault_every < 1
@@ -176,22 +176,22 @@ class Traffic:
     ) -> str:
         with session.post(
             f"{self.url}/v1/{path}", json=body, headers=headers, stream=True, timeout=TIMEOUT
-        ) as answer:
-            for number, _ in enumerate(answer.iter_content(4096)):
+        ) as response:
+            for number, _ in enumerate(response.iter_content(4096)):
                 if leave and number == 2:
                     return "left"
-        return str(answer.status_code)
+        return str(response.status_code)
 
     def summary(self) -> str:
-        """How many calls ended how, so far."""
+        """The number of requests so far, by status or error."""
         with self.lock:
             counts = sorted(self.sent.items())
-        return f"{sum(n for _, n in counts)} calls: " + ", ".join(f"{k} {n}" for k, n in counts)
+        return f"{sum(n for _, n in counts)} requests: " + ", ".join(f"{k} {n}" for k, n in counts)
 
 
-def everything() -> Iterator[tuple[Persona, str, str]]:
-    """Each persona with each of its models, and with each of its faults."""
-    for persona in (*PERSONAS, STRANGER):
+def every_kind() -> Iterator[tuple[Persona, str, str]]:
+    """Each persona with each of its models and each of its faults."""
+    for persona in (*PERSONAS, WITHOUT_KEY):
         for model in sorted(set(persona.models)):
             yield persona, model, ""
         for fault in persona.faults:
@@ -199,7 +199,7 @@ def everything() -> Iterator[tuple[Persona, str, str]]:
 
 
 def make_keys(file: Path) -> dict[str, str]:
-    """Write a keys.toml for the personas, in one step; their secrets by name."""
+    """Write a keys.toml for the personas atomically; returns their secrets by name."""
     keys = {p.name: f"sk-wr-{secrets.token_urlsafe(32)}" for p in PERSONAS}
     digests = {name: hashlib.sha256(secret.encode()).hexdigest() for name, secret in keys.items()}
     blocks = [f'[keys.{p.name}]\nsha256 = "{digests[p.name]}"\n{p.limits}\n' for p in PERSONAS]
@@ -210,7 +210,7 @@ def make_keys(file: Path) -> dict[str, str]:
 
 
 def wait_until_accepted(url: str, key: str, stopping: threading.Event) -> None:
-    """Return when the gateway accepts the key, a few times in a row (each worker reloads)."""
+    """Return when the gateway has accepted the key several times in a row: each worker reloads."""
     end = time.monotonic() + WAIT_FOR_KEYS
     good = 0
     while good < 20 and not stopping.is_set():
@@ -222,7 +222,7 @@ def wait_until_accepted(url: str, key: str, stopping: threading.Event) -> None:
 
 def _accepted(url: str, key: str) -> bool:
     try:
-        # A new connection each time: it may come to another worker.
+        # A new connection each time, so that all workers are asked.
         headers = {"Authorization": f"Bearer {key}", "Connection": "close"}
         return requests.get(f"{url}/usage", headers=headers, timeout=5).status_code == 200
     except requests.RequestException:
@@ -230,14 +230,18 @@ def _accepted(url: str, key: str) -> bool:
 
 
 def main(given: list[str]) -> int:
-    """Read the arguments, make the keys, send; the exit status."""
+    """Read the arguments, create the keys, send requests; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--url", required=True, help="the gateway, such as http://127.0.0.1:8080")
     parser.add_argument(
-        "--write-keys", type=Path, required=True, metavar="FILE", help="its keys.toml; overwritten"
+        "--write-keys",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the gateway's keys.toml; overwritten",
     )
-    parser.add_argument("--rate", type=float, default=6.0, help="calls per second (default 6)")
-    parser.add_argument("--threads", type=int, default=12, help="calls at once (default 12)")
+    parser.add_argument("--rate", type=float, default=6.0, help="requests per second (default 6)")
+    parser.add_argument("--threads", type=int, default=12, help="concurrent requests (default 12)")
     parser.add_argument("--seconds", type=float, default=0, help="default: until stopped")
     options = parser.parse_args(given)
     url = options.url.rstrip("/")

@@ -134,7 +134,7 @@ def test_the_second_run_changes_nothing(grafana: Grafana, path: str) -> None:
     done = run(grafana, PATH=path)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.dumps([grafana.data_sources, grafana.dashboards]) == before
-    assert "data source prometheus: is right (http://prometheus:9090)" in done.stdout
+    assert "data source prometheus: up to date (http://prometheus:9090)" in done.stdout
 
 
 # --- a data source that is there ---------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_only_what_is_wrong_in_a_data_source_is_changed(
         right["jsonData"] = data_source()["jsonData"]
     assert grafana.data_sources["prometheus"] == right | {"version": right["version"] + 1}
     assert grafana.writes().count(("PUT", "/api/datasources/uid/prometheus")) == 1
-    assert "is right" in run(grafana, PATH=path).stdout
+    assert "up to date" in run(grafana, PATH=path).stdout
 
 
 @pytest.mark.parametrize("url", ["http://prometheus:9090", "http://prometheus:9090/"])
@@ -201,7 +201,7 @@ def test_a_data_source_that_is_right_is_not_written(url: str, grafana: Grafana, 
     grafana.data_sources["prometheus"] = there
     done = run(grafana, PATH=path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "data source prometheus: is right" in done.stdout
+    assert "data source prometheus: up to date" in done.stdout
     assert [path for _, path in grafana.writes()] == ["/api/dashboards/db"] * len(DASHBOARDS)
 
 
@@ -238,7 +238,7 @@ def test_somebody_elses_data_source_of_the_same_name_stays(grafana: Grafana, pat
     assert theirs == data_source("Zx9", url="http://theirs", isDefault=True)
     assert grafana.data_sources["prometheus"]["name"] == "Prometheus (gateway)"
     assert "created as 'Prometheus (gateway)'" in done.stdout
-    assert "is right" in run(grafana, PATH=path).stdout
+    assert "up to date" in run(grafana, PATH=path).stdout
 
 
 def test_both_names_taken_is_said(grafana: Grafana) -> None:
