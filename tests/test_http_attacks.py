@@ -237,7 +237,7 @@ def test_a_head_that_drips_is_cut_off_too(gateway: Gateway) -> None:
     ],
     ids=lambda body: repr(body[:24]),
 )
-def test_a_malformed_chunk_is_a_400_in_openais_words(gateway: Gateway, body: bytes) -> None:
+def test_a_malformed_chunk_is_a_400_in_openais_format(gateway: Gateway, body: bytes) -> None:
     sent = head(gateway, CHUNKED, "Content-Type: application/json") + body
     with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
         answer = connection.read()
@@ -270,7 +270,7 @@ def test_a_chunked_body_that_ends_early_is_incomplete(gateway: Gateway) -> None:
     assert (answer.status, chat.error(answer)["code"]) == (400, "incomplete_body")
 
 
-def test_who_takes_no_answers_is_not_waited_for_for_ever(gateway: Gateway) -> None:
+def test_a_client_that_reads_no_responses_is_disconnected(gateway: Gateway) -> None:
     """Also where no key is asked for: what waits to be taken is memory."""
     asked = raw.request(gateway.port, "GET", "/docs/swagger-ui-bundle.js")
     with raw.Connection(gateway.port).send(asked * 20):
@@ -278,7 +278,7 @@ def test_who_takes_no_answers_is_not_waited_for_for_ever(gateway: Gateway) -> No
         gateway.idle(20)
 
 
-def test_who_asks_many_things_at_once_lets_the_others_have_their_turn(gateway: Gateway) -> None:
+def test_a_client_that_pipelines_requests_does_not_delay_others(gateway: Gateway) -> None:
     many = 3000
     before = len(list(gateway.log()))
     asked = raw.request(gateway.port, "GET", "/healthz")

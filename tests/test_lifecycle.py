@@ -75,7 +75,7 @@ def test_sigterm_lets_calls_in_flight_finish(gateway_factory: GatewayFactory) ->
     assert {line["outcome"] for line in gateway.log() if line["path"] == chat.PATH} == {"completed"}
 
 
-def test_what_does_not_finish_in_time_is_told_so_before_it_is_cut(
+def test_what_does_not_finish_in_time_gets_an_error_event_before_it_is_cut(
     gateway_factory: GatewayFactory, simulator: Simulator
 ) -> None:
     gateway = gateway_factory(env={"GRACEFUL_TIMEOUT": str(GRACE)})
@@ -109,7 +109,7 @@ def test_what_does_not_finish_in_time_is_told_so_before_it_is_cut(
     assert "graceful timeout" not in gateway.stderr()
 
 
-def test_ctrl_c_ends_what_is_open_at_once_in_words_and_books_it(
+def test_ctrl_c_ends_open_streams_with_an_error_event_and_records_them(
     gateway_factory: GatewayFactory, simulator: Simulator
 ) -> None:
     gateway = gateway_factory(workers=2, env={"GRACEFUL_TIMEOUT": "60"})
@@ -152,7 +152,7 @@ def test_an_upload_that_never_ends_does_not_hold_up_the_end(
     assert chat.error(answer)["code"] == "overloaded"
 
 
-def test_who_is_told_to_come_again_is_not_kept_on_a_connection_that_ends(
+def test_a_drained_request_closes_its_connection(
     gateway_factory: GatewayFactory,
 ) -> None:
     gateway = gateway_factory(env={"GRACEFUL_TIMEOUT": str(GRACE)})
@@ -235,14 +235,14 @@ targets = ["grok"]
         ("WRAPPER_CONFIG", "/nowhere/gateway.toml"),
     ],
 )
-def test_a_mistake_in_the_environment_is_told_like_any_other(
+def test_a_mistake_in_the_environment_is_reported_like_any_other(
     simulator: Simulator, name: str, value: str
 ) -> None:
     said = refused(CONFIG.replace("{simulator}", simulator.url), **{name: value})
     assert name in said or value in said
 
 
-def test_a_store_that_cannot_be_opened_is_told(simulator: Simulator, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_opened_is_reported(simulator: Simulator, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = f"sqlite:///{tmp_path / 'file' / 'usage.db'}"
     said = refused(CONFIG.replace("{simulator}", simulator.url), WRAPPER_STORE=store)

@@ -104,7 +104,7 @@ def test_a_streams_line_comes_at_its_end_and_knows_its_use(gateway: Gateway) -> 
         ),
     ],
 )
-def test_the_outcome_says_who_was_at_fault(
+def test_the_outcome_says_which_side_failed(
     gateway: Gateway, how: dict[str, Any], wanted: dict[str, Any]
 ) -> None:
     line = line_of(gateway, **how)
@@ -197,7 +197,7 @@ def test_health_checks_and_the_models_list_are_logged_too(gateway: Gateway, key:
     assert re.fullmatch(r"req_[0-9a-f]{24}", request_id)
 
 
-def test_a_reader_of_the_log_that_is_asleep_holds_nobody_up(simulator: Simulator) -> None:
+def test_a_stopped_reader_of_the_log_does_not_delay_requests(simulator: Simulator) -> None:
     config = CONFIG.replace("{simulator}", simulator.url)
     with Gateway.prepared(config, workers=2, keys=KEYS, env=PROVIDER_KEYS) as gateway:
         os.mkfifo(gateway.stdout_file)

@@ -256,7 +256,7 @@ def test_server_timing_tells_where_the_time_went(metered: Gateway) -> None:
     assert float(parts["gateway"]) < 200
 
 
-def test_a_strangers_five_hundred_requests_add_at_most_ten_series(
+def test_five_hundred_unauthenticated_requests_add_at_most_ten_series(
     gateway_factory: GatewayFactory,
 ) -> None:
     """Whatever he types, also where a provider is asked to judge the key he brings."""
@@ -298,7 +298,9 @@ def test_promtool_has_no_complaint(metered: Gateway) -> None:
 
 @pytest.mark.parametrize("version", ["foo", "x.y", "", "1..0", "1.0.0.0.0.0", "9" * 50])
 @pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
-def test_an_odd_version_is_as_good_as_none(metered: Gateway, kind: str, version: str) -> None:
+def test_an_unknown_openmetrics_version_is_ignored(
+    metered: Gateway, kind: str, version: str
+) -> None:
     accept = {"Accept": f"{kind}; version={version}, */*"}
     status, body = metered.get("/metrics", headers=accept)
     assert status == 200
@@ -405,7 +407,7 @@ def test_what_a_worker_left_that_died_over_its_files_is_in_no_scrapes_way(
 
 @pytest.mark.alone
 @pytest.mark.slow
-def test_a_scrape_of_fifty_keys_and_twenty_models_takes_less_than_a_second_and_holds_up_nobody(
+def test_a_scrape_of_fifty_keys_and_twenty_models_takes_under_a_second_and_delays_no_stream(
     simulator: Simulator, tmp_path: Path
 ) -> None:
     config = CONFIG.replace("{simulator}", simulator.url)
