@@ -202,7 +202,7 @@ def test_a_streams_use_is_counted_whatever_its_type_is_called(gateway: Gateway, 
     assert line["completion_tokens"] > 0
 
 
-def test_the_provider_does_not_choose_a_coding_that_nobody_reads(
+def test_the_provider_is_not_offered_a_coding_that_the_gateway_cannot_read(
     gateway: Gateway, simulator: Simulator
 ) -> None:
     for asked in ("*", "zstd, *;q=0.5"):
@@ -243,7 +243,7 @@ def others_are_served(gateway: Gateway) -> Iterator[None]:
     assert max(waits) < max(1.5, took / 2)
 
 
-def test_chunks_of_one_byte_hold_up_nobody(gateway_factory: GatewayFactory) -> None:
+def test_chunks_of_one_byte_do_not_delay_other_requests(gateway_factory: GatewayFactory) -> None:
     gateway = gateway_factory()
     head = (
         f"POST {chat.PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
@@ -255,7 +255,7 @@ def test_chunks_of_one_byte_hold_up_nobody(gateway_factory: GatewayFactory) -> N
     assert answer.status == 400
 
 
-def test_a_million_fields_hold_up_nobody(gateway_factory: GatewayFactory) -> None:
+def test_a_million_fields_do_not_delay_other_requests(gateway_factory: GatewayFactory) -> None:
     gateway = gateway_factory()
     fields = b",".join(b'"%x":1' % number for number in range(1_000_000))
     body = b'{"model":"m","x":"\\u0041",' + fields + b"}"
@@ -266,7 +266,7 @@ def test_a_million_fields_hold_up_nobody(gateway_factory: GatewayFactory) -> Non
     assert chat.call(gateway, many).status == 400  # the alias would have to be changed in it
 
 
-def test_many_who_ask_for_the_models_at_once_are_one_question_to_the_provider(
+def test_concurrent_requests_for_the_models_are_one_request_to_the_provider(
     gateway_factory: GatewayFactory,
 ) -> None:
     with provider(answers_all) as (port, requests):

@@ -166,7 +166,7 @@ def uploads(gateway: Gateway, zeros: Path, book: str) -> dict[str, list[str]]:
 
 @pytest.mark.alone
 @pytest.mark.parametrize("how", ["plain", "chunked", "form", "routed form"])
-def test_a_large_upload_takes_little_memory_and_delays_nobody(
+def test_a_large_upload_takes_little_memory_and_does_not_delay_others(
     one_worker: Gateway, simulator: Simulator, zeros: Path, how: str
 ) -> None:
     book = f"big-{uuid4()}"
@@ -180,7 +180,7 @@ def test_a_large_upload_takes_little_memory_and_delays_nobody(
 
 
 @pytest.mark.alone
-def test_a_large_download_takes_little_memory_and_delays_nobody(
+def test_a_large_download_takes_little_memory_and_does_not_delay_others(
     one_worker: Gateway, simulator: Simulator
 ) -> None:
     download = curl(one_worker, f"/openai/v1/_bytes/{SIZE}")

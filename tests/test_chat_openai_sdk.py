@@ -203,7 +203,7 @@ def test_an_unknown_model_at_the_provider_is_a_not_found_error(
         (503, openai.InternalServerError),
     ],
 )
-def test_a_providers_error_keeps_its_status_and_its_words(
+def test_a_providers_error_keeps_its_status_and_its_message(
     openai_client: openai.OpenAI, status: int, error: type[openai.APIStatusError]
 ) -> None:
     with pytest.raises(error) as caught:

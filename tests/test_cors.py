@@ -105,7 +105,7 @@ def test_a_browser_may_read_the_errors_of_a_worker(gateway: Gateway) -> None:
     assert (answer.status, allowed(answer)) == (401, "*")
 
 
-def test_what_the_provider_says_about_origins_stays_there(app: App) -> None:
+def test_cors_headers_of_the_provider_do_not_come_down(app: App) -> None:
     orders = (
         "set=Access-Control-Allow-Origin: https://provider.example;"
         "set=Access-Control-Allow-Credentials: true"
@@ -115,7 +115,7 @@ def test_what_the_provider_says_about_origins_stays_there(app: App) -> None:
     assert allowed(chat.call(app, orders=orders)) is None
 
 
-def test_without_an_origin_nothing_is_said_of_origins(app: App) -> None:
+def test_without_an_origin_there_are_no_cors_headers(app: App) -> None:
     answer = chat.call(app)
     assert not [name for name, _ in answer.headers if name.lower().startswith("access-control-")]
 
@@ -148,7 +148,7 @@ def strict(simulator: Simulator) -> Iterator[App]:
 
 
 @pytest.mark.parametrize("origin", [ORIGIN, "http://localhost:3000"])
-def test_a_configured_origin_is_let_in_by_its_name(strict: App, origin: str) -> None:
+def test_a_configured_origin_is_allowed_by_name(strict: App, origin: str) -> None:
     answer = chat.call(strict, headers=(("Origin", origin),))
     assert allowed(answer) == origin
     assert "origin" in (answer.header("vary") or "").lower()
@@ -167,13 +167,13 @@ def test_a_configured_origin_is_let_in_by_its_name(strict: App, origin: str) -> 
         "",
     ],
 )
-def test_any_other_origin_is_not(strict: App, origin: str) -> None:
+def test_any_other_origin_is_not_allowed(strict: App, origin: str) -> None:
     assert allowed(chat.call(strict, headers=(("Origin", origin),))) is None
     headers = (("Origin", origin), *PREFLIGHT[1:])
     assert allowed(preflight(strict, chat.PATH, *headers)) is None
 
 
 @pytest.mark.parametrize("target", ["/v1/chat/completions", "/chat/completions", "/v1/models"])
-def test_what_is_no_preflight_is_a_call_like_any_other(app: App, target: str) -> None:
+def test_an_options_request_that_is_no_preflight_needs_a_key(app: App, target: str) -> None:
     answer = app.exchange(raw.request(app.port, "OPTIONS", target))
     assert answer.status == (405 if target == "/chat/completions" else 401)

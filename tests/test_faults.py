@@ -203,7 +203,7 @@ def test_a_target_has_its_own_time_whatever_the_one_before_took(impatient_gatewa
         ("deaf", 504, "upstream_timeout"),
     ],
 )
-def test_a_provider_that_cannot_be_reached_is_told_apart_from_a_slow_one(
+def test_a_provider_that_cannot_be_reached_gets_another_error_than_a_slow_one(
     impatient_gateway: Gateway, model: str, status: int, code: str, stream: bool
 ) -> None:
     answer = chat.call(impatient_gateway, model=model, stream=stream)

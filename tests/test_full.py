@@ -80,7 +80,7 @@ def test_the_next_target_answers_where_the_first_has_no_free_connection(
         assert gateway.metrics().value("upstream_errors_total", reason="full") >= 1
 
 
-def test_a_provider_without_a_free_connection_is_told_and_others_go_on(
+def test_a_provider_without_a_free_connection_is_a_503_and_others_still_serve(
     gateway: Gateway, simulator: Simulator
 ) -> None:
     with ExitStack() as held:
@@ -94,7 +94,7 @@ def test_a_provider_without_a_free_connection_is_told_and_others_go_on(
     eventually(lambda: chat.call(gateway, model="gpt-x").status == 200, what="one is free again")
 
 
-def test_large_bodies_of_callers_whom_nobody_vouched_for_are_few_at_once(
+def test_concurrent_large_bodies_of_callers_with_their_own_provider_key_are_limited(
     gateway_factory: GatewayFactory,
 ) -> None:
     gateway = gateway_factory(workers=1)

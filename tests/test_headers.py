@@ -88,14 +88,16 @@ def test_a_header_of_the_caller_goes_up(
         "Proxy-Connection",
     ],
 )
-def test_what_is_between_caller_and_gateway_stays_there(
+def test_hop_by_hop_and_private_headers_of_the_caller_do_not_go_up(
     app: App, simulator: Simulator, target: str, name: str
 ) -> None:
     assert name.lower() not in up(app, simulator, target, (name, "private"))
 
 
 @PATHS
-def test_what_connection_names_stays_there(app: App, simulator: Simulator, target: str) -> None:
+def test_headers_that_the_callers_connection_names_do_not_go_up(
+    app: App, simulator: Simulator, target: str
+) -> None:
     headers = (
         ("Connection", "keep-alive, X-Private-One ,x-private-two"),
         ("X-Private-One", "1"),
@@ -109,7 +111,7 @@ def test_what_connection_names_stays_there(app: App, simulator: Simulator, targe
 
 
 @PATHS
-def test_expect_stays_there(gateway: Gateway, simulator: Simulator, target: str) -> None:
+def test_expect_does_not_go_up(gateway: Gateway, simulator: Simulator, target: str) -> None:
     book, content = chat.mark(), chat.body()
     headers = (*chat.told(book=book), ("Expect", "100-continue"))
     key = gateway.secrets["web-app"]
@@ -182,7 +184,7 @@ def test_a_header_of_the_provider_comes_down(app: App, target: str, name: str, v
 
 
 @PATHS
-def test_rate_limits_and_their_kin_come_down(app: App, target: str) -> None:
+def test_rate_limit_and_timing_headers_come_down(app: App, target: str) -> None:
     answer = down(app, target, "retry-after=3", "status=200")
     assert answer.header("x-ratelimit-remaining-tokens") == "17997"
     assert answer.header("x-ratelimit-reset-requests") == "2m59.56s"
@@ -204,12 +206,16 @@ def test_rate_limits_and_their_kin_come_down(app: App, target: str) -> None:
         "Trailer",
     ],
 )
-def test_what_is_between_gateway_and_provider_stays_there(app: App, target: str, name: str) -> None:
+def test_hop_by_hop_and_private_headers_of_the_provider_do_not_come_down(
+    app: App, target: str, name: str
+) -> None:
     assert down(app, target, f"set={name}: private").header(name) is None
 
 
 @PATHS
-def test_what_the_providers_connection_names_stays_there(app: App, target: str) -> None:
+def test_headers_that_the_providers_connection_names_do_not_come_down(
+    app: App, target: str
+) -> None:
     answer = down(app, target, "set=Connection: X-Private", "set=X-Private: 1", "set=X-B: 2")
     assert answer.header("x-private") is None
     assert answer.header("x-b") == "2"
@@ -295,7 +301,7 @@ def test_a_worker_sends_a_header_of_the_caller_up(
 
 
 @PATHS
-def test_a_worker_sends_nothing_up_that_is_between_it_and_its_caller(
+def test_a_worker_keeps_hop_by_hop_and_private_headers_of_the_caller(
     gateway: Gateway, simulator: Simulator, target: str
 ) -> None:
     private = (("Cookie", "a=b"), ("X-Forwarded-For", "1.2.3.4"), ("TE", "trailers"))
@@ -315,7 +321,7 @@ def test_a_worker_sends_a_header_of_the_provider_down(
 
 @PATHS
 @pytest.mark.parametrize("name", ["Set-Cookie", "openai-organization", "Keep-Alive", "Trailer"])
-def test_a_worker_keeps_what_is_between_it_and_the_provider(
+def test_a_worker_keeps_hop_by_hop_and_private_headers_of_the_provider(
     gateway: Gateway, target: str, name: str
 ) -> None:
     assert down(gateway, target, f"set={name}: private").header(name) is None

@@ -373,15 +373,17 @@ def test_dead_workers_leave_their_sums_and_no_files(gateway_factory: GatewayFact
     key = gateway.secrets["web-app"]
     name = "http_request_duration_seconds_count"
 
-    def files() -> int:
-        return len(list(metrics_directory(gateway).glob("*.db")))
+    directory = metrics_directory(gateway)
+
+    def no_others() -> bool:
+        living = {"dead", *map(str, (gateway.pid, *gateway.workers()))}
+        return {path.stem.rpartition("_")[2] for path in directory.glob("*.db")} <= living
 
     def counts() -> tuple[float, float]:
         scrape = gateway.metrics()
         calls = scrape.value("api_key_requests_total", api_key="web-app")
         return calls, scrape.value(name, path="/v1/chat/completions", method="POST")
 
-    most = 0
     for turn in range(1, 5):
         post(gateway, "/v1/chat/completions", chat(), key)
         gateway.idle()
@@ -391,8 +393,7 @@ def test_dead_workers_leave_their_sums_and_no_files(gateway_factory: GatewayFact
             os.kill(victim, signal.SIGKILL)
         eventually(lambda victims=victims: len(set(gateway.workers()) - set(victims)) == 2)
         assert counts() == (turn, turn)
-        most = most or files()
-    assert files() <= most
+        eventually(no_others, what="no files of dead workers")
 
 
 def test_a_scrape_waits_for_a_worker_that_is_creating_its_files(

@@ -222,7 +222,7 @@ BROKEN = {
 }
 
 
-def test_providers_on_a_bad_day_take_only_their_own_models_along(
+def test_a_provider_that_fails_takes_only_its_own_models_from_the_list(
     gateway_factory: GatewayFactory, simulator: Simulator
 ) -> None:
     """And one that says nothing holds the list up once, and not for long."""

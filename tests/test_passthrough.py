@@ -409,7 +409,7 @@ def test_the_ancestors_curl_works_with_the_callers_own_key(
     assert after == before + 1
 
 
-def test_a_401_for_the_callers_own_credential_is_told_as_the_provider_told_it(talk: Talk) -> None:
+def test_a_401_for_the_callers_own_credential_comes_down_unchanged(talk: Talk) -> None:
     headers = (("x-sim", "status=401; message=no such key"),)
     answer = talk.ask("GET", ECHO, headers=headers, key="sk-the-callers-own")
     assert answer.status == 401

@@ -104,7 +104,7 @@ def test_changed_origins_and_limits_of_the_server_are_in_force(gateway: Gateway)
         ('[[routes]]\nmodel = "x"\ntargets = ["nobody"]\n', "nobody"),
     ],
 )
-def test_a_mistake_in_the_configuration_changes_nothing_and_is_told(
+def test_a_mistake_in_the_configuration_changes_nothing_and_is_reported(
     gateway: Gateway, mistake: str, told: str
 ) -> None:
     before, length = problems(gateway), len(gateway.stderr())
@@ -116,7 +116,7 @@ def test_a_mistake_in_the_configuration_changes_nothing_and_is_told(
     assert statuses(gateway, key="expired") == {401}
 
 
-def test_a_mistake_in_the_keys_changes_nothing_and_is_told(gateway: Gateway) -> None:
+def test_a_mistake_in_the_keys_changes_nothing_and_is_reported(gateway: Gateway) -> None:
     good = gateway.keys_file.read_text()
     before, length = problems(gateway), len(gateway.stderr())
     gateway.write_keys(good + '\n[keys.bad]\nsha256 = "too short"\n')

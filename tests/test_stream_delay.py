@@ -60,7 +60,7 @@ def through_the_gateway(gateway: Gateway, *, streams: int, events: int) -> drive
 
 @pytest.mark.alone
 @pytest.mark.slow
-@pytest.mark.parametrize(("streams", "events"), [(1, 500), (300, 150)])
+@pytest.mark.parametrize(("streams", "events"), [(1, 200), (300, 150)])
 def test_no_event_is_held_back_and_no_byte_is_changed(
     gateway_factory: GatewayFactory, simulator: Simulator, streams: int, events: int
 ) -> None:

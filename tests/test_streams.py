@@ -93,7 +93,7 @@ def test_a_stream_arrives_byte_for_byte(
 
 
 @pytest.mark.parametrize("orders", ["", "crlf", "split", "merge=4", "drip=0.0002; events=4"])
-def test_the_use_that_nobody_asked_for_is_taken_out_again(
+def test_usage_that_the_client_did_not_ask_for_is_removed(
     gateway: Gateway, simulator: Simulator, orders: str
 ) -> None:
     """One event less than the provider sent, and not a byte of the others changed."""

@@ -1,8 +1,7 @@
-"""`GET /usage`: what the calling key has used, and nobody else's use."""
+"""`GET /usage`: what the calling key has used, and no other key's use."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import time
 from collections.abc import Iterator
@@ -11,54 +10,42 @@ from typing import Any
 
 import pytest
 
+from harness import chat, raw
+from harness.app import App
 from harness.defaults import CONFIG
-from harness.gateway import Gateway
-from harness.poll import eventually
+from harness.gateway import Gateway, GatewayFactory
 from harness.simulator import Simulator
 
-CHAT = {"model": "gpt-6-luna", "messages": [{"role": "user", "content": "hi"}]}
+MODEL = "gpt-6-luna"
 
 
 @pytest.fixture(scope="module")
-def metered(simulator: Simulator) -> Iterator[Gateway]:
-    """A gateway whose keys nobody else uses."""
+def metered(simulator: Simulator) -> Iterator[App]:
+    """An application whose keys no other test uses."""
     keys = {
         "web-app": {"requests_per_minute": 60, "budget_usd": 20.5, "expires": date(2099, 1, 1)},
         "another": {},
         "idle": {},
     }
     env = {"OPENAI_API_KEY": "o", "GROQ_API_KEY": "g"}
-    with Gateway(CONFIG.replace("{simulator}", simulator.url), keys=keys, env=env) as running:
+    with App(CONFIG.replace("{simulator}", simulator.url), keys=keys, env=env) as app:
         for name, orders in (
             ("web-app", "prompt=1000; completion=200; cached=400"),
             ("web-app", "prompt=1000; completion=300"),
             ("another", "prompt=5; completion=5"),
         ):
-            call(running, name, orders)
-        eventually(lambda: running.metrics().value("api_key_requests_total") == 3)
-        yield running
-        running.assert_clean()
+            assert chat.call(app, model=MODEL, key=name, orders=orders).status == 200
+        yield app
+        app.assert_clean()
 
 
-def call(gateway: Gateway, key: str, orders: str) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
-    headers = {
-        "Authorization": f"Bearer {gateway.secrets[key]}",
-        "Content-Type": "application/json",
-        "x-sim": orders,
-    }
-    connection.request("POST", "/v1/chat/completions", json.dumps(CHAT), headers)
-    assert connection.getresponse().read()
-    connection.close()
+def usage(app: App | Gateway, key: str, query: str = "") -> tuple[int, Any]:
+    secret = app.secrets.get(key)
+    answer = app.exchange(raw.request(app.port, "GET", "/usage" + query, key=secret))
+    return answer.status, json.loads(answer.body)
 
 
-def usage(gateway: Gateway, key: str, query: str = "") -> tuple[int, Any]:
-    headers = {"Authorization": f"Bearer {gateway.secrets[key]}"}
-    status, body = gateway.get("/usage" + query, headers=headers)
-    return status, json.loads(body)
-
-
-def test_a_key_sees_its_own_use_and_cost(metered: Gateway) -> None:
+def test_a_key_sees_its_own_use_and_cost(metered: App) -> None:
     status, answer = usage(metered, "web-app", "?since=24h")
     assert status == 200
     assert answer["api_key"] == "web-app"
@@ -76,7 +63,7 @@ def test_a_key_sees_its_own_use_and_cost(metered: Gateway) -> None:
     ]
 
 
-def test_it_sees_what_its_limits_are(metered: Gateway) -> None:
+def test_it_sees_what_its_limits_are(metered: App) -> None:
     limits = usage(metered, "web-app")[1]["limits"]
     assert limits["requests_per_minute"] == 60
     assert (limits["budget_usd"], limits["budget_period"]) == (20.5, "month")
@@ -87,7 +74,7 @@ def test_it_sees_what_its_limits_are(metered: Gateway) -> None:
     assert usage(metered, "another")[1]["limits"]["budget_left_usd"] is None
 
 
-def test_a_key_that_was_never_used_sees_zeros(metered: Gateway) -> None:
+def test_a_key_that_was_never_used_sees_zeros(metered: App) -> None:
     answer = usage(metered, "idle")[1]
     assert answer["totals"]["requests"] == 0
     assert answer["by_model"] == []
@@ -96,14 +83,14 @@ def test_a_key_that_was_never_used_sees_zeros(metered: Gateway) -> None:
 @pytest.mark.parametrize(
     ("query", "days"), [("?since=24h", 1), ("?since=7d", 7), ("?since=4w", 28)]
 )
-def test_the_time_can_be_chosen(metered: Gateway, query: str, days: int) -> None:
+def test_the_time_can_be_chosen(metered: App, query: str, days: int) -> None:
     status, answer = usage(metered, "web-app", query)
     assert status == 200
     since = datetime.fromisoformat(answer["since"])
     assert time.time() - since.timestamp() == pytest.approx(days * 86400, abs=60)
 
 
-def test_by_itself_it_is_the_current_month(metered: Gateway) -> None:
+def test_by_itself_it_is_the_current_month(metered: App) -> None:
     before = datetime.now(UTC)
     since = datetime.fromisoformat(usage(metered, "web-app")[1]["since"])
     after = datetime.now(UTC)
@@ -114,26 +101,33 @@ def test_by_itself_it_is_the_current_month(metered: Gateway) -> None:
 
 
 @pytest.mark.parametrize("since", ["yesterday", "-1d", "0d", "7", "2026-13-01", "99999999d", "%00"])
-def test_a_time_that_is_none_is_the_callers_mistake(metered: Gateway, since: str) -> None:
+def test_a_time_that_is_none_is_the_callers_mistake(metered: App, since: str) -> None:
     status, answer = usage(metered, "web-app", f"?since={since}")
     assert status == 400
     assert answer["error"]["param"] == "since"
 
 
-def test_without_a_key_there_is_nothing_to_see(metered: Gateway) -> None:
-    status, body = metered.get("/usage")
+def test_without_a_key_there_is_nothing_to_see(metered: App) -> None:
+    status, answer = usage(metered, "")
     assert status == 401
-    assert json.loads(body)["error"]["code"] == "invalid_api_key"
+    assert answer["error"]["code"] == "invalid_api_key"
 
 
-def test_a_table_that_cannot_be_read_is_told_in_words(simulator: Simulator) -> None:
-    config = CONFIG.replace("{simulator}", simulator.url)
-    with Gateway(config, keys={"web-app": {}}, env={"OPENAI_API_KEY": "o"}) as gateway:
-        (gateway.directory / "usage.db").write_bytes(b"no database at all" * 1000)
-        for more in ("-wal", "-shm"):
-            (gateway.directory / f"usage.db{more}").unlink(missing_ok=True)
-        status, answer = usage(gateway, "web-app")
-        assert status == 500
-        assert answer["error"]["code"] == "internal_error"
-        call(gateway, "web-app", "")  # the caller still gets his answer
-        gateway.assert_clean()
+def test_a_table_that_cannot_be_read_is_an_error_and_requests_still_get_their_response(
+    gateway_factory: GatewayFactory,
+) -> None:
+    gateway = gateway_factory()
+    (gateway.directory / "usage.db").write_bytes(b"no database at all" * 1000)
+    for more in ("-wal", "-shm"):
+        (gateway.directory / f"usage.db{more}").unlink(missing_ok=True)
+    status, answer = usage(gateway, "web-app")
+    assert status == 500
+    assert answer["error"]["code"] == "internal_error"
+    assert chat.call(gateway, model=MODEL).status == 200
+
+
+def test_a_worker_shows_a_key_its_own_use(gateway: Gateway) -> None:
+    before = usage(gateway, "web-app", "?since=24h")[1]["totals"]["requests"]
+    assert chat.call(gateway, model=MODEL).status == 200
+    gateway.idle()
+    assert usage(gateway, "web-app", "?since=24h")[1]["totals"]["requests"] == before + 1

@@ -302,7 +302,7 @@ def test_the_document_is_served_and_not_sent_twice(gateway: Gateway) -> None:
     connection.close()
 
 
-def test_the_page_lets_the_browser_contact_nobody_else(gateway: Gateway) -> None:
+def test_the_page_lets_the_browser_contact_no_other_host(gateway: Gateway) -> None:
     for path in ("/docs", "/swagger/index.html"):
         connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
         connection.request("GET", path)

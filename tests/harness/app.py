@@ -72,12 +72,14 @@ class App:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._client is not None:
-            runtime: Any = self._client.application.extensions["wrapper"]
-            for upstream in runtime.snapshot.upstreams.values():
-                upstream.close()
-            runtime.store.close()
-        self._temporary.cleanup()
+        try:
+            if self._client is not None:
+                runtime: Any = self._client.application.extensions["wrapper"]
+                for upstream in runtime.snapshot.upstreams.values():
+                    upstream.close()
+                runtime.store.close()
+        finally:
+            self._temporary.cleanup()
 
     @property
     def client(self) -> FlaskClient:

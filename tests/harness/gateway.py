@@ -350,11 +350,14 @@ class Gateway:
             lambda: self.in_flight() == 0,
             deadline,
             what="no request in flight",
-            retry_on=(AssertionError, OSError, struct.error),  # a worker lays its file out
         )
 
     def in_flight(self) -> float:
         """`requests_in_flight`, from the workers' own files: a scrape takes much more CPU."""
+        # A worker that begins makes its file empty, and one that ends has its file removed.
+        return eventually(lambda: (self._in_flight(),), retry_on=(OSError, struct.error))[0]
+
+    def _in_flight(self) -> float:
         found = 0.0
         places = (Path("/dev/shm"), self.directory / "tmp")
         files = [

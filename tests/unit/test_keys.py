@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from fnmatch import fnmatchcase
 
 import pytest
@@ -76,6 +77,7 @@ def test_a_secret_that_a_person_chose_is_a_key_too() -> None:
         f"Bearer {SECRET.upper()}",
         f"Bearer {SECRET}" + "a" * MAX_HEADER,
     ],
+    ids=itertools.count(),  # the same in every process of a run, as the secret is not
 )
 def test_every_other_form_is_refused_without_repeating_it(header: str | None) -> None:
     found = refusal(header)
