@@ -24,8 +24,9 @@ class Simulator:
     """Starts `python -m wrapper.simulator` on a free port; stops it at the end.
 
     `arguments` are more command line arguments, such as ``"--gap", "0.02"``. An `api_key` is
-    passed by the environment; with a `certificate` (a PEM file, self-signed, its key in it) it
-    serves TLS. A simulator whose test dies stops by itself.
+    passed in the environment; with a `certificate` (a PEM file, self-signed, with its key) it
+    serves TLS. Unless `any_model` is False it accepts every model name. It stops when the test
+    process ends.
     """
 
     def __init__(
@@ -34,7 +35,10 @@ class Simulator:
         api_key: str = "",
         port: int = 0,
         certificate: Path | None = None,
+        any_model: bool = True,
     ) -> None:
+        if any_model:
+            arguments = ("--any-model", *arguments)
         self._arguments = arguments
         self._tls: ssl.SSLContext | None = None
         if certificate is not None:

@@ -344,5 +344,5 @@ def test_an_error_event_is_raised_in_the_middle_of_a_stream(client: openai.OpenA
 def test_what_is_missing_is_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="messages"):
         client.post("/chat/completions", body={"model": "m"}, cast_to=object)
-    with pytest.raises(openai.BadRequestError, match="x-sim has no order"):
+    with pytest.raises(openai.BadRequestError, match="x-sim has no instruction"):
         client.chat.completions.create(model="m?stutus=1", messages=QUESTION)

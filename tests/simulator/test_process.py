@@ -50,8 +50,8 @@ def test_it_speaks_tls_and_still_notices_who_leaves(tmp_path: Path) -> None:
         assert [record["target"] for record in simulator.requests()] == ["/tls"]
 
 
-def test_orders_and_pace_hold_for_every_request() -> None:
-    with Simulator("--orders", "status=503; retry-after=3", "--events", "4") as simulator:
+def test_instructions_and_pace_hold_for_every_request() -> None:
+    with Simulator("--x-sim", "status=503; retry-after=3", "--events", "4") as simulator:
         answer = raw.exchange(simulator.port, raw.request(simulator.port, "GET", "/v1/models"))
         assert (answer.status, answer.header("retry-after")) == (503, "3")
 
@@ -100,9 +100,9 @@ def test_a_port_that_is_taken_is_told_in_one_line() -> None:
     assert told.stderr.count("\n") == 1
 
 
-def test_misspelt_orders_are_refused_at_the_start() -> None:
+def test_misspelt_instructions_are_refused_at_the_start() -> None:
     told = subprocess.run(
-        [sys.executable, "-m", "wrapper.simulator", "--orders", "stutus=1"],
+        [sys.executable, "-m", "wrapper.simulator", "--x-sim", "stutus=1"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import raw
-from wrapper.simulator.answers.echo import PATTERN
+from wrapper.simulator.api.echo import PATTERN
 
 if TYPE_CHECKING:
     from harness.simulator import Simulator
