@@ -35,9 +35,11 @@ LIMITED = {
 }
 
 
-def ask(simulator: Simulator, path: str, body: dict[str, Any], orders: str = "") -> raw.Answer:
+def ask(
+    simulator: Simulator, path: str, body: dict[str, Any], instructions: str = ""
+) -> raw.Answer:
     data = json.dumps({"model": "sim-model", **body}).encode()
-    headers = (("x-sim", orders), ("x-sim-book", "limits"))
+    headers = (("x-sim", instructions), ("x-sim-book", "limits"))
     return raw.post(simulator.port, f"/v1/{path}", data, headers=headers)
 
 
