@@ -1,9 +1,10 @@
 """Generates demo traffic through a gateway whose provider is the simulator.
 
-Each persona below is a key with a request rate, models, lengths of prompts and responses, and
-occasional faults. Faults are requested from the simulator with the header `x-sim`, which the
-gateway passes on. Do not use it with a real provider, which ignores the header and costs money:
-the keys are therefore created here (`--write-keys`), new ones at each start.
+Every persona below is a key with habits: how often it calls, which models, how long the prompts
+and responses are, and which faults it sees. The header `x-sim`, which the gateway passes on, tells
+the simulator the length of a response and its faults; a real provider ignores it, so this is of no
+use, and costs money, against one. `--write-keys` therefore makes the keys itself, new ones at each
+start.
 
 Needs `requests` and nothing of the gateway's own package. Ends on SIGTERM, or after `--seconds`.
 """
@@ -40,8 +41,8 @@ class Persona:
     prompt: int = 400
     completion: int = 120
     streams: bool = True
-    limits: str = ""  # more lines of its table in keys.toml
-    faults: tuple[str, ...] = ()  # for the header x-sim, in one of `fault_every` requests
+    limits: str = ""  # further lines of its table in keys.toml
+    faults: tuple[str, ...] = ()  # x-sim instructions, in one of `fault_every` calls
     fault_every: int = 60
 
 
@@ -138,10 +139,9 @@ class Traffic:
         prompt = max(1, round(rng.lognormvariate(0, 0.5) * persona.prompt))
         completion = round(rng.lognormvariate(0, 0.5) * persona.completion)
         large = not model.startswith(("fast", "openai/gpt-oss-20b", "gpt-6-luna", "text-"))
-        orders = [
-            f"prompt={prompt}",
-            f"delay={rng.lognormvariate(-1.0 if large else -2.2, 0.4):.3f}",
-        ]
+        # One of the models is the company's own, unknown to the simulator.
+        orders = ["any-model", f"delay={rng.lognormvariate(-1.0 if large else -2.2, 0.4):.3f}"]
+        text = "word " * prompt  # so many tokens to the simulator
         if completion:
             events = max(2, completion // 8)
             gap = rng.lognormvariate(-2.6 if large else -3.2, 0.3)
@@ -155,11 +155,11 @@ class Traffic:
         if persona.name in self.keys:
             headers["Authorization"] = f"Bearer {self.keys[persona.name]}"
         if model.startswith("text-embedding"):
-            headers["x-sim"] = orders[0]
-            return self._post(session, "embeddings", headers, {"model": model, "input": "a text"})
+            del headers["x-sim"]
+            return self._post(session, "embeddings", headers, {"model": model, "input": text})
         body: dict[str, object] = {
             "model": model,
-            "messages": [{"role": "user", "content": "Say something."}],
+            "messages": [{"role": "user", "content": text}],
         }
         if stream:
             body["stream"] = True

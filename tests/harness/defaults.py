@@ -1,11 +1,11 @@
-"""What the gateway of most tests is configured with."""
+"""The configuration of the gateway in most tests."""
 
 from __future__ import annotations
 
 from datetime import date
 from typing import Any
 
-# What the gateway shows to the providers. No test may ever see them anywhere else.
+# The gateway's keys at the providers. No test may ever see them anywhere else.
 PROVIDER_KEYS = {
     "GROQ_API_KEY": "gsk_PROVIDERS-OWN-KEY-groq-0123456789",
     "OPENAI_API_KEY": "sk-PROVIDERS-OWN-KEY-openai-0123456789",
@@ -40,9 +40,10 @@ KEYS: dict[str, dict[str, Any]] = {
     "expired": {"expires": date(2020, 1, 1)},
 }
 
-# A gateway that waits for nobody: providers that are slow, gone, deaf or not speaking TLS, and
-# routes that lead from each of them to one that answers. The orders to the simulator stand in
-# the models' names, so that two targets of one route can be told different things.
+# A gateway with short timeouts: providers that are slow, refuse connections, do not accept them
+# ("deaf") or do not speak TLS, and routes that fail over from each of them to one that responds.
+# The instructions to the simulator are in the model names, so that the targets of one route can get
+# different ones.
 IMPATIENT = """\
 [server]
 body_timeout = 1.0
@@ -117,7 +118,7 @@ TARGETS = {
 
 
 def impatient(simulator: str, **ports: int) -> str:
-    """The configuration of the gateway that waits for nobody."""
+    """The configuration of the gateway with short timeouts."""
     text = IMPATIENT.replace("{simulator}", simulator)
     for name, port in ports.items():
         text = text.replace("{" + name + "}", str(port))

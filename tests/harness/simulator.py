@@ -1,4 +1,4 @@
-"""The simulated provider as a process of its own, for the length of a `with`."""
+"""The simulated provider as a process of its own, within a `with` block."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Simulator:
     """Starts `python -m wrapper.simulator` on a free port; stops it at the end.
 
     `arguments` are more command line arguments, such as ``"--gap", "0.02"``. An `api_key` is
-    passed by the environment; with a `certificate` (a PEM file, self-signed, its key in it) it
-    serves TLS. A simulator whose test dies stops by itself.
+    passed in the environment; with a `certificate` (a PEM file, self-signed, with its key) it
+    serves TLS. Unless `any_model` is False it accepts every model name. It stops when the test
+    process ends.
     """
 
     def __init__(
@@ -34,7 +35,10 @@ class Simulator:
         api_key: str = "",
         port: int = 0,
         certificate: Path | None = None,
+        any_model: bool = True,
     ) -> None:
+        if any_model:
+            arguments = ("--any-model", *arguments)
         self._arguments = arguments
         self._tls: ssl.SSLContext | None = None
         if certificate is not None:
@@ -84,7 +88,7 @@ class Simulator:
         return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """End the process, as a provider that is gone."""
+        """Stop the process: the provider is then unreachable."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -99,26 +103,26 @@ class Simulator:
                 pipe.close()
 
     def requests(self, **wanted: Any) -> list[dict[str, Any]]:
-        """What arrived, oldest first; `wanted` picks those with these values.
+        """The requests received, oldest first; `wanted` selects those with these values.
 
-        A request that is still under way has the outcome None.
+        A request in progress has the outcome None.
         """
         query = urllib.parse.urlencode({"book": wanted["book"]}) if "book" in wanted else ""
         found: list[dict[str, Any]] = self._ask("GET", f"requests?{query}")
         return [r for r in found if all(r[name] == value for name, value in wanted.items())]
 
     def books(self, **wanted: Any) -> list[dict[str, Any]]:
-        """The sums, by book, model, endpoint, outcome and status."""
+        """The sums of the ledger, by book, model, endpoint, outcome and status."""
         found: list[dict[str, Any]] = self._ask("GET", "books")
         return [r for r in found if all(r[name] == value for name, value in wanted.items())]
 
     def stats(self) -> dict[str, int]:
-        """What is open now; the connection that asks is one of them."""
+        """Open requests and connections; the connection of this call is one of them."""
         found: dict[str, int] = self._ask("GET", "stats")
         return found
 
     def reset(self) -> None:
-        """Forget all requests and sums."""
+        """Delete all requests and sums."""
         self._ask("POST", "reset")
 
     def wait_for(

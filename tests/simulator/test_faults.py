@@ -19,21 +19,21 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "how are you"}]}
 MEASURED = 0.005  # what a timer may be early by
 
 
-def chat_request(simulator: Simulator, orders: str, *, stream: bool = False) -> bytes:
+def chat_request(simulator: Simulator, instructions: str, *, stream: bool = False) -> bytes:
     body = json.dumps(CHAT | ({"stream": True} if stream else {})).encode()
     return raw.request(
-        simulator.port, "POST", "/v1/chat/completions", body, headers=(("x-sim", orders),)
+        simulator.port, "POST", "/v1/chat/completions", body, headers=(("x-sim", instructions),)
     )
 
 
-def ask(simulator: Simulator, orders: str, *, stream: bool = False) -> raw.Answer:
-    return raw.exchange(simulator.port, chat_request(simulator, orders, stream=stream))
+def ask(simulator: Simulator, instructions: str, *, stream: bool = False) -> raw.Answer:
+    return raw.exchange(simulator.port, chat_request(simulator, instructions, stream=stream))
 
 
-def everything(simulator: Simulator, orders: str, *, stream: bool = False) -> bytes:
+def everything(simulator: Simulator, instructions: str, *, stream: bool = False) -> bytes:
     """All bytes until the connection ends, however it ends."""
     with socket.create_connection(("127.0.0.1", simulator.port), timeout=10) as sock:
-        sock.sendall(chat_request(simulator, orders, stream=stream))
+        sock.sendall(chat_request(simulator, instructions, stream=stream))
         return until_end(sock)
 
 
@@ -81,7 +81,7 @@ def test_a_status_without_a_body_has_none(simulator: Simulator, status: int) -> 
             assert answer.header("content-length") is None
 
 
-def test_a_redirect_goes_where_it_was_told(simulator: Simulator) -> None:
+def test_a_redirect_has_the_given_location(simulator: Simulator) -> None:
     answer = ask(simulator, "redirect=http://elsewhere/v1")
     assert (answer.status, answer.header("location")) == (307, "http://elsewhere/v1")
 
@@ -282,7 +282,7 @@ FRAMINGS = {
 
 
 @pytest.mark.parametrize("how", sorted(FRAMINGS))
-def test_framing_is_broken_as_ordered(simulator: Simulator, how: str) -> None:
+def test_framing_is_broken_as_instructed(simulator: Simulator, how: str) -> None:
     received = everything(simulator, f"framing={how}; close", stream=True)
     assert re.search(FRAMINGS[how], received, re.DOTALL)
 

@@ -83,7 +83,7 @@ def test_an_error_can_stand_where_the_use_would_be(client: groq.Groq) -> None:
     assert chunks[-1].x_groq.usage is None
 
 
-def test_limits_are_told_as_groq_tells_them(client: groq.Groq) -> None:
+def test_rate_limits_are_reported_as_groq_does(client: groq.Groq) -> None:
     raw = client.chat.completions.with_raw_response.create(model="llama", messages=QUESTION)
     assert raw.headers["x-ratelimit-reset-requests"] == "2m59.56s"
     with pytest.raises(groq.RateLimitError) as caught:

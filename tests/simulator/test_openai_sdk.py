@@ -47,15 +47,15 @@ def test_a_stream_tells_its_use_only_when_asked(client: openai.OpenAI) -> None:
     silent = list(client.chat.completions.create(model="m", messages=QUESTION, stream=True))
     assert all(chunk.usage is None for chunk in silent)
     assert "usage" not in silent[0].model_fields_set
-    told = list(
+    found = list(
         client.chat.completions.create(
             model="m", messages=QUESTION, stream=True, stream_options={"include_usage": True}
         )
     )
-    assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in told[:-1])
-    assert told[-1].choices == []
-    assert told[-1].usage is not None
-    assert told[-1].usage.completion_tokens == len(told) - 3
+    assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in found[:-1])
+    assert found[-1].choices == []
+    assert found[-1].usage is not None
+    assert found[-1].usage.completion_tokens == len(found) - 3
 
 
 def test_a_stream_and_an_answer_in_one_piece_agree(client: openai.OpenAI) -> None:
@@ -77,7 +77,7 @@ def test_a_stream_and_an_answer_in_one_piece_agree(client: openai.OpenAI) -> Non
     assert usage.completion_tokens == 14
 
 
-def test_use_can_be_ordered(client: openai.OpenAI) -> None:
+def test_usage_can_be_set(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="m",
         messages=QUESTION,
@@ -119,7 +119,7 @@ def test_a_tools_result_is_answered_with_text(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.content
 
 
-def test_json_mode_answers_with_json(client: openai.OpenAI) -> None:
+def test_json_mode_responds_with_json(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="m", messages=QUESTION, response_format={"type": "json_object"}
     )
@@ -298,11 +298,11 @@ def test_vector_stores(client: openai.OpenAI) -> None:
 
 
 def test_what_is_unknown_is_echoed(client: openai.OpenAI) -> None:
-    told = client.post("/fine_tuning/jobs?x=%20", body={"a": 1}, cast_to=object)
-    assert isinstance(told, dict)
-    assert told["method"] == "POST"
-    assert told["target"] == "/v1/fine_tuning/jobs?x=%20"
-    assert told["body_sha256"] == hashlib.sha256(b'{"a":1}').hexdigest()
+    found = client.post("/fine_tuning/jobs?x=%20", body={"a": 1}, cast_to=object)
+    assert isinstance(found, dict)
+    assert found["method"] == "POST"
+    assert found["target"] == "/v1/fine_tuning/jobs?x=%20"
+    assert found["body_sha256"] == hashlib.sha256(b'{"a":1}').hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -344,5 +344,5 @@ def test_an_error_event_is_raised_in_the_middle_of_a_stream(client: openai.OpenA
 def test_what_is_missing_is_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="messages"):
         client.post("/chat/completions", body={"model": "m"}, cast_to=object)
-    with pytest.raises(openai.BadRequestError, match="x-sim has no order"):
+    with pytest.raises(openai.BadRequestError, match="x-sim has no instruction"):
         client.chat.completions.create(model="m?stutus=1", messages=QUESTION)

@@ -19,7 +19,7 @@ from harness.simulator import ROOT, Simulator
 KEY = "sim-key-0123456789"
 
 
-def test_only_its_key_is_accepted_when_it_has_one() -> None:
+def test_with_a_key_no_other_is_accepted() -> None:
     with Simulator(api_key=KEY) as simulator:
         assert raw.post(simulator.port, "/v1/embeddings", b"{}", key="other").status == 401
         assert raw.post(simulator.port, "/v1/embeddings", b"{}").status == 401
@@ -29,7 +29,7 @@ def test_only_its_key_is_accepted_when_it_has_one() -> None:
         assert KEY.encode() not in command_line
 
 
-def test_it_speaks_tls_and_still_notices_who_leaves(tmp_path: Path) -> None:
+def test_it_serves_tls_and_still_notices_a_disconnect(tmp_path: Path) -> None:
     openssl = programs.require("openssl")
     pem = tmp_path / "simulator.pem"
     made = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1"
@@ -50,13 +50,13 @@ def test_it_speaks_tls_and_still_notices_who_leaves(tmp_path: Path) -> None:
         assert [record["target"] for record in simulator.requests()] == ["/tls"]
 
 
-def test_orders_and_pace_hold_for_every_request() -> None:
-    with Simulator("--orders", "status=503; retry-after=3", "--events", "4") as simulator:
+def test_instructions_and_pace_hold_for_every_request() -> None:
+    with Simulator("--x-sim", "status=503; retry-after=3", "--events", "4") as simulator:
         answer = raw.exchange(simulator.port, raw.request(simulator.port, "GET", "/v1/models"))
         assert (answer.status, answer.header("retry-after")) == (503, "3")
 
 
-def test_reset_forgets() -> None:
+def test_reset_deletes_everything() -> None:
     with Simulator() as simulator:
         raw.exchange(simulator.port, raw.request(simulator.port, "GET", "/v1/models"))
         assert simulator.requests()
@@ -66,7 +66,7 @@ def test_reset_forgets() -> None:
 
 
 @pytest.mark.parametrize("how", ["end of standard input", "SIGTERM", "SIGINT"])
-def test_it_ends_in_silence(how: str) -> None:
+def test_it_stops_without_output(how: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "wrapper.simulator", "--port", "0", "--exit-with-parent"],
         cwd=ROOT,
@@ -86,27 +86,27 @@ def test_it_ends_in_silence(how: str) -> None:
     assert (process.returncode, output, errors) == (0, b"", b"")
 
 
-def test_a_port_that_is_taken_is_told_in_one_line() -> None:
+def test_a_port_in_use_is_one_line_on_stderr() -> None:
     with Simulator() as simulator:
-        told = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "wrapper.simulator", "--port", str(simulator.port)],
             cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=20,
         )
-    assert told.returncode == 1
-    assert told.stderr.startswith("simulator: cannot listen on 127.0.0.1:")
-    assert told.stderr.count("\n") == 1
+    assert done.returncode == 1
+    assert done.stderr.startswith("simulator: cannot listen on 127.0.0.1:")
+    assert done.stderr.count("\n") == 1
 
 
-def test_misspelt_orders_are_refused_at_the_start() -> None:
-    told = subprocess.run(
-        [sys.executable, "-m", "wrapper.simulator", "--orders", "stutus=1"],
+def test_misspelt_instructions_are_refused_at_the_start() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wrapper.simulator", "--x-sim", "stutus=1"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=20,
     )
-    assert told.returncode == 2
-    assert "stutus" in told.stderr
+    assert done.returncode == 2
+    assert "stutus" in done.stderr

@@ -1,4 +1,4 @@
-"""What arrives is taken in and told back to the byte."""
+"""What arrives is read and reported byte for byte."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import raw
-from wrapper.simulator.answers.echo import PATTERN
+from wrapper.simulator.api.echo import PATTERN
 
 if TYPE_CHECKING:
     from harness.simulator import Simulator
 
 
-def told(answer: raw.Answer) -> dict[str, object]:
+def echoed(answer: raw.Answer) -> dict[str, object]:
     found: dict[str, object] = json.loads(answer.body)
     return found
 
 
-def test_the_target_and_the_headers_are_told_as_they_came(simulator: Simulator) -> None:
+def test_the_target_and_the_headers_are_reported_as_received(simulator: Simulator) -> None:
     answer = raw.exchange(
         simulator.port,
         b"PURGE /x/%2e%2E//%zz?a=%20&&b HTTP/1.1\r\nhOsT: h\r\nX-Twice: 1\r\nx-twice:  2 \r\n\r\n",
     )
-    echo = told(answer)
+    echo = echoed(answer)
     assert (echo["method"], echo["target"]) == ("PURGE", "/x/%2e%2E//%zz?a=%20&&b")
     assert echo["headers"] == [["hOsT", "h"], ["X-Twice", "1"], ["x-twice", "2"]]
     assert echo["body_length"] == 0
 
 
-def test_a_chunked_body_is_put_together(simulator: Simulator) -> None:
+def test_a_chunked_body_is_joined(simulator: Simulator) -> None:
     answer = raw.exchange(
         simulator.port,
         b"POST /v1/_echo/a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"3;ext=1\r\nabc\r\n2\r\nde\r\n0\r\nTrailer: x\r\n\r\n",
     )
-    echo = told(answer)
+    echo = echoed(answer)
     assert echo["body_base64"] == base64.b64encode(b"abcde").decode()
     assert echo["body_sha256"] == hashlib.sha256(b"abcde").hexdigest()
 
 
-def test_a_raw_echo_gives_the_body_back(simulator: Simulator) -> None:
+def test_a_raw_echo_returns_the_body(simulator: Simulator) -> None:
     body = bytes(range(256)) * 1000
     headers = (("x-sim", "echo=raw"), ("Content-Type", "application/x-odd"))
     asked = raw.request(simulator.port, "PUT", "/v1/_echo/a", headers=headers)
@@ -59,7 +59,7 @@ def test_expect_is_answered_before_the_body(simulator: Simulator) -> None:
             b"POST /e HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
         )
         assert connection.read_head().status == 100
-        assert told(connection.send(b"abc").read())["body_length"] == 3
+        assert echoed(connection.send(b"abc").read())["body_length"] == 3
 
 
 def test_head_has_the_head_of_get_and_no_body(simulator: Simulator) -> None:
@@ -76,10 +76,10 @@ def test_pipelined_requests_are_answered_in_order(simulator: Simulator) -> None:
             raw.request(simulator.port, "GET", "/one", headers=(("x-sim", "delay=0.05"),))
             + raw.request(simulator.port, "GET", "/two")
         )
-        assert [told(connection.read())["target"] for _ in range(2)] == ["/one", "/two"]
+        assert [echoed(connection.read())["target"] for _ in range(2)] == ["/one", "/two"]
 
 
-def test_what_is_not_http_is_refused(simulator: Simulator) -> None:
+def test_a_request_that_is_not_http_is_refused(simulator: Simulator) -> None:
     assert raw.exchange(simulator.port, b"hello\r\n\r\n").status == 400
 
 
@@ -104,7 +104,7 @@ def test_a_range_outside_and_a_known_version(simulator: Simulator) -> None:
     assert raw.exchange(simulator.port, request).status == 304
 
 
-def test_a_multipart_field_is_found_behind_a_large_file(simulator: Simulator) -> None:
+def test_a_multipart_field_is_found_after_a_large_file(simulator: Simulator) -> None:
     body = (
         b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
         + b"\r\n--\r\n-" * 30_000
@@ -131,4 +131,4 @@ def test_a_large_upload_is_hashed_and_not_kept(simulator: Simulator) -> None:
         for _ in range(512):
             connection.send(block)
             digest.update(block)
-        assert told(connection.read())["body_sha256"] == digest.hexdigest()
+        assert echoed(connection.read())["body_sha256"] == digest.hexdigest()

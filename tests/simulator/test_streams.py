@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 SAID = ["This", " is", " a", " simulated", " answer"]
 
 
-def stream(simulator: Simulator, orders: str, path: str = "/v1/chat/completions") -> raw.Answer:
+def stream(
+    simulator: Simulator, instructions: str, path: str = "/v1/chat/completions"
+) -> raw.Answer:
     body = json.dumps(
         {
             "model": "m",
@@ -28,7 +30,7 @@ def stream(simulator: Simulator, orders: str, path: str = "/v1/chat/completions"
             "messages": [{"role": "user", "content": "hello"}],
         }
     ).encode()
-    headers = (("x-sim", f"events=5; {orders}"),)
+    headers = (("x-sim", f"events=5; {instructions}"),)
     return raw.post(simulator.port, path, body, headers=headers)
 
 
@@ -49,10 +51,11 @@ def said(body: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "orders", ["crlf", "cr", "comment", "comment=2; crlf", "no-space", "multi-data", "split; crlf"]
+    "instructions",
+    ["crlf", "cr", "comment", "comment=2; crlf", "no-space", "multi-data", "split; crlf"],
 )
-def test_every_spelling_says_the_same(simulator: Simulator, orders: str) -> None:
-    answer = stream(simulator, orders)
+def test_every_spelling_has_the_same_events(simulator: Simulator, instructions: str) -> None:
+    answer = stream(simulator, instructions)
     assert said(answer.body) == SAID
     assert payloads(answer.body)[-1]["usage"]["completion_tokens"] == 5
 
@@ -101,7 +104,7 @@ def test_a_whole_answer_is_compressed_too(simulator: Simulator, encoding: str) -
     assert json.loads(plain)["object"] == "chat.completion"
 
 
-def test_stamps_tell_when_each_event_was_sent(simulator: Simulator) -> None:
+def test_stamps_give_the_time_each_event_was_sent(simulator: Simulator) -> None:
     begun = time.time()
     stamps = [event["sim_t"] for event in payloads(stream(simulator, "stamp; gap=0.02").body)]
     assert begun <= stamps[0]
@@ -114,7 +117,7 @@ def test_pieces_can_be_made_long(simulator: Simulator) -> None:
     assert {len(piece) for piece in said(stream(simulator, "size=5000").body)} == {5000}
 
 
-def test_each_path_speaks_its_own_dialect(simulator: Simulator) -> None:
+def test_each_path_has_its_own_dialect(simulator: Simulator) -> None:
     groq = stream(simulator, "", "/openai/v1/chat/completions")
     assert groq.header("content-type") == "text/event-stream"
     assert "x_groq" in payloads(groq.body)[0]

@@ -1,4 +1,4 @@
-"""`python -m wrapper.simulator`: starts the simulated provider.
+"""`python -m wrapper.simulator`: start the simulated provider.
 
 Prints one JSON line with its address when it is ready.
 """
@@ -16,26 +16,25 @@ from pathlib import Path
 import gevent
 from gevent import get_hub
 
-from wrapper.simulator.answers.call import Pace
-from wrapper.simulator.books import Books
-from wrapper.simulator.faults import BadOrder, orders
-from wrapper.simulator.grammar import GRAMMAR
-from wrapper.simulator.server import Simulator
-from wrapper.simulator.turn import Provider
+from wrapper.simulator.api.call import Pace
+from wrapper.simulator.instructions import HELP, BadInstruction, parse
+from wrapper.simulator.ledger import Ledger
+from wrapper.simulator.server import Provider, Simulator
 
 _EPILOG = (
-    GRAMMAR
+    HELP
     + """
-Books
-  GET /_sim/requests   the last requests, as received, and what became of them
+Ledger
+  GET /_sim/requests   the last requests, as received, and their outcome
   GET /_sim/books      sums of what was really sent, by tag (header x-sim-book, else the
                        body's "user"), model, endpoint, outcome and status
-  GET /_sim/stats      what is open now
-  POST /_sim/reset     forget it all
+  GET /_sim/stats      open requests and connections
+  POST /_sim/reset     delete all of it
 
-Numbers
-  prompt = words in the request's texts, at least 1; completion = pieces of content over all
-  choices, plus reasoning; the same in one piece and as a stream.
+Usage
+  prompt = words in the texts of the request, at least 1 and never more than its bytes; completion =
+  pieces of content over all choices, plus reasoning, at most max_completion_tokens, max_tokens or
+  max_output_tokens for each choice (finish_reason "length"); the same with and without streaming.
 """
 )
 
@@ -43,15 +42,15 @@ Numbers
 def _arguments(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m wrapper.simulator",
-        description="An OpenAI-compatible provider that makes up its answers and says so.",
+        description="An OpenAI-compatible provider that makes up its responses and says so.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8099, help="0: any free one (default 8099)")
+    parser.add_argument("--port", type=int, default=8099, help="0: any free port (default 8099)")
     parser.add_argument("--latency", type=float, default=0.0, metavar="S", help="before each head")
     parser.add_argument("--gap", type=float, default=0.0, metavar="S", help="between two events")
-    parser.add_argument("--events", type=int, metavar="N", help="pieces of content of an answer")
+    parser.add_argument("--events", type=int, metavar="N", help="pieces of content of a response")
     parser.add_argument(
         "--api-key",
         default=os.environ.get("SIMULATOR_API_KEY", ""),
@@ -62,7 +61,14 @@ def _arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--certificate", type=Path, metavar="PEM", help="serve TLS; the key is in the same file"
     )
-    parser.add_argument("--orders", default="", metavar="X-SIM", help="orders for every request")
+    parser.add_argument(
+        "--x-sim", default="", metavar="INSTRUCTIONS", help="instructions for every request"
+    )
+    parser.add_argument(
+        "--any-model",
+        action="store_true",
+        help="accept every model name (default: 404 for a name that GET models does not list)",
+    )
     parser.add_argument(
         "--remember", type=int, default=1000, metavar="N", help="requests kept for /_sim/requests"
     )
@@ -71,8 +77,8 @@ def _arguments(given: list[str]) -> argparse.Namespace:
     )
     arguments = parser.parse_args(given)
     try:
-        orders(arguments.orders)
-    except BadOrder as problem:
+        parse(arguments.x_sim)
+    except BadInstruction as problem:
         parser.error(str(problem))
     return arguments
 
@@ -81,7 +87,8 @@ def main(given: list[str]) -> int:
     """Run until SIGTERM or SIGINT; returns the exit status."""
     arguments = _arguments(given)
     pace = Pace(arguments.latency, arguments.gap, arguments.events)
-    provider = Provider(pace, Books(arguments.remember), arguments.api_key, arguments.orders)
+    ledger = Ledger(arguments.remember)
+    provider = Provider(pace, ledger, arguments.api_key, arguments.x_sim, arguments.any_model)
     try:
         simulator = Simulator(arguments.host, arguments.port, provider, arguments.certificate)
     except OSError as problem:
@@ -102,7 +109,7 @@ def main(given: list[str]) -> int:
 
 
 def _follow_parent(simulator: Simulator) -> None:
-    """Stop when standard input ends, which it does when the process that holds it is gone."""
+    """Stop when standard input ends, which it does when the parent process is gone."""
     watcher = get_hub().loop.io(0, 1)
     try:
         while True:

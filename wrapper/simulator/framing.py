@@ -1,7 +1,7 @@
-"""The head of an answer and the frame of its body: the right ones, and those no server may send.
+"""The response head and the framing of the body: the right one, and those no server may send.
 
-RFC 9112 6.1 to 6.3 say how the length of a body is told. Each wrong framing here is one that
-client libraries were seen to accept in silence.
+RFC 9112 6.1 to 6.3 define how the length of a body is given. Each wrong framing here is one that
+client libraries were seen to accept without an error.
 """
 
 from __future__ import annotations
@@ -11,29 +11,17 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from wrapper.simulator.http import Request
-from wrapper.simulator.orders import Orders
-from wrapper.simulator.replies import Reply
+from wrapper.simulator.instructions import Instructions
+from wrapper.simulator.response import Response
 
 _CLOSE_DELIMITED = frozenset({"no-length", "http10"})
-_ALWAYS_CHUNKED = frozenset({"cl-te", "bad-chunk", "chunk-ext", "trailers"})
-_UNUSABLE = frozenset(
-    [
-        "cl-te",
-        "bad-te",
-        "cl-negative",
-        "cl-double",
-        "cl-list",
-        "cl-garbage",
-        "nul-header",
-        "101",
-        "bad-chunk",
-        "short-body",
-        "bad-status",
-        "lf",
-        "fold",
-        "garbage",
-    ]
+_UNCHUNKED = frozenset(
+    {"bad-te", "cl-negative", "cl-double", "cl-list", "cl-garbage", "short-body"}
 )
+_ALWAYS_CHUNKED = frozenset({"cl-te", "bad-chunk", "chunk-ext", "trailers"})
+_UNUSABLE = _UNCHUNKED | {
+    *("cl-te", "nul-header", "101", "bad-chunk", "bad-status", "lf", "fold", "garbage")
+}
 _EXTRA = {
     "nul-header": b"X-Nul: a\0b\r\n",
     "fold": b"X-Folded: a\r\n b\r\n",
@@ -48,7 +36,7 @@ _BEFORE = {
 
 @dataclass(slots=True)
 class Framing:
-    """A head ready to be sent, and what goes round and behind the body's pieces."""
+    """A head ready to be sent, and what wraps and follows the pieces of the body."""
 
     head: bytes
     wrap: Callable[[bytes], bytes]
@@ -74,17 +62,21 @@ def _extended_chunk(data: bytes) -> bytes:
     return b'%x;sim="a;b"\r\n%b\r\n' % (len(data), data)
 
 
-def framing_for(orders: Orders, reply: Reply, request: Request) -> Framing:
-    """The head for a reply, whose headers are complete but for the body's length."""
+def framing_for(instructions: Instructions, response: Response, request: Request) -> Framing:
+    """The framing of a response whose headers are complete except for the length."""
     old = request.version == "HTTP/1.0"
-    how = orders.framing or ("http10" if old else "")
-    length = len(reply.body) if reply.events is None and reply.blocks is None else reply.length
-    bodiless = reply.status in (204, 304)
+    how = instructions.framing or ("http10" if old else "")
+    length = (
+        len(response.body)
+        if response.events is None and response.blocks is None
+        else response.length
+    )
+    bodiless = response.status in (204, 304)
     chunked = (length is None or how in _ALWAYS_CHUNKED) and how not in _CLOSE_DELIMITED
-    closing = orders.close or request.header("connection").lower() == "close"
+    closing = instructions.close or request.header("connection").lower() == "close"
     closing = closing or how in _CLOSE_DELIMITED or how in _UNUSABLE
-    lines = [_status_line(how, reply.status)]
-    lines += [b"%b: %b\r\n" % (_latin(name), _latin(value)) for name, value in reply.headers]
+    lines = [_status_line(how, response.status)]
+    lines += [b"%b: %b\r\n" % (_latin(name), _latin(value)) for name, value in response.headers]
     if not bodiless:
         lines.append(_length_lines(how, length, chunked))
     if how in _EXTRA:
@@ -119,7 +111,7 @@ def _status_line(how: str, status: int) -> bytes:
 
 def _length_lines(how: str, length: int | None, chunked: bool) -> bytes:
     known = 4096 if length is None else length
-    told = {
+    lines = {
         "cl-te": b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n" % known,
         "bad-te": b"Transfer-Encoding: xchunked\r\n",
         "cl-negative": b"Content-Length: -5\r\n",
@@ -130,8 +122,8 @@ def _length_lines(how: str, length: int | None, chunked: bool) -> bytes:
         "no-length": b"",
         "http10": b"",
     }.get(how)
-    if told is not None:
-        return told
+    if lines is not None:
+        return lines
     if chunked:
         trailer = b"Trailer: X-Sim-Trailer\r\n" if how == "trailers" else b""
         return trailer + b"Transfer-Encoding: chunked\r\n"
@@ -139,9 +131,7 @@ def _length_lines(how: str, length: int | None, chunked: bool) -> bytes:
 
 
 def _wrap(how: str, chunked: bool) -> Callable[[bytes], bytes]:
-    if not chunked or how in ("bad-te", "cl-negative", "cl-double", "cl-list", "cl-garbage"):
-        return _plain
-    if how == "short-body":
+    if not chunked or how in _UNCHUNKED:
         return _plain
     return {"bad-chunk": _bad_chunk, "chunk-ext": _extended_chunk}.get(how, _chunk)
 

@@ -1,8 +1,8 @@
-"""Reading requests from a socket, leniently and to the byte.
+"""Reading requests from a socket, leniently and byte for byte.
 
-What was received is kept as it came: the raw target, the headers' spelling and order. Bodies
-are hashed while they stream in; only those that an answer needs as a whole stay in memory, so
-an upload of any size costs one block.
+What was received is kept as it came: the raw target, spelling and order of the headers. Bodies are
+hashed while they arrive; only those that a response needs as a whole stay in memory, so an upload
+of any size costs one block. Multipart bodies (RFC 7578, RFC 2046 5.1.1) are read block by block.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from urllib.parse import parse_qsl, unquote
 import gevent
 
 BLOCK = 65536
-_HEX = re.compile(rb"[0-9A-Fa-f]{1,15}")
 SAMPLE = 65536
+_HEX = re.compile(rb"[0-9A-Fa-f]{1,15}")
+_DISPOSITION = re.compile(r'(filename|name)="((?:[^"\\]|\\.)*)"')
 _LONGEST_HEAD = 1 << 20
-_YIELD_EVERY = 16  # blocks between two turns of the loop, so that an upload delays no stream
+_PART_KEPT = 1 << 20
+_YIELD_EVERY = 16  # blocks, so that an upload delays no stream
 
 
 class BadRequest(Exception):
     """What was received is not HTTP that this reader understands."""
 
 
-class Left(Exception):
-    """The other side closed or reset the connection in the middle of an exchange."""
+class ClientGone(Exception):
+    """The client closed or reset the connection during a request."""
 
 
 @dataclass(slots=True)
 class Request:
-    """One request as received; `body` is whole only where it was asked to be kept."""
+    """One request as received; `body` is empty unless it is to be kept."""
 
     method: str
     target: str
@@ -47,7 +49,7 @@ class Request:
     body: bytes = b""
 
     def header(self, name: str) -> str:
-        """The first value of a header (`name` in lower case), or an empty text."""
+        """The first value of a header (`name` in lower case), or an empty string."""
         for found, value in self.headers:
             if found.lower() == name:
                 return value
@@ -65,7 +67,7 @@ class Connection:
         self._buffer = b""
 
     def head(self) -> Request | None:
-        """The next request without its body; None when the other side closed instead."""
+        """The next request without its body; None when the client closed instead."""
         while True:
             end, width = self._buffer.find(b"\r\n\r\n"), 4
             if end < 0:
@@ -86,7 +88,7 @@ class Connection:
             self._buffer = (self._buffer + data).lstrip(b"\r\n")
 
     def body(self, request: Request) -> Iterator[bytes]:
-        """The body in blocks as they arrive. Raises `Left` when it breaks off."""
+        """The body in blocks as they arrive. Raises `ClientGone` when it ends too early."""
         if "chunked" in request.header("transfer-encoding").lower():
             yield from self._chunked()
             return
@@ -132,9 +134,9 @@ class Connection:
         try:
             data = self.sock.recv(BLOCK)
         except ConnectionError as problem:
-            raise Left from problem
+            raise ClientGone from problem
         if not data:
-            raise Left
+            raise ClientGone
         return data
 
 
@@ -160,8 +162,8 @@ def segments(path: str) -> list[str]:
     return [unquote(part) for part in path.strip("/").split("/")]
 
 
-class Intake:
-    """Takes a body block by block: hash, length, the first 64 KiB, and all of it if `keep`."""
+class BodyReader:
+    """Consumes a body block by block: hash, length, the first 64 KiB, and all of it if `keep`."""
 
     def __init__(self, keep: bool) -> None:
         self._hash = hashlib.sha256()
@@ -184,3 +186,76 @@ class Intake:
         request.length = self.length
         request.sample = bytes(self._sample)
         request.body = bytes(self._kept)
+
+
+@dataclass(slots=True)
+class Part:
+    """One part of a multipart body; only the first MiB of its bytes is kept."""
+
+    name: str
+    filename: str | None
+    content_type: str
+    data: bytearray = field(default_factory=bytearray)
+    size: int = 0
+
+
+class MultipartReader:
+    """Collects the parts of a multipart body while it streams in."""
+
+    def __init__(self, boundary: str) -> None:
+        self._delimiter = b"\r\n--" + boundary.encode("latin-1")
+        self._held = b"\r\n"
+        self._part: Part | None = None
+        self._in_head = False
+        self.parts: list[Part] = []
+
+    def take(self, block: bytes) -> None:
+        self._held += block
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        if self._in_head:
+            head, found, rest = self._held.partition(b"\r\n\r\n")
+            if found:
+                self._held, self._in_head = rest, False
+                self._part = _part(head.decode("utf-8", "replace"))
+                self.parts.append(self._part)
+            return bool(found)
+        content, found, rest = self._held.partition(self._delimiter)
+        if found:
+            self._add(content)
+            self._held, self._in_head, self._part = rest, True, None
+            return True
+        safe = len(self._held) - len(self._delimiter)
+        if safe > 0:
+            self._add(self._held[:safe])
+            self._held = self._held[safe:]
+        return False
+
+    def _add(self, data: bytes) -> None:
+        if self._part is not None:
+            self._part.size += len(data)
+            if len(self._part.data) < _PART_KEPT:
+                self._part.data += data[: _PART_KEPT - len(self._part.data)]
+
+
+def _part(head: str) -> Part:
+    names: dict[str, str] = {}
+    kind = "application/octet-stream"
+    for line in head.split("\r\n"):
+        field, _, value = line.partition(":")
+        if field.strip().lower() == "content-disposition":
+            names = dict(_DISPOSITION.findall(value))
+        elif field.strip().lower() == "content-type":
+            kind = value.strip()
+    return Part(names.get("name", ""), names.get("filename"), kind)
+
+
+def multipart_reader(content_type: str) -> MultipartReader | None:
+    """A reader for a request's content type; None where it is not multipart."""
+    kind, _, rest = content_type.partition(";")
+    if not kind.strip().lower().startswith("multipart/"):
+        return None
+    found = re.search(r'boundary=(?:"([^"]+)"|([^;\s]+))', rest)
+    return MultipartReader(found.group(1) or found.group(2)) if found else None

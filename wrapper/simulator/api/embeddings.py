@@ -1,4 +1,4 @@
-"""Embeddings and moderations: answers about texts."""
+"""Embeddings and moderations."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import hashlib
 import struct
 from typing import Any
 
-from wrapper.simulator.answers.call import Call, prompt_words
-from wrapper.simulator.answers.use import put_use
-from wrapper.simulator.replies import Reply, Usage, json_reply
+from wrapper.simulator.api.call import Call, prompt_words, put_usage
+from wrapper.simulator.response import Response, Usage, json_response
 
 _DIMENSIONS = 8
 _CATEGORIES = ("harassment", "hate", "self-harm", "sexual", "violence")
 
 
-def embeddings(call: Call) -> Reply:
+def embeddings(call: Call) -> Response:
     """`POST embeddings`: numbers that depend on the text alone, as floats or base64."""
     call.need("model", "input")
     given = call.json["input"]
@@ -33,8 +32,8 @@ def embeddings(call: Call) -> Reply:
         "model": call.answered_model,
     }
     written = {"prompt_tokens": usage.prompt, "total_tokens": usage.prompt}
-    carried = put_use(call, made, usage, written)
-    return json_reply(made, carried, planned=usage)
+    carried = put_usage(call, made, usage, written)
+    return json_response(made, carried, planned=usage)
 
 
 def _vector(text: Any, count: int, as_text: bool) -> list[float] | str:
@@ -45,7 +44,7 @@ def _vector(text: Any, count: int, as_text: bool) -> list[float] | str:
     return numbers
 
 
-def moderations(call: Call) -> Reply:
+def moderations(call: Call) -> Response:
     """`POST moderations`: nothing is ever flagged."""
     call.need("input")
     given = call.json["input"]
@@ -61,4 +60,4 @@ def moderations(call: Call) -> Reply:
         "model": call.answered_model or "sim-moderation",
         "results": [result for _ in texts],
     }
-    return json_reply(made)
+    return json_response(made)

@@ -1,66 +1,62 @@
-"""The responses API: one piece, or typed events with the use in `response.completed`."""
+"""The responses API: in one piece, or typed events with the usage in the last one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from wrapper.simulator.answers.call import Call, prompt_words, streamed
-from wrapper.simulator.answers.text import cut, instance, last_text, pieces
-from wrapper.simulator.answers.use import put_use, responses_use
-from wrapper.simulator.replies import Event, Reply, Usage, encode, json_reply
+from wrapper.simulator.api.call import Call, prompt_words, put_usage, responses_usage, streamed
+from wrapper.simulator.api.content import (
+    Texts,
+    cut,
+    instance,
+    last_text,
+    limited,
+    pieces,
+    thoughts,
+)
+from wrapper.simulator.response import Event, Response, Usage, encode, json_response
 
-_KIND = "responses"
 
-
-def create(call: Call) -> Reply:
+def create(call: Call) -> Response:
     """`POST responses`."""
     call.need("model", "input")
     body = call.json
     tool = _tool(body)
-    limit = body.get("max_output_tokens")
     if tool is not None:
         content = cut(encode(instance(tool.get("parameters"))).decode())
     else:
-        asked = last_text(body["input"])
-        content = _json_content(body) or pieces(
-            call, asked, limit if isinstance(limit, int) else None
-        )
-    thinks = isinstance(body.get("reasoning"), dict) and body["reasoning"].get("effort")
+        content = _json_content(body) or pieces(call, last_text(body["input"]))
+    effort = isinstance(body.get("reasoning"), dict) and body["reasoning"].get("effort")
+    reasoning = thoughts(call, effort not in (None, False, "none"))
+    limit = call.limit("max_output_tokens")
+    reasoning, content, truncated = limited(limit, reasoning, content)
     prompt = prompt_words(body["input"], body.get("instructions"))
-    usage = call.usage(prompt, len(content), 4 if thinks not in (None, False, "none") else 0)
-    item = _item(call, tool, "".join(content), "completed")
-    made = _response(call, "completed", [item])
-    carried = put_use(call, made, usage, responses_use(usage))
+    usage = call.usage(prompt, len(content), len(reasoning))
+    status = "incomplete" if truncated else "completed"
+    made = _response(call, status, [_item(call, tool, "".join(content), status)])
+    if truncated:
+        made["incomplete_details"] = {"reason": "max_output_tokens"}
+    carried = put_usage(call, made, usage, responses_usage(usage))
     if body.get("store") is not False:
-        call.shelf.put(_KIND, made)
+        call.objects.put("responses", made)
     if body.get("stream"):
         events = _stream(call, content, tool, made, carried)
         return streamed(call, events, usage)
-    return json_reply(made, carried, planned=usage)
+    return json_response(made, carried, planned=usage)
 
 
-def get(call: Call) -> Reply:
-    """`GET responses/{id}`; the use in it is not billed again, so it is not in the books."""
-    return json_reply(call.shelf.get(_KIND, call.arguments[0]))
-
-
-def delete(call: Call) -> Reply:
-    """`DELETE responses/{id}`."""
-    name = call.arguments[0]
-    call.shelf.delete(_KIND, name)
-    return json_reply({"id": name, "object": "response", "deleted": True})
-
-
-def cancel(call: Call) -> Reply:
+def cancel(call: Call) -> Response:
     """`POST responses/{id}/cancel`."""
-    return json_reply({**call.shelf.get(_KIND, call.arguments[0]), "status": "cancelled"})
+    return json_response(
+        {**call.objects.get("responses", call.arguments[0]), "status": "cancelled"}
+    )
 
 
-def input_items(call: Call) -> Reply:
+def input_items(call: Call) -> Response:
     """`GET responses/{id}/input_items`: always an empty page."""
-    call.shelf.get(_KIND, call.arguments[0])
-    return json_reply(call.shelf.page("nothing", call.request.query))
+    call.objects.get("responses", call.arguments[0])
+    return json_response(call.objects.page("nothing", call.request.query))
 
 
 def _tool(body: dict[str, Any]) -> dict[str, Any] | None:
@@ -77,7 +73,7 @@ def _tool(body: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _json_content(body: dict[str, Any]) -> tuple[str, ...]:
+def _json_content(body: dict[str, Any]) -> Texts:
     text = body.get("text")
     wanted = text.get("format") if isinstance(text, dict) else None
     if not isinstance(wanted, dict) or wanted.get("type") not in ("json_object", "json_schema"):
@@ -136,9 +132,9 @@ def _response(call: Call, status: str, output: list[dict[str, Any]]) -> dict[str
 
 def _stream(
     call: Call,
-    content: tuple[str, ...],
+    content: Texts,
     tool: dict[str, Any] | None,
-    completed: dict[str, Any],
+    made: dict[str, Any],
     carried: Usage | None,
 ) -> Iterator[Event]:
     begun = _response(call, "in_progress", [])
@@ -149,22 +145,22 @@ def _stream(
     inner = {} if tool else {"content_index": 0, "logprobs": []}
     part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
     done = {"arguments": whole, "name": item.get("name")} if tool else {"text": whole}
-    made: list[tuple[str, dict[str, Any]]] = [
+    events: list[tuple[str, dict[str, Any]]] = [
         ("response.created", {"response": begun}),
         ("response.in_progress", {"response": begun}),
         ("response.output_item.added", {"output_index": 0, "item": item}),
     ]
     if not tool:
-        made.append(("response.content_part.added", {**place, "content_index": 0, "part": part}))
-    made += [(f"{kind}.delta", {**place, **inner, "delta": text}) for text in content]
-    made.append((f"{kind}.done", {**place, **inner, **done}))
+        events.append(("response.content_part.added", {**place, "content_index": 0, "part": part}))
+    events += [(f"{kind}.delta", {**place, **inner, "delta": text}) for text in content]
+    events.append((f"{kind}.done", {**place, **inner, **done}))
     if not tool:
         full = {**part, "text": whole}
-        made.append(("response.content_part.done", {**place, "content_index": 0, "part": full}))
-    last = {"output_index": 0, "item": completed["output"][0]}
-    made.append(("response.output_item.done", last))
-    made.append(("response.completed", {"response": completed}))
-    for number, (name, fields) in enumerate(made):
+        events.append(("response.content_part.done", {**place, "content_index": 0, "part": full}))
+    last = {"output_index": 0, "item": made["output"][0]}
+    events.append(("response.output_item.done", last))
+    events.append((f"response.{made['status']}", {"response": made}))
+    for number, (name, fields) in enumerate(events):
         data = encode({"type": name, "sequence_number": number, **fields})
-        final = number == len(made) - 1
+        final = number == len(events) - 1
         yield Event(data, carried if final else None, name.encode())

@@ -1,33 +1,33 @@
-"""The made-up words. Every answer says that it is simulated."""
+"""Made-up content. Every response says that it is simulated."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any
 
-from wrapper.simulator.answers.call import Call
-from wrapper.simulator.replies import encode
+from wrapper.simulator.api.call import Call
+from wrapper.simulator.response import encode
+
+Texts = tuple[str, ...]
 
 SENTENCE = "This is a simulated answer from the built-in provider; no model was asked."
 THOUGHT = "This is simulated reasoning"
 _LONGEST_QUOTE = 40
 
 
-def pieces(call: Call, asked: str, limit: int | None) -> tuple[str, ...]:
-    """The pieces of the answer's content, at most `limit` of them."""
-    count = call.orders.events if call.orders.events is not None else call.pace.events
+def pieces(call: Call, asked: str) -> Texts:
+    """The pieces of the content; each counts as one token."""
+    count = call.instructions.events if call.instructions.events is not None else call.pace.events
     if count is None:
         quote = asked.split()[:_LONGEST_QUOTE]
         all_words = SENTENCE.split() + (["You", "said:", *quote] if quote else [])
         made = tuple(word if not n else " " + word for n, word in enumerate(all_words))
-        made = tuple(piece.ljust(call.orders.size or 0, ".") for piece in made)
-    else:
-        made = _counted(count, call.orders.size or 0)
-    return made if limit is None else made[:limit]
+        return tuple(piece.ljust(call.instructions.size or 0, ".") for piece in made)
+    return _counted(count, call.instructions.size or 0)
 
 
 @lru_cache(maxsize=64)
-def _counted(count: int, size: int) -> tuple[str, ...]:
+def _counted(count: int, size: int) -> Texts:
     sentence = SENTENCE.split()
     return tuple(
         (sentence[n % len(sentence)] if not n else " " + sentence[n % len(sentence)]).ljust(
@@ -38,24 +38,35 @@ def _counted(count: int, size: int) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=256)
-def encoded(texts: tuple[str, ...]) -> tuple[bytes, ...]:
+def encoded(texts: Texts) -> tuple[bytes, ...]:
     """Each piece as a JSON string."""
     return tuple(encode(text) for text in texts)
 
 
-def thoughts(count: int) -> tuple[str, ...]:
-    """Some pieces of reasoning."""
+def thoughts(call: Call, wanted: bool) -> Texts:
+    """The pieces of reasoning: as many as instructed, else 4 if they are wanted."""
+    count = call.instructions.reasoning
+    if count is None:
+        count = 4 if wanted else 0
     all_words = THOUGHT.split()
     return tuple(("" if not n else " ") + all_words[n % len(all_words)] for n in range(count))
 
 
-def cut(text: str, size: int = 8) -> tuple[str, ...]:
+def limited(limit: int | None, reasoning: Texts, content: Texts) -> tuple[Texts, Texts, bool]:
+    """Reasoning and content within the output limit, and whether anything was cut off."""
+    if limit is None or len(reasoning) + len(content) <= limit:
+        return reasoning, content, False
+    reasoning = reasoning[:limit]
+    return reasoning, content[: limit - len(reasoning)], True
+
+
+def cut(text: str, size: int = 8) -> Texts:
     """A text in pieces of some characters each."""
     return tuple(text[n : n + size] for n in range(0, len(text), size)) or ("",)
 
 
 def last_text(messages: Any) -> str:
-    """What the user said last: the text of the last message that has one."""
+    """The text of the last message that has one."""
     if isinstance(messages, str):
         return messages
     if not isinstance(messages, list):
@@ -89,11 +100,5 @@ def instance(schema: Any) -> Any:
         kind = kind[0]
     if kind == "object" or "properties" in schema:
         return {name: instance(inner) for name, inner in schema.get("properties", {}).items()}
-    plain: dict[str, Any] = {
-        "array": [],
-        "integer": 1,
-        "number": 1.5,
-        "boolean": True,
-        "null": None,
-    }
-    return plain.get(str(kind), "simulated")
+    values = {"array": [], "integer": 1, "number": 1.5, "boolean": True, "null": None}
+    return values.get(str(kind), "simulated")

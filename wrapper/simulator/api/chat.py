@@ -1,8 +1,8 @@
-"""Chat completions, in one piece and as streams, as OpenAI and as Groq send them.
+"""Chat completions and the legacy completions, in one piece and as streams.
 
-OpenAI tells a stream's use only when `stream_options.include_usage` is true: a last chunk
-without choices, and `usage: null` on every other. Groq tells it unasked in `x_groq` of the last
-chunk; asked as well, in three places.
+OpenAI reports the usage of a stream only when `stream_options.include_usage` is true: a last chunk
+without choices, and `usage: null` in every other. Groq reports it unasked in `x_groq` of the last
+chunk; when asked for too, in three places.
 """
 
 from __future__ import annotations
@@ -11,31 +11,39 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from wrapper.simulator.answers.call import Call, prompt_words, streamed
-from wrapper.simulator.answers.text import cut, encoded, instance, last_text, pieces, thoughts
-from wrapper.simulator.answers.use import chat_use, put_use
-from wrapper.simulator.replies import Event, Refusal, Reply, Usage, encode, json_reply
+from wrapper.simulator.api.call import Call, chat_usage, prompt_words, put_usage, streamed
+from wrapper.simulator.api.content import (
+    Texts,
+    cut,
+    encoded,
+    instance,
+    last_text,
+    limited,
+    pieces,
+    thoughts,
+)
+from wrapper.simulator.response import ApiError, Event, Response, Usage, encode, json_response
 
 DONE = Event(b"[DONE]")
 
 
 @dataclass(slots=True)
 class Plan:
-    """What one chat answer consists of, before it is put into either form."""
+    """The content of one chat completion, before it is sent whole or as a stream."""
 
-    content: tuple[str, ...]
-    reasoning: tuple[str, ...]
+    content: Texts
+    reasoning: Texts
     tool: dict[str, Any] | None
     finish: str
     choices: int
     usage: Usage
 
 
-def chat(call: Call) -> Reply:
+def chat(call: Call) -> Response:
     """`POST chat/completions`."""
     call.need("model", "messages")
     if not isinstance(call.json["messages"], list) or not call.json["messages"]:
-        raise Refusal(400, "Invalid 'messages': expected a list with at least one message.")
+        raise ApiError(400, "Invalid 'messages': expected a list with at least one message.")
     plan = _plan(call)
     if call.json.get("stream"):
         events = _stream(call, plan)
@@ -46,19 +54,16 @@ def chat(call: Call) -> Reply:
 def _plan(call: Call) -> Plan:
     body = call.json
     messages = body["messages"]
-    limit = body.get("max_completion_tokens", body.get("max_tokens"))
-    limit = limit if isinstance(limit, int) else None
     tool = _tool(body)
     if tool is not None:
         content = cut(encode(instance(tool.get("parameters"))).decode())
     else:
-        content = _json_content(body) or pieces(call, last_text(messages), limit)
-    finish = "tool_calls" if tool else "length" if limit == len(content) else "stop"
-    reasons = call.orders.reasoning
-    if reasons is None:
-        asked = body.get("include_reasoning") or body.get("reasoning_format")
-        reasons = 4 if asked or body.get("reasoning_effort") not in (None, "none") else 0
-    reasoning = thoughts(reasons)
+        content = _json_content(body) or pieces(call, last_text(messages))
+    wanted = body.get("include_reasoning") or body.get("reasoning_format")
+    reasoning = thoughts(call, wanted or body.get("reasoning_effort") not in (None, "none"))
+    limit = call.limit("max_completion_tokens", "max_tokens")
+    reasoning, content, truncated = limited(limit, reasoning, content)
+    finish = "length" if truncated else "tool_calls" if tool else "stop"
     choices = call.number("n", 1, 128)
     usage = call.usage(prompt_words(messages), len(content) * choices, len(reasoning))
     return Plan(content, reasoning, tool, finish, choices, usage)
@@ -95,7 +100,7 @@ def _json_content(body: dict[str, Any]) -> tuple[str, ...]:
     return ()
 
 
-def _unary(call: Call, plan: Plan) -> Reply:
+def _unary(call: Call, plan: Plan) -> Response:
     message: dict[str, Any] = {"role": "assistant", "content": "".join(plan.content)}
     if plan.tool is not None:
         arguments = message["content"]
@@ -104,7 +109,7 @@ def _unary(call: Call, plan: Plan) -> Reply:
     if plan.reasoning and call.groq:
         message["reasoning"] = "".join(plan.reasoning)
     if not call.groq:
-        message |= {"refusal": None, "annotations": []}
+        message |= {"error": None, "annotations": []}
     made: dict[str, Any] = {
         "id": f"chatcmpl-{call.id}",
         "object": "chat.completion",
@@ -115,11 +120,11 @@ def _unary(call: Call, plan: Plan) -> Reply:
             for n in range(plan.choices)
         ],
     }
-    carried = put_use(call, made, plan.usage, chat_use(call, plan.usage))
+    carried = put_usage(call, made, plan.usage, chat_usage(call, plan.usage))
     if call.groq:
         made |= {"usage_breakdown": None, "x_groq": {"id": call.id}}
     made |= {"system_fingerprint": "fp_simulated", "service_tier": "default"}
-    return json_reply(made, carried, planned=plan.usage)
+    return json_response(made, carried, planned=plan.usage)
 
 
 def _tool_call(call: Call, tool: dict[str, Any], arguments: str) -> dict[str, Any]:
@@ -132,7 +137,7 @@ def _tool_call(call: Call, tool: dict[str, Any], arguments: str) -> dict[str, An
 
 @dataclass(slots=True)
 class _Chunks:
-    """Writes one stream's chunks; what they share is encoded once."""
+    """Writes the chunks of one stream; what they share is encoded once."""
 
     start: bytes
     tail: bytes
@@ -182,12 +187,12 @@ def _stream(call: Call, plan: Plan) -> Iterator[Event]:
             for index in range(plan.choices):
                 yield Event(chunks.content(index, b"content", text))
     yield from _closing(call, plan, chunks, asked)
-    if not call.orders.no_done:
+    if not call.instructions.no_done:
         yield DONE
 
 
 def usage_asked(call: Call) -> bool:
-    """Whether the stream shall end with a chunk that tells its use."""
+    """Whether the stream is to end with a chunk that reports its usage."""
     options = call.json.get("stream_options")
     return isinstance(options, dict) and bool(options.get("include_usage"))
 
@@ -199,7 +204,7 @@ def _opening(call: Call, plan: Plan, chunks: _Chunks, null: bytes) -> Iterator[E
         if call.groq:
             extra += b',"x_groq":' + encode({"id": call.id}) if not index else b""
         else:
-            delta["refusal"] = None
+            delta["error"] = None
         yield Event(chunks.choice(index, delta, None, extra))
 
 
@@ -218,29 +223,85 @@ def _tool_deltas(call: Call, plan: Plan, chunks: _Chunks, null: bytes) -> Iterat
 
 
 def _closing(call: Call, plan: Plan, chunks: _Chunks, asked: bool) -> Iterator[Event]:
-    silent = call.orders.no_usage or call.orders.usage_null
-    told = encode(None if silent else chat_use(call, plan.usage))
+    silent = call.instructions.no_usage or call.instructions.usage_null
+    usage = encode(None if silent else chat_usage(call, plan.usage))
     carried = None if silent else plan.usage
     if not call.groq:
         null = b',"usage":null' if asked else b""
         for index in range(plan.choices):
             yield Event(chunks.choice(index, {}, plan.finish, null))
-        if asked and not call.orders.no_usage:
-            yield Event(chunks.start + b'"choices":[],"usage":' + told + b"}", carried)
+        if asked and not call.instructions.no_usage:
+            yield Event(chunks.start + b'"choices":[],"usage":' + usage + b"}", carried)
         return
     extra = b',"x_groq":{"id":' + encode(call.id)
-    if call.orders.groq_error:
+    if call.instructions.groq_error:
         extra += b',"error":"this is a simulated error"}'
         carried = None
-    elif call.orders.no_usage:
+    elif call.instructions.no_usage:
         extra += b"}"
     else:
-        extra += b',"usage":' + told + b"}"
-    if asked and not call.orders.no_usage:
-        extra += b',"usage":' + told
+        extra += b',"usage":' + usage + b"}"
+    if asked and not call.instructions.no_usage:
+        extra += b',"usage":' + usage
     for index in range(plan.choices - 1):
         yield Event(chunks.choice(index, {}, plan.finish))
     yield Event(chunks.choice(plan.choices - 1, {}, plan.finish, extra), carried)
-    if asked and not call.orders.no_usage:
-        last = b'"choices":[],"usage":' + told + b"}"
+    if asked and not call.instructions.no_usage:
+        last = b'"choices":[],"usage":' + usage + b"}"
         yield Event(chunks.start + last, None if silent else plan.usage)
+
+
+def completions(call: Call) -> Response:
+    """`POST completions`, `POST engines/{model}/completions`."""
+    call.need("prompt")
+    body = call.json
+    content = pieces(call, last_text(body["prompt"]))
+    limit = call.limit("max_tokens")
+    reasoning, content, truncated = limited(limit, thoughts(call, wanted=False), content)
+    finish = "length" if truncated else "stop"
+    choices = call.number("n", 1, 128)
+    usage = call.usage(prompt_words(body["prompt"]), len(content) * choices, len(reasoning))
+    if body.get("stream"):
+        events = _completions_stream(call, content, finish, choices, usage)
+        return streamed(call, events, usage)
+    made = {
+        "id": f"cmpl-{call.id}",
+        "object": "text_completion",
+        "created": call.created,
+        "model": call.answered_model,
+        "choices": [
+            {"text": "".join(content), "index": n, "logprobs": None, "finish_reason": finish}
+            for n in range(choices)
+        ],
+    }
+    carried = put_usage(call, made, usage, chat_usage(call, usage))
+    return json_response(made, carried, planned=usage)
+
+
+def _completions_stream(
+    call: Call, content: Texts, finish: str, choices: int, usage: Usage
+) -> Iterator[Event]:
+    asked = usage_asked(call)
+    head = encode(
+        {
+            "id": f"cmpl-{call.id}",
+            "object": "text_completion",
+            "created": call.created,
+            "model": call.answered_model,
+        }
+    )
+    start = head[:-1] + b',"choices":['
+    null = b',"usage":null}' if asked else b"}"
+    for number, text in enumerate(encoded(content), 1):
+        reason = encode(finish) if number == len(content) else b"null"
+        for index in range(choices):
+            yield Event(
+                b'%b{"text":%b,"index":%d,"logprobs":null,"finish_reason":%b}]%b'
+                % (start, text, index, reason, null)
+            )
+    if asked and not call.instructions.no_usage:
+        silent = call.instructions.usage_null
+        shown = encode(None if silent else chat_usage(call, usage))
+        yield Event(start + b'],"usage":' + shown + b"}", None if silent else usage)
+    if not call.instructions.no_done:
+        yield DONE

@@ -1,8 +1,8 @@
-"""The provider's own books: what arrived, and what was really sent.
+"""The provider's own ledger: what arrived, what was really sent, and `/_sim/...` to read it.
 
-Use counts as sent once the system has taken the last byte of the piece that carries it. Use
-that never got so far stands apart as `unsent`. A test that compares its own sums with these
-compares them with what a provider's invoice would say.
+Invariant: usage counts as sent once the system has taken the last byte of the piece that carries
+it; other usage is `unsent`. A test that compares its sums with these compares them with the
+provider's invoice.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wrapper.simulator.http import Request
-from wrapper.simulator.replies import Usage
+from wrapper.simulator.response import Usage, encode
 
 
 @dataclass(slots=True)
 class Record:
-    """One request and what became of it; times are `time.time()`."""
+    """One request and its outcome; times are `time.time()`."""
 
     id: str
     request: Request
@@ -28,7 +28,7 @@ class Record:
     begun: float
     ended: float | None = None
     noticed: float | None = None
-    outcome: str | None = None  # completed, aborted (by the caller), broken (as ordered)
+    outcome: str | None = None  # completed, aborted (by the client), broken (as instructed)
     status: int | None = None
     book: str = ""
     model: str = ""
@@ -69,8 +69,8 @@ class Record:
 
 
 @dataclass(slots=True)
-class Sums:
-    """One line of the books."""
+class Totals:
+    """One entry of the ledger."""
 
     requests: int = 0
     events: int = 0
@@ -78,7 +78,7 @@ class Sums:
     unsent: list[int] = field(default_factory=lambda: [0] * 5)
 
     def as_json(self) -> dict[str, Any]:
-        """Sums as JSON: tokens that were sent at the top, the others under `unsent`."""
+        """Tokens that were sent at the top, the others under `unsent`."""
         sent = dict(zip(Usage._fields, self.sent, strict=True))
         return {
             "requests": self.requests,
@@ -89,7 +89,7 @@ class Sums:
         }
 
 
-class Books:
+class Ledger:
     """All records (the last `remember`) and the sums over every request."""
 
     def __init__(self, remember: int = 1000) -> None:
@@ -100,28 +100,20 @@ class Books:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all records and sums; requests under way are still entered at their end."""
+        """Delete all records and sums; requests in progress are still recorded at their end."""
         self.records: deque[Record] = deque(maxlen=self._remember)
-        self._sums: dict[tuple[str, str, str, str, int], Sums] = {}
+        self._sums: dict[tuple[str, str, str, str, int], Totals] = {}
 
     def begin(self, record: Record) -> None:
         self.open += 1
         self.records.append(record)
 
     def end(self, record: Record) -> None:
-        """Enter a finished request into the sums."""
+        """Add a finished request to the sums."""
         self.open -= 1
         record.ended = time.time()
-        key = (
-            record.book,
-            record.model,
-            record.endpoint,
-            record.outcome or "",
-            record.status or 0,
-        )
-        sums = self._sums.get(key)
-        if sums is None:
-            sums = self._sums[key] = Sums()
+        at = (record.book, record.model, record.endpoint)
+        sums = self._sums.setdefault((*at, record.outcome or "", record.status or 0), Totals())
         sums.requests += 1
         sums.events += record.events
         for into, usage in ((sums.sent, record.usage), (sums.unsent, record.unsent)):
@@ -130,7 +122,7 @@ class Books:
                     into[place] += number
 
     def as_json(self) -> list[dict[str, Any]]:
-        """The lines of `GET /_sim/books`."""
+        """The entries of `GET /_sim/books`."""
         names = ("book", "model", "endpoint", "outcome", "status")
         return [
             {**dict(zip(names, key, strict=True)), **sums.as_json()}
@@ -138,9 +130,22 @@ class Books:
         ]
 
     def stats(self) -> dict[str, int]:
-        """Requests and connections open now, and how many connections there have been."""
-        return {
-            "connections": self.connections,
-            "accepted": self.accepted,
-            "open": self.open,
-        }
+        """Open requests and connections, and the number of connections accepted so far."""
+        return {name: getattr(self, name) for name in ("connections", "accepted", "open")}
+
+
+def control(ledger: Ledger, request: Request) -> tuple[int, bytes]:
+    """The status and the JSON body for `/_sim/...`; these requests are not recorded."""
+    match request.method, request.path:
+        case "GET", "/_sim/requests":
+            book = request.query.get("book")
+            picked = (record for record in ledger.records if book in (None, record.book))
+            return 200, encode([record.as_json() for record in picked])
+        case "GET", "/_sim/books":
+            return 200, encode(ledger.as_json())
+        case "GET", "/_sim/stats":
+            return 200, encode(ledger.stats())
+        case "POST", "/_sim/reset":
+            ledger.reset()
+            return 200, b"{}"
+    return 404, encode({"error": {"message": "no such control path"}})

@@ -1,7 +1,7 @@
-"""The plain echo: what arrived, told back. It answers every path that nothing else does.
+"""The echo: the request, sent back. It responds to every path without an endpoint.
 
-`GET …/_bytes/N` is a download of N bytes of a known pattern, with ranges (RFC 9110, 14) and
-validators; `size=N` makes any echo one.
+`GET .../_bytes/N` is a download of N bytes of a known pattern, with ranges (RFC 9110, 14) and
+validators; `size=N` turns any echo into one.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import base64
 import hashlib
 from collections.abc import Iterator
 
-from wrapper.simulator.answers.call import Call
-from wrapper.simulator.replies import Refusal, Reply, encode
+from wrapper.simulator.api.call import Call
+from wrapper.simulator.response import ApiError, Response, encode
 
 PATTERN = b"".join(hashlib.sha256(b"simulated %d" % n).digest() for n in range(2048))
 _TYPE = "application/octet-stream"
 
 
-def echo(call: Call) -> Reply:
+def echo(call: Call) -> Response:
     """The request as JSON, or its body as it came."""
-    request, orders = call.request, call.orders
-    if orders.size is not None:
-        return download(call, orders.size)
-    if orders.echo == "raw":
-        return Reply(content_type=request.header("content-type") or _TYPE, body=request.body)
+    request, instructions = call.request, call.instructions
+    if instructions.size is not None:
+        return download(call, instructions.size)
+    if instructions.echo == "raw":
+        return Response(content_type=request.header("content-type") or _TYPE, body=request.body)
     body = encode(
         {
             "object": "simulated.echo",
@@ -35,32 +35,32 @@ def echo(call: Call) -> Reply:
             "body_base64": base64.b64encode(request.sample).decode(),
         }
     )
-    return Reply(body=body)
+    return Response(body=body)
 
 
-def bytes_of_pattern(call: Call) -> Reply:
+def bytes_of_pattern(call: Call) -> Response:
     """`GET _bytes/N`."""
     if not call.arguments[0].isdigit():
-        raise Refusal(400, "The number of bytes is not a number.")
+        raise ApiError(400, "The number of bytes is not a number.")
     return download(call, int(call.arguments[0]))
 
 
-def download(call: Call, size: int, content: bytes | None = None, kind: str = _TYPE) -> Reply:
-    """`size` bytes of `content` (else of the pattern), or the range that was asked for."""
+def download(call: Call, size: int, content: bytes | None = None, kind: str = _TYPE) -> Response:
+    """`size` bytes of `content` (default: the pattern), or the requested range of them."""
     request = call.request
     tag = f'"sim-{size}"'
     headers = [("ETag", tag), ("Accept-Ranges", "bytes")]
     if request.header("if-none-match") == tag:
-        return Reply(status=304, headers=headers)
+        return Response(status=304, headers=headers)
     start, end, status = 0, size, 200
     asked = request.header("range")
     if asked.startswith("bytes=") and "," not in asked:
         start, end = _range(asked[6:], size)
         status = 206
         if start >= end:
-            return Reply(status=416, headers=[("Content-Range", f"bytes */{size}")])
+            return Response(status=416, headers=[("Content-Range", f"bytes */{size}")])
         headers.append(("Content-Range", f"bytes {start}-{end - 1}/{size}"))
-    return Reply(
+    return Response(
         status=status,
         content_type=kind,
         headers=headers,
@@ -72,7 +72,7 @@ def download(call: Call, size: int, content: bytes | None = None, kind: str = _T
 def _range(asked: str, size: int) -> tuple[int, int]:
     first, _, last = asked.partition("-")
     if not (first + last).isdigit():
-        raise Refusal(400, "The range is not one.")
+        raise ApiError(400, "The Range header is malformed.")
     if not first:
         return max(0, size - int(last or 0)), size
     return int(first), min(size, int(last) + 1) if last else size

@@ -1,4 +1,4 @@
-"""What the books say: what was really sent, to whom, and how each request ended."""
+"""The simulator's ledger: what was really sent, to whom, and how each request ended."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from harness.simulator import Simulator
 
 
-def request(simulator: Simulator, book: str, orders: str, **more: Any) -> bytes:
+def request(simulator: Simulator, book: str, instructions: str, **more: Any) -> bytes:
     body = {"model": "m", "messages": [{"role": "user", "content": "one two three"}], **more}
-    headers = (("x-sim", orders), ("x-sim-book", book))
+    headers = (("x-sim", instructions), ("x-sim-book", book))
     return raw.request(
         simulator.port, "POST", "/v1/chat/completions", json.dumps(body).encode(), headers=headers
     )
 
 
-def ask(simulator: Simulator, book: str, orders: str, **more: Any) -> raw.Answer:
-    return raw.exchange(simulator.port, request(simulator, book, orders, **more))
+def ask(simulator: Simulator, book: str, instructions: str, **more: Any) -> raw.Answer:
+    return raw.exchange(simulator.port, request(simulator, book, instructions, **more))
 
 
-TOLD: Any = {"stream": True, "stream_options": {"include_usage": True}}
+USAGE_ASKED: Any = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def test_sums_are_kept_by_tag_model_endpoint_and_outcome(simulator: Simulator) -> None:
-    for orders in ("events=4; cached=1", "events=6; reasoning=2"):
-        ask(simulator, "sums", orders)
-    ask(simulator, "sums", "events=5", **TOLD)
+    for instructions in ("events=4; cached=1", "events=6; reasoning=2"):
+        ask(simulator, "sums", instructions)
+    ask(simulator, "sums", "events=5", **USAGE_ASKED)
     ask(simulator, "sums", "status=500")
     good, bad = simulator.books(book="sums")
     assert bad["status"] == 500
@@ -49,32 +49,34 @@ def test_sums_are_kept_by_tag_model_endpoint_and_outcome(simulator: Simulator) -
 
 
 @pytest.mark.parametrize(
-    "orders", ["echo; size=3; drip=0.3", "stream; gap=0.3", "stream; gap=0.3; framing=http10"]
+    "instructions", ["echo; size=3; drip=0.3", "stream; gap=0.3", "stream; gap=0.3; framing=http10"]
 )
-def test_who_has_the_whole_answer_finds_it_in_the_books(simulator: Simulator, orders: str) -> None:
-    stream, orders = orders.startswith("stream"), orders.removeprefix("stream; ")
-    asked = request(simulator, f"found {orders}", f"{orders}; events=2", stream=stream)
+def test_a_client_with_the_whole_response_finds_it_in_the_ledger(
+    simulator: Simulator, instructions: str
+) -> None:
+    stream, instructions = instructions.startswith("stream"), instructions.removeprefix("stream; ")
+    asked = request(simulator, f"found {instructions}", f"{instructions}; events=2", stream=stream)
     with raw.Connection(simulator.port).send(asked) as connection:
         assert connection.read().status == 200
-        (found,) = simulator.requests(book=f"found {orders}")
+        (found,) = simulator.requests(book=f"found {instructions}")
         assert found["outcome"] == "completed"
 
 
-def test_the_tag_is_the_user_where_no_header_says_it(simulator: Simulator) -> None:
+def test_the_tag_is_the_user_unless_a_header_sets_it(simulator: Simulator) -> None:
     body = b'{"model": "m", "user": "somebody", "messages": [{"role": "user", "content": "x"}]}'
     raw.post(simulator.port, "/v1/chat/completions", body)
     assert simulator.books(book="somebody")[0]["requests"] == 1
 
 
-def test_use_that_was_not_told_stands_apart(simulator: Simulator) -> None:
-    ask(simulator, "untold", "events=4", stream=True)
-    ask(simulator, "untold", "events=4; no-usage")
-    (line,) = simulator.books(book="untold")
+def test_usage_that_was_not_reported_is_kept_apart(simulator: Simulator) -> None:
+    ask(simulator, "unreported", "events=4", stream=True)
+    ask(simulator, "unreported", "events=4; no-usage")
+    (line,) = simulator.books(book="unreported")
     assert (line["total"], line["unsent"]["prompt"], line["unsent"]["completion"]) == (0, 6, 8)
 
 
-def test_use_that_was_cut_off_is_not_sent(simulator: Simulator) -> None:
-    ask(simulator, "cut", "events=4; cut=3", **TOLD)
+def test_usage_that_was_cut_off_is_not_sent(simulator: Simulator) -> None:
+    ask(simulator, "cut", "events=4; cut=3", **USAGE_ASKED)
     ask(simulator, "cut", "events=4; cut=50")
     (line,) = simulator.books(book="cut")
     assert line["outcome"] == "broken"
@@ -82,15 +84,15 @@ def test_use_that_was_cut_off_is_not_sent(simulator: Simulator) -> None:
     assert (line["total"], line["unsent"]["completion"]) == (0, 8)
 
 
-def test_use_that_was_sent_before_the_cut_counts(simulator: Simulator) -> None:
-    ask(simulator, "late", "events=4; cut=7", **TOLD)
+def test_usage_sent_before_the_cut_counts(simulator: Simulator) -> None:
+    ask(simulator, "late", "events=4; cut=7", **USAGE_ASKED)
     (line,) = simulator.books(book="late")
     assert (line["outcome"], line["completion"]) == ("broken", 4)
 
 
-def test_a_caller_that_leaves_between_events_is_noticed_at_once(simulator: Simulator) -> None:
+def test_a_client_that_disconnects_between_events_is_noticed_at_once(simulator: Simulator) -> None:
     with raw.Connection(simulator.port) as connection:
-        connection.send(request(simulator, "left", "events=50; gap=60", **TOLD))
+        connection.send(request(simulator, "left", "events=50; gap=60", **USAGE_ASKED))
         connection.read_head()
     left = time.time()
     simulator.wait_for(lambda found: [r for r in found if r["book"] == "left" and r["outcome"]])
@@ -101,7 +103,7 @@ def test_a_caller_that_leaves_between_events_is_noticed_at_once(simulator: Simul
     assert record["unsent"]["completion"] == 50
 
 
-def test_a_caller_that_leaves_before_the_head_is_noticed_at_once(simulator: Simulator) -> None:
+def test_a_client_that_disconnects_before_the_head_is_noticed_at_once(simulator: Simulator) -> None:
     with raw.Connection(simulator.port) as connection:
         connection.send(request(simulator, "early", "delay=60"))
         simulator.wait_for(lambda found: [r for r in found if r["book"] == "early"])
@@ -113,7 +115,7 @@ def test_a_caller_that_leaves_before_the_head_is_noticed_at_once(simulator: Simu
     assert record["abort_noticed"] - left < 5
 
 
-def test_a_caller_that_leaves_in_the_middle_of_its_own_body(simulator: Simulator) -> None:
+def test_a_client_that_disconnects_during_its_own_body(simulator: Simulator) -> None:
     with raw.Connection(simulator.port) as connection:
         connection.send(b"POST /half HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nabc")
     simulator.wait_for(
@@ -121,9 +123,9 @@ def test_a_caller_that_leaves_in_the_middle_of_its_own_body(simulator: Simulator
     )
 
 
-def test_requests_under_way_are_seen(simulator: Simulator) -> None:
+def test_requests_in_progress_are_listed(simulator: Simulator) -> None:
     with raw.Connection(simulator.port) as connection:
-        connection.send(request(simulator, "open", "stall=1", **TOLD))
+        connection.send(request(simulator, "open", "stall=1", **USAGE_ASKED))
         found = simulator.wait_for(
             lambda found: [r for r in found if r["book"] == "open" and r["events_sent"] == 1]
         )

@@ -1,0 +1,1 @@
+"""Made-up responses, one module per part of the OpenAI API; `routes` finds them."""
