@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# The gateway's image: an interpreter, the locked packages, the package `wrapper`. Nothing else
-# comes in (.dockerignore is a list of what may), so no key and no .env can end up in a layer.
+# The gateway's image: an interpreter, the locked packages, the package `wrapper`. .dockerignore lists
+# all files that may be copied, so no key and no .env can end up in a layer.
 
 FROM python:3.13.15-slim-trixie AS base
 ENV PYTHONUNBUFFERED=1 \
@@ -8,16 +8,17 @@ ENV PYTHONUNBUFFERED=1 \
     PATH=/opt/venv/bin:$PATH
 
 FROM base AS packages
-# The compiler is for gunicorn's request parser, which is published as source. It stays here.
+# The compiler is for gunicorn's request parser, which is published as source only. This stage is not
+# part of the image.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY requirements.txt requirements-fast.txt ./
-# The hash of every package is in the locks. Only wheels, but for the parser (what it is built with
-# has no hash): no other package runs code of its own to install. Compiled here, because a read-only
-# container cannot, and a start should not.
+# The lock files have the hash of every package. Only wheels are installed, so that no package runs code
+# at installation; the exception is the parser (its build dependencies have no hash). Byte code is
+# compiled here, because a read-only container cannot and the start should not.
 RUN python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check \
         --no-compile --require-hashes --only-binary :all: -r requirements.txt \
@@ -32,9 +33,9 @@ COPY --from=packages /opt/venv /opt/venv
 COPY wsgi.py ./
 COPY config/ config/
 COPY wrapper/ wrapper/
-# data/ holds the usage table and, while they pass, uploads (TMPDIR): a large one should neither be
-# kept in memory nor fill a small /tmp. demo/ holds the keys of the demo. Both are open to any
-# user, as /tmp is, so that the container can be run as the owner of the mounted configuration.
+# data/ holds the usage table and uploads in transit (TMPDIR): a large one should neither be in memory
+# nor fill a small /tmp. demo/ holds the keys of the demo. Both are writable for any user, as /tmp is, so
+# that the container can run as the owner of the mounted configuration.
 RUN python -m compileall -q -j 0 /app \
     && mkdir /app/data /app/demo \
     && chmod -R a+rX /app \
@@ -47,9 +48,9 @@ ENV HOST=0.0.0.0 \
     TMPDIR=/app/data
 USER 1000:1000
 EXPOSE 8080
-# Alive, not ready: a gateway whose provider is away should not be restarted for it.
+# Liveness, not readiness: an unreachable provider is no reason to restart the gateway.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', os.environ['PORT'], timeout=2); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
-# Streams get gunicorn's graceful_timeout (30 s) to end: `docker stop --time 40`.
+# Streams have gunicorn's graceful_timeout (30 s) to finish: `docker stop --time 40`.
 STOPSIGNAL SIGTERM
 CMD ["gunicorn", "-c", "config/gunicorn.py", "wsgi:app"]
