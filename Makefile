@@ -1,5 +1,5 @@
-# `make run` starts the gateway, `make test` runs every test. Both need nothing but
-# python3 (3.11 or later) with venv; what they install goes into .venv.
+# `make run` starts the gateway, `make test` runs every test. Both need only python3 (3.11 or later)
+# with venv, and install into .venv.
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
@@ -7,13 +7,13 @@ SHELL := /bin/sh
 
 VENV := .venv
 BIN := $(VENV)/bin
-# The first interpreter that is new enough.
+# The first interpreter from Python 3.11.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # One resolution for every Python from 3.11 and every platform, with the hash of each file. Extras
-# stay: for a package that is wanted as `coverage[toml]` and pinned as `coverage` pip looks for the
-# newest, and refuses to install it as soon as there is a newer one than the pinned.
+# are kept: for a package that is required as `coverage[toml]` and pinned as `coverage`, pip looks for
+# the newest release and refuses to install it once it is newer than the pinned one.
 LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-strip-extras --upgrade pyproject.toml
 ARGS ?=
@@ -23,7 +23,7 @@ TESTS := pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --
 
 .PHONY: help run test coverage check format bench prices lock clean
 
-help: ## what can be made
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.runtime ## install and start the gateway on HOST:PORT (127.0.0.1:8080)
@@ -45,14 +45,14 @@ check: $(VENV)/.dev ## format, lint, types, tests
 	$(BIN)/mypy
 	$(BIN)/python -m $(TESTS) $(ARGS)
 
-format: $(VENV)/.dev ## write the code as `make check` wants it
+format: $(VENV)/.dev ## format the code and fix lint errors
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.runtime ## CPU, memory, start-up and delay beside a naive relay; ARGS="--quick"
+bench: $(VENV)/.runtime ## CPU, memory, start-up and delay, compared with a naive relay; ARGS="--quick"
 	PYTHONPATH=tests $(BIN)/python -m benchmarks $(ARGS)
 
-prices: $(VENV)/.dev ## write config/prices.toml anew, from genai-prices
+prices: $(VENV)/.dev ## update config/prices.toml from genai-prices
 	$(BIN)/python -m wrapper.cli.prices config/prices.toml
 
 lock: $(VENV)/.dev ## upgrade and export the dependencies in pyproject.toml to requirements*.txt
@@ -60,7 +60,7 @@ lock: $(VENV)/.dev ## upgrade and export the dependencies in pyproject.toml to r
 	$(LOCK) --extra fast --excludes requirements.txt -o requirements-fast.txt
 	$(LOCK) --extra dev -c requirements.txt -o requirements-dev.txt
 
-clean: ## remove what was installed and what the tools left behind (not data/ and keys)
+clean: ## remove the installed packages and the tools' caches (not data/ and keys)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -70,18 +70,18 @@ $(BIN)/python:
 	@echo "creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: $(PYTHON) has no venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 
-# The parser in C is built from source; a machine without a compiler does without it.
+# The parser in C is built from source; it is optional.
 FAST = $(PIP) install --require-hashes --no-deps -r requirements-fast.txt >/dev/null 2>&1 \
 	|| echo "no C compiler or no Python headers: gunicorn's parser in Python is used (works the same, costs more)"
 
-# The stamps are older than the lock files exactly when there is something to install.
+# A stamp is older than a lock file if and only if there is something to install.
 $(VENV)/.runtime: requirements.txt requirements-fast.txt | $(BIN)/python
 	@echo "installing requirements.txt"
 	@$(PIP) install --require-hashes -r requirements.txt
 	@$(FAST)
 	@touch $@
 
-# The development lock holds the runtime packages too, in the same versions.
+# The development lock has the runtime packages too, in the same versions.
 $(VENV)/.dev: requirements-dev.txt requirements.txt requirements-fast.txt | $(BIN)/python
 	@echo "installing requirements-dev.txt"
 	@$(PIP) install --require-hashes -r requirements-dev.txt

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from harness.simulator import Simulator
 
 ADDRESS = "http://127.0.0.1:8080"
+PLACEHOLDER = "sk-..."
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
-(CURL,) = [code for language, code in BLOCKS if language == "sh" and code.startswith("curl ")]
+(CURL,) = [code for language, code in BLOCKS if language == "sh" and "\ncurl " in code]
 
 
 @pytest.fixture(scope="module")
 def demo(simulator: Simulator) -> Iterator[Gateway]:
-    """The shipped configuration and no provider's key, as a stranger starts it."""
+    """The shipped configuration and no provider's key, as on a first start."""
     shipped = (ROOT / "config" / "gateway.toml").read_text()
     config = shipped.replace("https://api.openai.com", simulator.url)
     assert config != shipped
@@ -35,12 +36,12 @@ def demo(simulator: Simulator) -> Iterator[Gateway]:
         running.assert_clean()
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split()[1])
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split()[3])
 def test_a_python_example_prints_the_answer(gateway: Gateway, key: str, code: str) -> None:
     run(code, gateway, key)
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split()[1])
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split()[3])
 def test_it_does_so_without_any_providers_key(demo: Gateway, code: str) -> None:
     run(code, demo, demo.secrets["demo"])
 
@@ -58,9 +59,8 @@ def test_without_any_providers_key_a_callers_own_goes_where_it_belongs(demo: Gat
 
 def run(code: str, gateway: Gateway, key: str) -> None:
     assert ADDRESS in code
-    program = f"import os\nWRAPPER_KEY = os.environ['WRAPPER_KEY']\n{code}"
     done = subprocess.run(
-        [sys.executable, "-c", program.replace(ADDRESS, gateway.url)],
+        [sys.executable, "-c", code.replace(ADDRESS, gateway.url)],
         env={"WRAPPER_KEY": key},
         capture_output=True,
         text=True,
@@ -74,9 +74,10 @@ def run(code: str, gateway: Gateway, key: str) -> None:
 def test_the_curl_example_prints_the_stream(gateway: Gateway, key: str) -> None:
     require("curl")
     assert ADDRESS in CURL
+    assert PLACEHOLDER in CURL
     done = subprocess.run(
-        ["/bin/sh", "-c", CURL.replace(ADDRESS, gateway.url)],
-        env={"WRAPPER_KEY": key, "PATH": "/usr/bin:/bin"},
+        ["/bin/sh", "-c", CURL.replace(ADDRESS, gateway.url).replace(PLACEHOLDER, key)],
+        env={"PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         timeout=60,

@@ -299,7 +299,7 @@ def test_an_interrupted_command_ends_without_a_traceback(
     assert run("check") == (130, "", "")
 
 
-def test_a_broken_env_file_is_told(run: Run, here: Path) -> None:
+def test_a_broken_env_file_is_reported(run: Run, here: Path) -> None:
     (here / ".env").write_bytes(b"caf\xe9=1")
     code, _, err = run("check")
     assert code == 1

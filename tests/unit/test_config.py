@@ -1,4 +1,4 @@
-"""What the configuration says, and that every mistake in it is told at once and in words."""
+"""What the configuration says, and that every mistake in it is reported at once."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_a_key_expires_on_a_day_in_utc(
     assert found.expires == expires
 
 
-def test_prices_are_decimals_and_cached_input_costs_as_input_unless_told(loaded: Load) -> None:
+def test_prices_are_decimals_and_cached_input_costs_as_input_by_default(loaded: Load) -> None:
     text = GATEWAY + '[prices."a/b"]\ninput = 0.15\noutput = 1\n'
     assert loaded(text).prices["a/b"] == Price(Decimal("0.15"), Decimal("0.15"), Decimal(1))
     text += "cached_input = 0.075\n"
@@ -274,7 +274,7 @@ def test_a_secret_is_not_shown_nor_written(loaded: Load) -> None:
 # --- what is wrong ---
 
 
-def test_all_problems_of_all_places_are_told_at_once(loaded: Load) -> None:
+def test_all_problems_of_all_places_are_reported_at_once(loaded: Load) -> None:
     gateway = """
         [server]
         max_bod_bytes = 1
@@ -382,7 +382,9 @@ def test_a_problem_is_one_line_with_file_key_path_fault_and_remedy() -> None:
         (provider("") + "[prices.m]\ninput = -1\noutput = 1", "prices.m.input", "out of range"),
     ],
 )
-def test_a_mistake_is_told_at_its_key_path(loaded: Load, text: str, path: str, says: str) -> None:
+def test_a_mistake_is_reported_at_its_key_path(
+    loaded: Load, text: str, path: str, says: str
+) -> None:
     found = problems(loaded, text if not text or "providers" in text else text + OTHERWISE_FINE)
     assert list(found) == [path]
     assert says in found[path].message
@@ -482,7 +484,7 @@ def test_a_route_to_a_provider_with_a_mistake_is_not_a_second_problem(loaded: Lo
         (f"sha256 = '{DIGEST}'\nexpires = 0001-01-01T00:00:00+14:00", "keys.a.expires"),
     ],
 )
-def test_a_mistake_in_a_key_is_told_and_repeats_no_secret(
+def test_a_mistake_in_a_key_is_reported_and_repeats_no_secret(
     loaded: Load, line: str, path: str
 ) -> None:
     found = problems(loaded, keys=f"[keys.a]\n{line}")
@@ -514,7 +516,7 @@ def test_a_secret_put_where_a_variables_name_belongs_is_not_repeated(loaded: Loa
 
 
 @pytest.mark.parametrize("value", ["two words", "line\nbreak", "ümlaut", "nul\0"])
-def test_a_secret_that_no_header_can_carry_is_told_without_it(loaded: Load, value: str) -> None:
+def test_a_secret_that_no_header_can_carry_is_reported_without_it(loaded: Load, value: str) -> None:
     found = problems(loaded, GROQ_API_KEY=value)
     assert "header" in found["providers.groq.api_key"].message
     assert value not in str(found["providers.groq.api_key"])
@@ -540,7 +542,7 @@ def test_an_empty_secret_file_is_a_problem(loaded: Load, tmp_path: Path) -> None
         (b"# " + b"x" * 10_000_000, "", "is larger than"),
     ],
 )
-def test_a_file_that_is_no_toml_is_told_with_its_line(
+def test_a_file_that_is_no_toml_is_reported_with_its_line(
     tmp_path: Path, data: bytes, place: str, says: str
 ) -> None:
     for names in ("gateway", "keys"):
@@ -551,7 +553,9 @@ def test_a_file_that_is_no_toml_is_told_with_its_line(
         (tmp_path / "keys.toml").unlink(missing_ok=True)
 
 
-def test_a_missing_gateway_file_is_told_and_a_missing_keys_file_is_no_keys(tmp_path: Path) -> None:
+def test_a_missing_gateway_file_is_reported_and_a_missing_keys_file_is_no_keys(
+    tmp_path: Path,
+) -> None:
     environ = written(tmp_path)
     assert load(environ).keys == {}
     (tmp_path / "gateway.toml").unlink()
@@ -560,7 +564,7 @@ def test_a_missing_gateway_file_is_told_and_a_missing_keys_file_is_no_keys(tmp_p
     assert "WRAPPER_CONFIG" in found[""].hint
 
 
-def test_directories_pipes_sockets_and_unreadable_paths_are_told(tmp_path: Path) -> None:
+def test_directories_pipes_sockets_and_unreadable_paths_are_reported(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     with socket.socket(socket.AF_UNIX) as listener:

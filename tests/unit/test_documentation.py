@@ -13,8 +13,10 @@ import pytest
 from packaging.requirements import Requirement
 
 from wrapper.cli.exports import COLUMNS
-from wrapper.config import ApiKey, Price, Provider, Route, Server
+from wrapper.config import ApiKey, Price, Provider, Route, Server, example_models, load
 from wrapper.metering import usage as record
+from wrapper.metering.pricing import Prices
+from wrapper.routing import Routes
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -29,6 +31,23 @@ INTERNAL = {"WRAPPER_RUN_DIR", "WRAPPER_DEMO_URL", "PROMETHEUS_MULTIPROC_DIR"}
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+
+# The models of examples, by the provider that serves them.
+EXAMPLES = {
+    getattr(example_models, name): name.partition("_")[0].lower()
+    for name in vars(example_models)
+    if name.isupper()
+}
+# Models that are gone or will be: Groq's since 2026-08-16, OpenAI's from 2027-01-14.
+RETIRED = re.compile(r"llama-3\.1-8b-instant|llama-3\.3-70b-versatile|\bgpt-4(?:o|\.1)\b")
+WITH_EXAMPLES = [
+    *(path for path in DOCUMENTS if path.name != "CHANGELOG.md"),
+    *(ROOT / name / "README.md" for name in ("grafana", "prometheus")),
+    *(path for path in (ROOT / "config").rglob("*.toml") if path.name != "prices.toml"),
+    *(ROOT / "wrapper" / "cli").glob("*.py"),
+    *(ROOT / "wrapper" / "config").glob("*.py"),
+    ROOT / ".env.example",
+]
 
 
 def table_cells(text: str) -> set[str]:
@@ -166,6 +185,30 @@ def installed_requirements(name: str) -> list[str]:
 def is_wanted(requirement: Requirement, extras: set[str]) -> bool:
     marker = requirement.marker
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_examples_name_no_retired_model(path: Path) -> None:
+    assert RETIRED.findall(path.read_text()) == []
+
+
+def test_the_readme_calls_the_example_models() -> None:
+    named = re.findall(r"""model"?[:=] ?"([^"]+)\"""", README)
+    assert len(named) == 3
+    assert set(named) <= set(EXAMPLES)
+
+
+def test_the_shipped_configuration_routes_and_prices_the_example_models() -> None:
+    environ = {"WRAPPER_CONFIG": str(ROOT / "config" / "gateway.toml"), "WRAPPER_KEYS": "none"}
+    settings = load({**environ, "GROQ_API_KEY": "x", "OPENAI_API_KEY": "x"})
+    routes = Routes(settings)
+    found = {model: routes.for_model(model)[0].provider for model in EXAMPLES}
+    assert found == EXAMPLES
+    fast = {(target.provider, target.model) for target in routes.for_model("fast")}
+    assert fast <= {(provider, model) for model, provider in EXAMPLES.items()}
+    prices = Prices.load(ROOT / "config" / "prices.toml", {})
+    for model, provider in EXAMPLES.items():
+        assert model in prices.names(provider, "")
 
 
 def test_the_columns_of_an_export_and_the_reasons_are_documented() -> None:

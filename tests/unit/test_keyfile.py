@@ -1,4 +1,4 @@
-"""The keys file is a person's: one key more or less, every other byte as it was."""
+"""Editing keys.toml adds or removes one key and leaves every other byte as it was."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_name_that_is_taken_is_refused_and_nothing_changes(path: Path) -> None
     "text",
     ["keys = { a = { sha256 = 'x' } }\n", "keys = 1\n", "[[keys]]\na = 1\n"],
 )
-def test_a_form_that_cannot_be_extended_is_refused_in_words(path: Path, text: str) -> None:
+def test_a_form_that_cannot_be_extended_is_refused_with_a_message(path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(KeyFileError, match="keys"):
         keyfile.create(path, ApiKey("new", DIGEST))
@@ -108,7 +108,7 @@ def test_a_form_that_cannot_be_extended_is_refused_in_words(path: Path, text: st
 
 
 @pytest.mark.parametrize("data", [b"[keys", b"caf\xe9", b"[keys.a]\n[keys.a]"])
-def test_a_broken_file_is_told_and_stays(path: Path, data: bytes) -> None:
+def test_a_broken_file_is_reported_and_stays(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     for call in (lambda: keyfile.create(path, FULL), lambda: keyfile.revoke(path, "a")):
         with pytest.raises(ConfigError, match=r"keys\.toml"):
@@ -158,7 +158,7 @@ def test_a_key_is_found_however_it_is_spelt(path: Path, text: str, left: str) ->
     assert path.read_bytes().decode() == left
 
 
-def test_a_spelling_that_cannot_be_edited_is_refused_in_words(path: Path) -> None:
+def test_a_spelling_that_cannot_be_edited_is_refused_with_a_message(path: Path) -> None:
     text = "keys = { a = { x = 1 }, b = { x = 1 } }\n"
     path.write_text(text)
     with pytest.raises(KeyFileError, match="remove 'a' with an editor"):
@@ -175,7 +175,7 @@ def test_revoking_nobody_says_who_there_is(path: Path) -> None:
         keyfile.revoke(path, "b")
 
 
-def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="No such file or directory"):
         keyfile.create(tmp_path / "missing" / "keys.toml", FULL)
 

@@ -194,7 +194,7 @@ def test_what_cannot_be_read_is_an_error_with_its_place(content: bytes, complain
     st.binary(max_size=200)
     | st.text(alphabet='{}[]",:\n;date model1', max_size=200).map(str.encode)
 )
-def test_any_file_is_read_or_refused_in_words(content: bytes) -> None:
+def test_any_file_is_read_or_refused_with_a_message(content: bytes) -> None:
     with contextlib.suppress(ExportError):
         read_export(content)
 
@@ -230,7 +230,7 @@ def test_a_drift_is_shown_in_numbers_and_percent(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("tolerance", "code"), [("19.9", 3), ("20", 0), ("20%", 0), ("0", 3)])
-def test_a_drift_over_the_tolerance_is_told_by_the_exit_code(
+def test_a_drift_over_the_tolerance_is_reported_by_the_exit_code(
     run: Run, tolerance: str, code: int
 ) -> None:
     text = f"date,model,prompt_tokens\n2026-11-21,{MODEL},1250\n"

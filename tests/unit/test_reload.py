@@ -25,14 +25,14 @@ LONG_AGO = 1_700_000_000
 
 
 class Place:
-    """A directory with the files, a reloader over them, and what it told."""
+    """A directory with the files, a reloader over them, and what it reported."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.clock = LONG_AGO
         self.loads = 0
         self.changes: list[Settings] = []
-        self.told: list[ConfigError] = []
+        self.reported: list[ConfigError] = []
         self.environ = {
             "WRAPPER_CONFIG": str(directory / "gateway.toml"),
             "WRAPPER_KEYS": str(directory / "keys.toml"),
@@ -41,7 +41,7 @@ class Place:
         self.write("keys.toml", KEYS)
         self.write("secret", "one")
         self.first = load(self.environ)
-        self.reloader = Reloader(self._load, self.changes.append, self.told.append, self.first)
+        self.reloader = Reloader(self._load, self.changes.append, self.reported.append, self.first)
 
     def _load(self) -> Settings:
         self.loads += 1
@@ -78,7 +78,7 @@ def test_what_could_not_be_put_in_force_is_tried_again(place: Place) -> None:
         if len(tried) == 1:
             raise OSError("too many open files")
 
-    reloader = Reloader(lambda: load(place.environ), take, place.told.append, place.first)
+    reloader = Reloader(lambda: load(place.environ), take, place.reported.append, place.first)
     place.write("keys.toml", ONLY_A)
     with pytest.raises(OSError, match="too many"):
         reloader.poll()
@@ -133,15 +133,15 @@ def test_two_writes_within_one_tick_of_the_clock_are_both_seen(place: Place) -> 
     assert list(place.changes[-1].keys) == ["a", "d"]
 
 
-def test_a_mistake_changes_nothing_and_is_told_once(place: Place) -> None:
+def test_a_mistake_changes_nothing_and_is_reported_once(place: Place) -> None:
     place.write("keys.toml", "[keys.a")
     for _ in range(3):
         assert not place.reloader.poll()
     assert place.changes == []
-    assert len(place.told) == 1
+    assert len(place.reported) == 1
     place.write("keys.toml", "[keys.b")
     assert not place.reloader.poll()
-    assert len(place.told) == 2
+    assert len(place.reported) == 2
 
 
 def test_a_half_written_file_heals_at_the_next_poll(place: Place) -> None:
@@ -159,7 +159,7 @@ def test_the_old_text_put_back_after_a_mistake_is_in_force_again(place: Place) -
     place.reloader.poll()
     place.write("keys.toml", "[keys.a")
     place.reloader.poll()
-    assert len(place.told) == 2
+    assert len(place.reported) == 2
 
 
 def test_a_key_is_revoked_also_while_the_other_file_has_a_mistake(place: Place) -> None:
@@ -171,14 +171,14 @@ def test_a_key_is_revoked_also_while_the_other_file_has_a_mistake(place: Place) 
     place.write("keys.toml", KEYS)
     assert place.reloader.poll()
     assert list(place.changes[-1].keys) == ["a", "b"]
-    assert len(place.told) == 1  # the mistake is still the same
+    assert len(place.reported) == 1  # the mistake is still the same
 
 
 def test_a_secret_that_a_broken_file_asks_for_is_watched_too(place: Place) -> None:
     place.write("other", "")
     place.write("gateway.toml", GATEWAY.replace('"secret"', '"other"'))
     assert not place.reloader.poll()
-    assert "is empty" in str(place.told[-1])
+    assert "is empty" in str(place.reported[-1])
     place.write("other", "two")
     assert place.reloader.poll()
     key = place.changes[-1].providers["groq"].api_key
@@ -190,7 +190,7 @@ def test_a_poll_can_be_forced_and_without_settings_the_first_one_loads(place: Pl
     assert not place.reloader.poll(force=True)  # nothing is different
     assert place.loads == 1
     found: list[Settings] = []
-    reloader = Reloader(place._load, found.append, place.told.append)
+    reloader = Reloader(place._load, found.append, place.reported.append)
     assert reloader.poll()
     assert found == [place.first]
     assert not reloader.poll()
@@ -231,7 +231,7 @@ def test_a_worker_that_starts_while_a_file_is_broken_serves_what_was_last_in_for
     assert found.keys == place.first.keys
     assert "gateway.toml" in str(error)
     assert not accept(found, place.environ, place.last_good)
-    place.write("gateway.toml", GATEWAY + "# mended")
+    place.write("gateway.toml", GATEWAY + "# corrected")
     assert load_or_last_good(place.environ, place.last_good)[1] is None
 
 
@@ -244,14 +244,14 @@ def test_only_the_broken_file_is_replaced_by_its_copy(place: Place) -> None:
     assert error is not None
 
 
-def test_such_a_worker_takes_the_mended_file_at_the_next_poll(place: Place) -> None:
+def test_such_a_worker_takes_the_corrected_file_at_the_next_poll(place: Place) -> None:
     accept(place.first, place.environ, place.last_good)
     place.write("keys.toml", "[")
     found, _ = load_or_last_good(place.environ, place.last_good)
     changes: list[Settings] = []
-    reloader = Reloader(place._load, changes.append, place.told.append, found)
+    reloader = Reloader(place._load, changes.append, place.reported.append, found)
     assert not reloader.poll()
-    assert len(place.told) == 1
+    assert len(place.reported) == 1
     place.write("keys.toml", ONLY_A)
     assert reloader.poll()
     assert list(changes[-1].keys) == ["a"]

@@ -33,7 +33,7 @@ def test_a_day_or_a_moment_is_itself_and_nothing_is_before_1970(text: str, at: i
 
 
 @given(st.text() | st.from_regex(r"[0-9]{1,9}[hdwm]?") | st.datetimes().map(str))
-def test_any_text_is_a_time_that_can_be_told_or_a_value_error(text: str) -> None:
+def test_any_text_is_a_time_that_can_be_printed_or_a_value_error(text: str) -> None:
     try:
         found = spans.since(text, NOW)
     except ValueError:

@@ -72,8 +72,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _print_demo_note(settings: Settings) -> None:
     if settings.stand_in:
-        print("No provider has a key: the simulated provider answers (labelled as such).")
-        print("Put GROQ_API_KEY or OPENAI_API_KEY into .env for real answers.")
+        print("No provider has a key: a simulated provider responds (its responses say so).")
+        print("Put GROQ_API_KEY or OPENAI_API_KEY into .env for real responses.")
 
 
 def _check_address(where: Listen) -> None:

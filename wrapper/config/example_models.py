@@ -7,3 +7,4 @@ documents too, and tests/unit/test_documentation.py says where.
 GROQ_SMALL = "openai/gpt-oss-20b"
 GROQ_LARGE = "openai/gpt-oss-120b"
 OPENAI_SMALL = "gpt-6-luna"
+OPENAI_LARGE = "gpt-6-sol"

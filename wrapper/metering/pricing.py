@@ -4,7 +4,7 @@
     match = ["api.groq.com"]              # the hosts of `base_url` that this table applies to
 
     [providers.groq.models]
-    "llama-3.1-8b-instant" = { input = 0.05, output = 0.08 }
+    "openai/gpt-oss-20b" = { input = 0.075, cached_input = 0.0375, output = 0.3 }
 
 Prices are USD per million tokens: `input`, `cached_input` (default: the price of `input`),
 `output`; `audio_input`, `image_input`, `audio_output`, `image_output` where such tokens have
