@@ -39,7 +39,7 @@ api_key = {{ env = "GROQ_API_KEY" }}
 model = "*"
 targets = ["groq"]
 """
-BODY = b'{"model": "openai/gpt-oss-20b", "stream": true, "messages": [%b]}' % (
+BODY = b'{"model": "openai/gpt-oss-20b", "stream": true, "max_tokens": 2, "messages": [%b]}' % (
     b'{"role": "user", "content": "Say hello."}'
 )
 

@@ -37,6 +37,9 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x
 _HEADER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 
+# What nearly every chunk-size line is: no extension, and not the last chunk.
+_CHUNK = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,14})\r\n")
+
 Headers = list[tuple[str, str]]
 
 
@@ -342,7 +345,11 @@ class ChunkedBody(Body):
                 self._left = left - 1
                 position += 1
             else:
-                position = self._next_chunk(data, position)
+                chunk = _CHUNK.match(data, position) if not self._trailers else None
+                if chunk is None:
+                    position = self._next_chunk(data, position)
+                else:
+                    self._left, position = int(chunk[1], 16) + 2, chunk.end()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _next_chunk(self, data: bytes, start: int) -> int:

@@ -115,7 +115,9 @@ class StreamExtractor:
         spans = self._reader.feed(data)
         if not self._strip:
             for span in spans:
-                self._inspect(span)
+                if not span.whole or self._interesting(span.raw):
+                    self._inspect(span)
+                self._first = False
             return data
         return b"".join([span.raw for span in spans if self._is_kept(span)])
 

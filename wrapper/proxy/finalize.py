@@ -19,7 +19,8 @@ log = logging.getLogger("wrapper")
 
 def finalize(context: RequestContext) -> None:
     """The response has been sent, or will never be."""
-    context.scope.close()
+    if context.scope in context.runtime.scopes:  # a streaming body has closed it
+        context.scope.close()
     finalize_record(context.record, context.runtime, context.snapshot)
 
 

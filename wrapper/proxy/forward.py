@@ -7,7 +7,7 @@ failure before that byte goes on to the next target where `failover_and_retry` a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from wrapper import errors
@@ -87,7 +87,7 @@ def _attempt(
         raise errors.UpstreamAuth(
             f"Provider {provider.name!r} refused the gateway's own credential."
         )
-    if timeouts.arm_response(context.scope, provider, took) and not response.complete:
+    if timeouts.arm_response(context.scope, provider, took) and not response.body.complete:
         response.set_timeout(None)
     return forwarded
 
@@ -104,7 +104,7 @@ def _send(
     headers: dict[str, str],
 ) -> Forwarded:
     scope, upstream = context.scope, attempt.upstream
-    if attempt.credential is None and not upstream.provider.usable:
+    if attempt.credential is None and not upstream.usable:
         raise errors.UpstreamAuth(
             f"The gateway has no credential for provider {upstream.provider.name!r}: "
             f"{upstream.provider.api_key_problem}.",
@@ -112,17 +112,16 @@ def _send(
         )
     rename = attempt.model if attempt.rename else None
     body, headers, strip_usage = request.prepare(rename, headers, ask_usage=attempt.ask_usage)
-    upload = timeouts.body_seconds(context.environ, context.snapshot.settings.server)
-    streamed = isinstance(body, RequestBody)
-    timeouts.arm_first_byte(scope, upstream.provider, upload if streamed else None)
+    sent: bytes | Iterable[bytes] | None = body
+    upload = None
+    if isinstance(body, RequestBody):
+        sent = _Upload(body, scope)
+        upload = timeouts.body_seconds(context.environ, context.snapshot.settings.server)
+    timeouts.arm_first_byte(scope, upstream.provider, upload)
     try:
         with scope:
             response = upstream.send(
-                request.method,
-                attempt.target,
-                headers,
-                _Upload(body, scope) if isinstance(body, RequestBody) else body,
-                attempt.credential,
+                request.method, attempt.target, headers, sent, attempt.credential
             )
             return Forwarded(attempt, response, response.read_first(), strip_usage)
     except Interrupted as interruption:

@@ -36,10 +36,9 @@ def requested_model(principal: Principal, request: ProxyRequest, path: str) -> s
     ModelNotAllowed or InvalidBody. Where body and path both name one the key must be allowed both:
     which of them a provider obeys is up to the provider.
     """
-    named = model_in_path(path)
     if principal.is_restricted:
-        _check_access(principal, request, named)
-    return request.model or named
+        _check_access(principal, request, model_in_path(path))
+    return request.model or model_in_path(path)
 
 
 def _check_access(principal: Principal, request: ProxyRequest, named: str) -> None:

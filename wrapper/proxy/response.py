@@ -106,7 +106,7 @@ class StreamingBody:
         self._first = forwarded.first
         self._extractor = extractor
         self._error_event = error_event
-        self._ended = self._response.complete and not self._first
+        self._ended = self._response.body.complete and not self._first
         self._broken = False
         self._closed = False
         self._tail = b""  # the end of what was sent last
@@ -143,10 +143,10 @@ class StreamingBody:
         response = self._response
         data, self._first = self._first, b""
         while True:
-            if not data and not response.complete:
+            if not data and not response.body.complete:
                 data = self._read()
             out = self._extractor.feed(data) if data else b""
-            if response.complete:
+            if response.body.complete:
                 self._ended = True
                 out += self._extractor.flush()
             if out:

@@ -51,7 +51,7 @@ def _routed(
     if rename and request.model is None:
         path = with_model(path, model)
     upstream = _upstream(context, target.provider)
-    path = context.snapshot.upstreams[target.provider].provider.base_path + path
+    path = context.snapshot.upstreams[target.provider].base_path + path
     ask = _asks_usage(context, request, upstream)
     return UpstreamAttempt(upstream, path + request.query, model, rename, ask_usage=ask)
 
@@ -74,7 +74,7 @@ def resolve_provider(
 def _upstream(context: RequestContext, provider: str) -> Upstream:
     """The provider, or the demo provider in place of one without a credential."""
     upstream, demo = context.snapshot.upstreams[provider], context.snapshot.settings.stand_in
-    if demo and not upstream.provider.usable:
+    if demo and not upstream.usable:
         return context.snapshot.upstreams[demo]
     return upstream
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from wrapper.auth import CLIENT
 from wrapper.record import NO_KEY, NO_MODEL, REJECTED, UNMATCHED, RequestRecord
@@ -36,7 +35,6 @@ class Telemetry:
     def __init__(self, log_level: str = "info") -> None:
         self._known: set[str] = set()
         self.models = ModelLabels()
-        self._children: dict[tuple[Any, ...], Any] = {}
         self._log = RequestLog(log_level)
 
     def register(
@@ -49,7 +47,7 @@ class Telemetry:
         self.models.reserve(reserved)
         self._known = reserved.union(priced)
         for provider in providers:
-            metrics.COOLDOWN.labels(provider).set(0)
+            metrics.COOLDOWN[provider,].set(0)
 
     def restore(self, totals: list[Sums], labels: Path | None = None) -> None:
         """Start the counters from the usage table, once, before the workers start.
@@ -117,8 +115,8 @@ class Telemetry:
         usage is metered.
         """
         self._count_request(record)
-        for provider, reason in record.upstream_errors:
-            self._child(metrics.UPSTREAM_ERRORS, provider, reason).inc()
+        for failure in record.upstream_errors:
+            metrics.UPSTREAM_ERRORS[failure].inc()
         if proxy_request and metering:
             self._count_proxy_request(record)
 
@@ -128,58 +126,47 @@ class Telemetry:
         Unauthenticated requests must not create time series at will: no method label where the
         path is arbitrary, and histograms only for reads of what is open to everyone.
         """
-        method = record.method if record.method in METHODS else OTHER
-        unauthenticated = _is_unauthenticated(record)
-        if unauthenticated and (record.path == UNMATCHED or "<" in record.path):
+        method, path = record.method if record.method in METHODS else OTHER, record.path
+        # No valid key, or one of a provider that did not accept it.
+        unauthenticated = record.api_key == NO_KEY or (
+            record.api_key == CLIENT and record.status >= 400
+        )
+        if unauthenticated and (path == UNMATCHED or "<" in path):
             method = OTHER
-        self._child(metrics.REQUESTS, method, record.path, str(record.status)).inc()
+        metrics.REQUESTS[method, path, str(record.status)].inc()
         if not unauthenticated or (method == "GET" and record.status < 400):
-            self._child(metrics.DURATION, method, record.path).observe(_seconds(record.duration))
-            self._child(metrics.OVERHEAD, record.path).observe(_seconds(record.overhead))
+            metrics.DURATION[method, path].observe(_exact(record.duration))
+            metrics.OVERHEAD[path,].observe(_exact(record.overhead))
 
     def _count_proxy_request(self, record: RequestRecord) -> None:
         model, provider = self.model_label(record), record.provider or "none"
         labels = (record.api_key, provider, model)
-        self._child(metrics.CALLS, *labels, record.outcome).inc()
+        metrics.CALLS[*labels, record.outcome].inc()
         if record.outcome == REJECTED:
-            self._child(metrics.REJECTIONS, record.api_key, record.error_code or OTHER).inc()
+            metrics.REJECTIONS[record.api_key, record.error_code or OTHER].inc()
         if record.unmetered:
-            self._child(metrics.UNMETERED, provider, record.unmetered).inc()
+            metrics.UNMETERED[provider, record.unmetered].inc()
         usage = record.usage
         if usage is not None:
-            self._add(usage.prompt, metrics.PROMPT, *labels)
-            self._add(usage.completion, metrics.COMPLETION, *labels)
-            self._add(usage.total, metrics.TOKENS, *labels)
-            self._add(usage.cached, metrics.CACHED, *labels)
+            metrics.PROMPT[labels].inc(usage.prompt)
+            metrics.COMPLETION[labels].inc(usage.completion)
+            metrics.TOKENS[labels].inc(usage.total)
+            metrics.CACHED[labels].inc(usage.cached)
             if record.cost is None:
-                self._child(metrics.UNPRICED, provider, model).inc()
+                metrics.UNPRICED[provider, model].inc()
             else:
-                self._add(record.cost, metrics.COST, *labels)
+                metrics.COST[labels].inc(record.cost)
         if record.relayed and 200 <= record.status < 300:
-            self._observe_speed(record, provider, model)
+            self._observe_speed(record, (provider, model))
 
-    def _observe_speed(self, record: RequestRecord, provider: str, model: str) -> None:
-        self._child(metrics.GEN_AI_DURATION, provider, model).observe(_seconds(record.upstream))
+    def _observe_speed(self, record: RequestRecord, labels: tuple[str, str]) -> None:
+        metrics.GEN_AI_DURATION[labels].observe(_exact(record.upstream))
         if record.ttft is None or not record.stream:
             return
-        self._child(metrics.FIRST_TOKEN, provider, model).observe(_seconds(record.ttft))
+        metrics.FIRST_TOKEN[labels].observe(_exact(record.ttft))
         if record.usage is not None and record.usage.completion > 1:
             rest = max(0.0, record.upstream - record.ttft)
-            per_token = rest / (record.usage.completion - 1)
-            self._child(metrics.PER_TOKEN, provider, model).observe(_seconds(per_token))
-
-    def _add(self, amount: float, metric: Any, *labels: str) -> None:
-        child = self._child(metric, *labels)  # the series exists even at zero
-        if amount:
-            child.inc(amount)
-
-    def _child(self, metric: Any, *labels: str) -> Any:
-        """`metric.labels(…)`, cached: its own look-up takes a lock and a few microseconds."""
-        key = (metric, *labels)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(*labels)
-        return child
+            metrics.PER_TOKEN[labels].observe(_exact(rest / (record.usage.completion - 1)))
 
 
 def _as_other(row: Sums) -> Sums:
@@ -187,10 +174,6 @@ def _as_other(row: Sums) -> Sums:
     return row._replace(group=(key, provider, OTHER, outcome))
 
 
-def _is_unauthenticated(record: RequestRecord) -> bool:
-    """Whether the caller has no valid key, or one of a provider that did not accept it."""
-    return record.api_key == NO_KEY or (record.api_key == CLIENT and record.status >= 400)
-
-
-def _seconds(value: float) -> float:
-    return round(value * STEPS_PER_SECOND) / STEPS_PER_SECOND
+def _exact(seconds: float) -> float:
+    """Rounded so that sums are exact in whatever order the workers' values are added."""
+    return round(seconds * STEPS_PER_SECOND) / STEPS_PER_SECOND

@@ -173,14 +173,14 @@ def seed(totals: Iterable[Sums]) -> None:
     """
     for row in totals:
         *labels, outcome = row.group
-        metrics.CALLS.labels(*labels, outcome).inc(row.requests)
+        metrics.CALLS[*labels, outcome].inc(row.requests)
         if row.total:  # unmetered or unpriced rows create no series
-            metrics.PROMPT.labels(*labels).inc(row.prompt)
-            metrics.COMPLETION.labels(*labels).inc(row.completion)
-            metrics.TOKENS.labels(*labels).inc(row.total)
-            metrics.CACHED.labels(*labels).inc(row.cached)
+            metrics.PROMPT[*labels].inc(row.prompt)
+            metrics.COMPLETION[*labels].inc(row.completion)
+            metrics.TOKENS[*labels].inc(row.total)
+            metrics.CACHED[*labels].inc(row.cached)
         if row.cost:
-            metrics.COST.labels(*labels).inc(row.cost)
+            metrics.COST[*labels].inc(row.cost)
 
 
 def worker_started() -> None:

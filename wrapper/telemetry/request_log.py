@@ -77,17 +77,13 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "cached_tokens": usage.cached if usage else None,
         "cost_usd": record.cost / PICO if record.cost is not None else None,
         "unmetered": record.unmetered,
-        "ttft_ms": _ms(record.ttft),
-        "upstream_ms": _ms(record.upstream) if record.relayed else None,
-        "overhead_ms": _ms(record.overhead),
-        "duration_ms": _ms(record.duration),
+        "ttft_ms": None if record.ttft is None else round(record.ttft * 1e3, 3),
+        "upstream_ms": round(record.upstream * 1e3, 3) if record.relayed else None,
+        "overhead_ms": round(record.overhead * 1e3, 3),
+        "duration_ms": round(record.duration * 1e3, 3),
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
     }
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1e3, 3)
 
 
 def _timestamp(at: float) -> str:

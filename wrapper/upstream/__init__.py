@@ -26,15 +26,20 @@ __all__ = ["Upstream", "UpstreamResponse", "headers_up"]
 class UpstreamResponse:
     """A provider's response: `status`, `headers` fit to go down, and the body as it comes."""
 
-    __slots__ = ("_provider", "_raw", "headers", "length", "reason", "request_id", "status")
+    __slots__ = (
+        *("_provider", "_raw", "body", "get", "headers", "length", "reason", "request_id"),
+        "status",
+    )
 
     def __init__(self, provider: str, raw: RawResponse) -> None:
         self._provider = provider
         self._raw = raw
+        self.body = raw.body
         head = raw.head
         self.status = head.status
         self.reason = head.reason
         self.headers = headers_down(head.headers)
+        self.get = head.get
         # The Content-Length to repeat to the client: on HEAD and 304 it is not the body's.
         length = head.get("content-length")
         self.length = int(length) if length else None
@@ -42,16 +47,7 @@ class UpstreamResponse:
 
     def set_timeout(self, seconds: float | None) -> None:
         """How long one wait for more of the body may take; None: a cancel scope watches it."""
-        self._raw.body.connection.sock.settimeout(seconds)
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last byte has been read."""
-        return self._raw.body.complete
-
-    def get(self, name: str) -> str:
-        """The first value of a header by its lower-case name, empty where there is none."""
-        return self._raw.head.get(name)
+        self.body.connection.sock.settimeout(seconds)
 
     def read1(self, *, begun: bool = True) -> bytes:
         """The bytes that have come, waiting for some; empty at a clean end only.
@@ -67,7 +63,7 @@ class UpstreamResponse:
     def read_first(self) -> bytes:
         """The first bytes of the body: a response that breaks off before them counts as none."""
         try:
-            return b"" if self.complete else self.read1(begun=False)
+            return b"" if self.body.complete else self.read1(begun=False)
         except BaseException:
             self.close()
             raise
@@ -82,6 +78,8 @@ class Upstream:
 
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
+        self.usable = provider.usable
+        self.base_path = provider.base_path
         self.host = urlsplit(provider.origin).hostname or ""
         self._adapter = ProviderAdapter(provider)
         self._timeout = (provider.connect_timeout, provider.first_byte_timeout)

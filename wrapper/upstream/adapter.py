@@ -213,10 +213,10 @@ def _head(request: requests.PreparedRequest, authority: str) -> bytes:
     target = request.url or ""
     if not target.startswith("/"):
         target = request.path_url
-    lines = [f"{request.method} {target} HTTP/1.1\r\nHost: {authority}\r\n"]
-    lines += [f"{name}: {value}\r\n" for name, value in request.headers.items()]
-    lines.append("\r\n")
-    return "".join(lines).encode("latin-1")
+    head = f"{request.method} {target} HTTP/1.1\r\nHost: {authority}\r\n"
+    for name, value in request.headers.items():
+        head += f"{name}: {value}\r\n"
+    return f"{head}\r\n".encode("latin-1")
 
 
 def _pieces(request: requests.PreparedRequest) -> bytes | Iterable[bytes] | None:

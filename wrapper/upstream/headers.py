@@ -1,7 +1,7 @@
 """Which headers go up to a provider, and which come down.
 
-The rule protected here: nothing that belongs to one hop, to the caller alone or to the account
-alone crosses over; everything else does, as it came.
+Invariant: nothing that belongs to one hop, to the client alone or to the account alone passes;
+everything else does, as it came.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-# RFC 9110 section 7.6.1, and what is between this caller and this gateway alone.
+# RFC 9110 section 7.6.1, and what is between this client and this gateway alone.
 _HOP_BY_HOP = frozenset(
     [
         "connection",
@@ -48,20 +48,19 @@ _NEVER_DOWN = _HOP_BY_HOP | frozenset(
     ]
 )
 
-# Codings whose bytes the meter can read; others are taken out so that none goes unmetered.
-# So is "*", which leaves the choice to the provider.
+# Codings that usage can be read from; others are removed, so that no response goes unmetered. So is
+# "*", which leaves the choice to the provider.
 READABLE_CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "identity"})
 HeaderList = list[tuple[str, str]]
 
 
 def headers_up(environ: Mapping[str, Any]) -> dict[str, str]:
-    """The caller's headers that go on to a provider, from a WSGI environ.
+    """The client's headers that go on to a provider, from a WSGI environ.
 
-    Left out: hop-by-hop ones and those `Connection` names (RFC 9110 section 7.6.1), credentials,
-    cookies and what tells of the way here. Codings that the meter cannot read are taken out of
-    Accept-Encoding, so that no answer can be made unreadable to it.
+    Left out: hop-by-hop ones and those that `Connection` names (RFC 9110 section 7.6.1),
+    credentials, cookies, and what describes the way here.
     """
-    named = {token.strip().lower() for token in environ.get("HTTP_CONNECTION", "").split(",")}
+    named = environ.get("HTTP_CONNECTION", "").lower().replace(",", " ").split()
     out: dict[str, str] = {}
     for key, value in environ.items():
         if key[:5] == "HTTP_":
@@ -78,22 +77,20 @@ def headers_up(environ: Mapping[str, Any]) -> dict[str, str]:
 
 
 def headers_down(headers: HeaderList) -> HeaderList:
-    """The provider's headers that go on to the caller; gunicorn writes Date and Server itself."""
-    named: set[str] = set()
-    for name, value in headers:
-        if name.lower() == "connection":
-            named.update(token.strip().lower() for token in value.split(","))
-    return [
-        (name, value)
-        for name, value in headers
-        if (lower := name.lower()) not in _NEVER_DOWN
-        and lower not in named
-        and not lower.startswith("access-control-")
-    ]
+    """The provider's headers that go on to the client; gunicorn writes Date and Server itself."""
+    named: list[str] = []
+    down: HeaderList = []
+    for header in headers:
+        lower = header[0].lower()
+        if lower == "connection":
+            named += header[1].lower().replace(",", " ").split()
+        elif lower not in _NEVER_DOWN and lower[:15] != "access-control-":
+            down.append(header)
+    return [header for header in down if header[0].lower() not in named] if named else down
 
 
 def readable_codings(accept_encoding: str) -> str:
-    """Accept-Encoding (RFC 9110 section 12.5.3) without the codings the meter cannot read."""
+    """Accept-Encoding (RFC 9110 section 12.5.3) without codings that usage cannot be read from."""
     kept = [
         part.strip()
         for part in accept_encoding.split(",")
