@@ -130,7 +130,7 @@ def test_all_workers_together_name_two_hundred_models_also_after_a_restart(
     The names of the configuration are always labels, and the usage table has every true name.
     """
     gateway = gateway_factory(workers=3)
-    configured = {"fast", "llama-3.1-8b-instant", "gpt-4o-mini"}
+    configured = {"fast", "openai/gpt-oss-20b", "gpt-6-luna"}
     odd = [f"odd-{n}" for n in range(250)]
 
     def call(names: Iterable[str]) -> None:
@@ -152,7 +152,7 @@ def test_all_workers_together_name_two_hundred_models_also_after_a_restart(
 
     key = gateway.secrets["web-app"]
     call(odd)
-    for model in ("fast", "gpt-4o-mini"):  # a fallback target, and the alias where it is refused
+    for model in ("fast", "gpt-6-luna"):  # a fallback target, and the alias where it is refused
         assert post(gateway, "/v1/chat/completions", chat(model), key)[0] == 200
     assert post(gateway, "/v1/chat/completions", chat("fast"), gateway.secrets["narrow"])[0] == 403
     before = counted()

@@ -254,12 +254,13 @@ targets = ["{name}"]
 def test_a_provider_that_went_away_keeps_the_list_that_it_gave_last() -> None:
     from harness.simulator import Simulator
 
+    lists = models.ModelLists()
     with Simulator() as leaving:
         upstream = Upstream(Provider("leaving", f"{leaving.url}/v1", Secret("any")))
-        models._refresh(upstream)
-        until, before = models._known[upstream]
-    models._refresh(upstream)
-    assert models._known.pop(upstream)[1] == before
+        lists.of({"leaving": upstream})
+        until, before = lists._known[upstream]
+    lists._refresh(upstream)
+    assert lists._known[upstream][1] == before
     assert "sim-model" in [model["id"] for model in before]
     assert until > time.monotonic() + models.RETRY
     upstream.close()

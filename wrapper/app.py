@@ -20,11 +20,11 @@ from wrapper.blueprints import chat, models, openai, openapi, ops, passthrough
 from wrapper.cancellation import CancelScope
 from wrapper.config import Settings
 from wrapper.metering.pricing import Prices
-from wrapper.proxy.body import close_after, content_length, has_body
+from wrapper.proxy.body import close_after, content_length
 from wrapper.proxy.finalize import finalize
 from wrapper.proxy.request import split_target
 from wrapper.record import UNMATCHED, RequestRecord
-from wrapper.runtime import RequestContext, Runtime, current_runtime, request_context
+from wrapper.runtime import RequestContext, Runtime, request_context
 from wrapper.store import open_store
 from wrapper.telemetry import Exporter, Telemetry
 
@@ -59,19 +59,18 @@ def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> G
     models.ModelLists().init_app(app)
     app.extensions["exporter"] = Exporter()
     _handle_errors(app)
-    _record_requests(app)
-    _allow_origins(app)
+    _record_requests(app, runtime)
     for blueprint in (ops.bp, openapi.bp, models.bp, chat.bp, openai.bp, passthrough.bp):
         app.register_blueprint(blueprint)
     return app
 
 
-def _record_requests(app: Flask) -> None:
-    """A record for every request, finalized when its response is closed."""
+def _record_requests(app: Flask, runtime: Runtime) -> None:
+    """A record for every request, finalized when its response is closed; CORS headers."""
 
     @app.before_request
     def begin() -> Response | None:
-        environ, rule, runtime = request.environ, request.url_rule, current_runtime()
+        environ, rule = request.environ, request.url_rule
         record = RequestRecord(
             method=request.method,
             path=rule.rule.replace("<path:rest>", "<path>") if rule else UNMATCHED,
@@ -100,9 +99,13 @@ def _record_requests(app: Flask) -> None:
             record.status = response.status_code
             record.bytes_out = response.content_length or 0
         response.headers.setdefault("x-request-id", record.request_id)
-        _discard_body(context)
+        if record.content is None or not record.content.ended:
+            _discard_body(context)
         response.call_on_close(partial(finalize, context))
-        return response
+        if request.path == "/metrics":
+            return response  # no page in a browser may read the keys' names
+        origins = context.snapshot.settings.server.cors_origins
+        return set_cors_headers(response, _cors_options(origins))
 
 
 def _discard_body(context: RequestContext) -> None:
@@ -112,11 +115,11 @@ def _discard_body(context: RequestContext) -> None:
     one is read and discarded by gunicorn before the next request, and the response does not wait
     for it.
     """
-    content = context.record.content
-    if not has_body(context.environ) or (content is not None and content.ended):
+    if context.record.content is not None:
+        close_after(context.environ)
         return
     length = content_length(context.environ)
-    if content is not None or length is None or length > DRAINED_BYTES:
+    if length is None or length > DRAINED_BYTES:
         close_after(context.environ)
 
 
@@ -156,32 +159,22 @@ def _handle_errors(app: Flask) -> None:
         )
 
 
-def _allow_origins(app: Flask) -> None:
+@lru_cache(maxsize=2)
+def _cors_options(origins: tuple[str, ...]) -> Any:
     """CORS without credentials: a browser app sends its key itself, never a cookie.
 
     flask-cors' own extension would keep the origins it was made with over every reload.
     """
-
-    @lru_cache(maxsize=2)
-    def options(origins: tuple[str, ...]) -> Any:
-        return get_cors_options(
-            app,
-            {
-                "origins": list(origins),
-                "methods": openai.ANY_METHOD,
-                "expose_headers": EXPOSED,
-                "supports_credentials": False,
-                "send_wildcard": True,
-                "always_send": False,
-                "allow_private_network": False,
-                "max_age": 600,
-            },
-        )
-
-    @app.after_request
-    def allow(response: Response) -> Response:
-        if request.path == "/metrics":
-            return response  # no page in a browser may read the keys' names
-        context: RequestContext = g.context
-        origins = context.snapshot.settings.server.cors_origins
-        return set_cors_headers(response, options(origins))
+    return get_cors_options(
+        None,
+        {
+            "origins": list(origins),
+            "methods": openai.ANY_METHOD,
+            "expose_headers": EXPOSED,
+            "supports_credentials": False,
+            "send_wildcard": True,
+            "always_send": False,
+            "allow_private_network": False,
+            "max_age": 600,
+        },
+    )

@@ -115,7 +115,7 @@ class Keyring:
         date has passed.
         """
         token = bearer(authorization)
-        found = self._by_digest.get(digest(token))
+        found = self._by_digest.get(hashlib.sha256(token.encode()).hexdigest())
         if found is None:
             if client_credentials and not is_gateway_key(token):
                 return Principal(CLIENT, credential=authorization)

@@ -113,8 +113,12 @@ class CancelScope:
         """
         if self.reason == TIMEOUT:
             self.reason = None
-        if self._timer is not None or self._idle is not None:
-            self._stop("_timer", "_idle")
+        if self._idle is not None:
+            self._stop("_idle")
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
         if seconds is not None and self._sock is not None:
             self._timer = get_hub().loop.timer(max(seconds, 0.001))
             self._timer.start(self.interrupt, TIMEOUT)

@@ -13,7 +13,7 @@ How it ends is said by one method each, and the first one that says an outcome w
     aborted     the client closed the connection
     drained     the worker stopped before the response was complete
     failed      the provider failed after its response had begun
-    completed   the response was relayed to its end
+    completed   nothing more is relayed: the response was, to its end, or the client has gone
 """
 
 from __future__ import annotations
@@ -80,23 +80,13 @@ class RequestRecord:
     cost: int | None = None  # pico-USD
     unmetered: str | None = None  # why a 2xx has no usage
 
+    bytes_in: int = 0
     bytes_out: int = 0
     upstream: float = 0.0
     waited_for_client: float = 0.0  # to take bytes; `content.waited` is the time to send them
     ttft: float | None = None
     duration: float = 0.0
-
-    @property
-    def overhead(self) -> float:
-        """Seconds spent in the gateway itself; exact once the record is finished."""
-        total = self.duration or time.perf_counter() - self.started
-        uploading = self.content.waited if self.content is not None else 0.0
-        return max(0.0, total - self.upstream - self.waited_for_client - uploading)
-
-    @property
-    def bytes_in(self) -> int:
-        """Bytes of the request's body that were read."""
-        return self.content.received if self.content is not None else 0
+    overhead: float = 0.0
 
     def attempted(self, provider: str, model: str) -> None:
         """The request is about to be sent to this provider, under this model's name."""
@@ -127,20 +117,20 @@ class RequestRecord:
         self.upstream_failed(reason)
         self._end(UPSTREAM_ERROR)
 
-    def completed(self, extracted: ExtractedUsage) -> None:
-        """The response was relayed to its end, which may itself report an error."""
-        if extracted.error and self.status < 300:
-            self.failed("error_event")
-
-    def metered(
+    def completed(
         self, extracted: ExtractedUsage, *, ended: bool, used: bool, expected: bool
     ) -> None:
-        """Take over what the usage extractor has read.
+        """Nothing more is relayed: take over what the usage extractor has read.
 
-        `ended`: the response is whole. `used`: the request itself used something (what a GET shows
-        of a stored response was counted when that was made). `expected`: it should report what it
-        used, so that a missing report is counted.
+        `ended`: the response is whole; else, unless it is known why not, the client has gone.
+        `used`: the request itself used something (what a GET shows of a stored response was counted
+        when that was made). `expected`: it should report what it used, so that a missing report is
+        counted.
         """
+        if not ended:
+            self.aborted()
+        elif extracted.error and self.status < 300:
+            self.failed("error_event")
         if used and extracted.usage is not None:
             self.usage = extracted.usage
             # A request may leave the model to the provider, as one with a stored prompt does.
@@ -152,24 +142,29 @@ class RequestRecord:
     def finish(self) -> None:
         """Stop the clock and set the outcome that follows from the status, if none was set."""
         self.duration = time.perf_counter() - self.started
-        self._end(_outcome_of(self.status))
+        waited = self.waited_for_client
+        if self.content is not None:
+            self.bytes_in = self.content.received
+            waited += self.content.waited
+        self.overhead = max(0.0, self.duration - self.upstream - waited)
+        if not self.outcome:
+            if is_provider_failure(self.status):
+                self.outcome = UPSTREAM_ERROR
+            else:
+                self.outcome = CLIENT_ERROR if self.status >= 400 else COMPLETED
 
     def _end(self, outcome: str) -> None:
         self.outcome = self.outcome or outcome
 
     def server_timing(self) -> str:
         """`Server-Timing` (W3C) with durations in milliseconds, as known when headers go out."""
-        text = f"gateway;dur={self.overhead * 1e3:.3f}, upstream;dur={self.upstream * 1e3:.3f}"
+        waited = self.content.waited if self.content is not None else 0.0
+        total = time.perf_counter() - self.started
+        overhead = max(0.0, total - self.upstream - self.waited_for_client - waited)
+        text = f"gateway;dur={overhead * 1e3:.3f}, upstream;dur={self.upstream * 1e3:.3f}"
         return text if self.ttft is None else f"{text}, ttft;dur={self.ttft * 1e3:.3f}"
 
 
 def is_provider_failure(status: int) -> bool:
     """Whether a provider's status means that it, and not the client, has failed."""
     return status == 429 or status >= 500
-
-
-def _outcome_of(status: int) -> str:
-    """The outcome of a request that a provider responded to with `status`."""
-    if is_provider_failure(status):
-        return UPSTREAM_ERROR
-    return CLIENT_ERROR if status >= 400 else COMPLETED

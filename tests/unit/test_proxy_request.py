@@ -19,7 +19,7 @@ from wrapper.auth import Principal
 from wrapper.cancellation import CancelScope, Scopes
 from wrapper.config import Server
 from wrapper.endpoints import find_endpoint
-from wrapper.proxy.body import RequestBody, has_body, keep
+from wrapper.proxy.body import RequestBody, content_length, keep
 from wrapper.proxy.model_access import requested_model
 from wrapper.proxy.request import ProxyRequest, is_json_type, read_request, split_target
 from wrapper.proxy.timeouts import body_seconds
@@ -81,6 +81,10 @@ def context(made: dict[str, Any], server: Server | None = None) -> RequestContex
 
 
 UNRESTRICTED = Principal("web")
+
+
+def request_body(made: dict[str, Any], limit: int) -> RequestBody:
+    return RequestBody(made, content_length(made), limit)
 
 
 def read_json(body: bytes, **how: Any) -> ProxyRequest:
@@ -202,14 +206,14 @@ def test_any_object_is_taken_as_it_is(value: Any) -> None:
 def test_a_body_over_the_limit_is_refused_and_the_connection_closed(length: int | None) -> None:
     made = environ(b"x" * 11, length=length)
     with pytest.raises(errors.RequestTooLarge):
-        RequestBody(made, 10).read_all()
+        request_body(made, 10).read_all()
     assert made["wsgi.input"].closing
 
 
 @pytest.mark.parametrize("length", [-1, None])
 def test_a_body_of_exactly_the_limit_is_taken(length: int | None) -> None:
     made = environ(b"x" * 10, length=length)
-    assert RequestBody(made, 10).read_all() == b"x" * 10
+    assert request_body(made, 10).read_all() == b"x" * 10
     assert not made["wsgi.input"].closing
 
 
@@ -227,12 +231,12 @@ def test_a_body_that_breaks_off_is_refused_and_the_connection_closed(
 ) -> None:
     made = environ(b"half", length=8, failure=failure)
     with pytest.raises(error):
-        RequestBody(made, 100).read_all()
+        request_body(made, 100).read_all()
     assert made["wsgi.input"].closing
 
 
 def test_nothing_is_read_after_the_end() -> None:
-    raw = RequestBody(environ(b"abc"), 10)
+    raw = request_body(environ(b"abc"), 10)
     assert b"".join(raw) == b"abc"
     assert raw.ended
     assert raw.read(10) == b""
@@ -248,24 +252,26 @@ def test_a_full_disk_is_no_bug_of_the_callers() -> None:
 
 
 def test_a_bodys_time_grows_with_its_size() -> None:
-    small, large = environ(length=10), environ(length=100_000_000)
-    assert 30 <= body_seconds(small, Server(max_upload_bytes=10**9)) < 31
-    assert 1000 < body_seconds(large, Server(max_upload_bytes=10**9)) < 10_000
-    assert body_seconds(environ(length=None), Server(max_upload_bytes=1_000_000)) > 60
+    server = Server(max_upload_bytes=10**9)
+    assert 30 <= body_seconds(10, server) < 31
+    assert 1000 < body_seconds(100_000_000, server) < 10_000
+    assert body_seconds(None, Server(max_upload_bytes=1_000_000)) > 60
 
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, False),
-        ({"CONTENT_LENGTH": ""}, False),
-        ({"CONTENT_LENGTH": "0"}, False),
-        ({"CONTENT_LENGTH": "1"}, True),
-        ({"HTTP_TRANSFER_ENCODING": "chunked"}, True),
+        ({}, 0),
+        ({"CONTENT_LENGTH": ""}, 0),
+        ({"CONTENT_LENGTH": "0"}, 0),
+        ({"CONTENT_LENGTH": "1"}, 1),
+        ({"HTTP_TRANSFER_ENCODING": "chunked"}, None),
     ],
 )
-def test_whether_there_is_a_body(fields: dict[str, str], expected: bool) -> None:
-    assert has_body(fields) is expected
+def test_the_length_of_the_body_after_the_head(
+    fields: dict[str, str], expected: int | None
+) -> None:
+    assert content_length(fields) == expected
 
 
 @pytest.mark.parametrize(
@@ -400,6 +406,7 @@ def test_a_body_that_is_refused_leaves_no_timer_behind() -> None:
         with pytest.raises(errors.InvalidBody):
             read_request(how, UNRESTRICTED, routed=True)
         assert made["gunicorn.socket"].timeout == Server().body_timeout
+        how.scope.close()
         assert how.scope._timer is None
 
 

@@ -40,6 +40,8 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*
 # What nearly every chunk-size line is: no extension, and not the last chunk.
 _CHUNK = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,14})\r\n")
 
+_LAST_CHUNK = b"0\r\n\r\n"  # without trailers
+
 Headers = list[tuple[str, str]]
 
 
@@ -60,13 +62,7 @@ class Head(NamedTuple):
     length: int | None
     chunked: bool
     keep_alive: bool
-
-    def get(self, name: str, default: str = "") -> str:
-        """The first value of a header, by its lower-case name."""
-        for key, value in self.headers:
-            if key.lower() == name:
-                return value
-        return default
+    first: dict[str, str]  # the first value of each header, by its lower-case name
 
 
 class Connection:
@@ -157,8 +153,10 @@ class Connection:
         """Put back what belongs to the next reader."""
         self._ahead = data + self._ahead
 
-    def finish(self, keep_alive: bool) -> None:
-        """The body is whole: the connection may serve again if nothing follows."""
+    def finish(self, keep_alive: bool, rest: bytes = b"") -> None:
+        """The body is whole: the connection may serve again if nothing follows, not even `rest`."""
+        if rest:
+            self.unread(rest)
         self.reusable = keep_alive and not self._ahead
         if self.reusable:
             self.idle_since = time.monotonic()
@@ -196,6 +194,7 @@ def parse_head(data: bytes, method: str) -> Head:
     lengths: list[str] = []
     codings: list[str] = []
     connection: list[str] = []  # its tokens
+    first: dict[str, str] = {}
     for line in lines[1:]:
         field = _HEADER_LINE.fullmatch(line)
         if field is None:
@@ -203,6 +202,7 @@ def parse_head(data: bytes, method: str) -> Head:
         name, value = field[1].decode("ascii"), field[2].strip(b" \t").decode("latin-1")
         headers.append((name, value))
         lower = name.lower()
+        first.setdefault(lower, value)
         if lower == "content-length":
             lengths.append(value)
         elif lower == "transfer-encoding":
@@ -217,7 +217,7 @@ def parse_head(data: bytes, method: str) -> Head:
     # response to the next request, which may be another client's.
     keep_alive = keep_alive and not bodiless
     reason = (match[3] or b"").decode("latin-1").strip()
-    return Head(status, reason, headers, length, chunked, keep_alive)
+    return Head(status, reason, headers, length, chunked, keep_alive, first)
 
 
 def _framing(
@@ -259,9 +259,9 @@ class Body:
         """
         raise NotImplementedError
 
-    def _finish(self) -> None:
+    def _finish(self, rest: bytes = b"") -> None:
         self.complete = True
-        self.connection.finish(self._keep_alive)
+        self.connection.finish(self._keep_alive, rest)
 
 
 class LengthBody(Body):
@@ -311,7 +311,9 @@ class ChunkedBody(Body):
     __slots__ = ("_left", "_pending", "_trailers")
 
     def __init__(self, connection: Connection, head: Head) -> None:
-        Body.__init__(self, connection, head)
+        self.connection = connection
+        self._keep_alive = head.keep_alive
+        self.complete = False
         self._left = 0  # bytes to come of the chunk we are in, its CRLF included
         self._pending = b""  # the beginning of a chunk-size line
         self._trailers = 0  # lines that may still follow the last chunk
@@ -346,10 +348,13 @@ class ChunkedBody(Body):
                 position += 1
             else:
                 chunk = _CHUNK.match(data, position) if not self._trailers else None
-                if chunk is None:
-                    position = self._next_chunk(data, position)
-                else:
+                if chunk is not None:
                     self._left, position = int(chunk[1], 16) + 2, chunk.end()
+                elif not self._trailers and data.startswith(_LAST_CHUNK, position):
+                    self._finish(data[position + len(_LAST_CHUNK) :])
+                    break
+                else:
+                    position = self._next_chunk(data, position)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _next_chunk(self, data: bytes, start: int) -> int:
@@ -363,8 +368,7 @@ class ChunkedBody(Body):
         line = data[start:end]
         if self._trailers:
             if not line:
-                self.connection.unread(data[end + 2 :])
-                self._finish()
+                self._finish(data[end + 2 :])
                 return len(data)
             self._trailers -= 1
             if not self._trailers or _HEADER_LINE.fullmatch(line) is None:

@@ -21,7 +21,9 @@ makes the usage unreadable; it is never repaired.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -89,18 +91,19 @@ _EMPTY = (b"", b"null")
 _EMPTY_LIST = re.compile(rb"\[[ \t\r\n]*\]")
 
 
+@dataclass(slots=True)
 class JsonUsage:
-    """What one JSON text reports. `unreadable`: it has a usage that could not be read."""
+    """What one JSON text reports.
 
-    __slots__ = ("error", "model", "only_usage", "unreadable", "usage")
+    `unreadable`: it has a usage that could not be read. `only_usage`: it is the additional chunk of
+    `stream_options.include_usage`, with a usage and empty `choices`.
+    """
 
-    def __init__(self) -> None:
-        self.usage: Usage | None = None
-        self.model: str | None = None
-        self.error = False
-        self.unreadable = False
-        # The additional chunk of `stream_options.include_usage`: a usage and empty `choices`.
-        self.only_usage = False
+    usage: Usage | None = None
+    model: str | None = None
+    error: bool = False
+    unreadable: bool = False
+    only_usage: bool = False
 
 
 def read(text: bytes) -> JsonUsage:
@@ -108,16 +111,15 @@ def read(text: bytes) -> JsonUsage:
     body = _decode_body(text)
     found = JsonUsage()
     _read_level(body, found)
-    nested = bytes(body.response)
+    nested, groq = bytes(body.response), bytes(body.x_groq)
     if nested.startswith(b"{"):
         _read_level(_decode_body(nested), found)
-    groq = bytes(body.x_groq)
     # `x_groq.usage` counts only where `usage` is empty: outside streams it is about caches.
     if groq.startswith(b"{"):
         extra = _decode_body(groq)
-        found.error = found.error or bytes(extra.error) not in _EMPTY
-        if found.usage is None and not found.unreadable:
-            _read_usage(bytes(extra.usage), found)
+        if found.usage is not None or found.unreadable:
+            extra.usage = _NOTHING
+        _read_level(extra, found)
     found.error = found.error or bytes(body.type) in (b'"error"', b'"response.failed"')
     found.only_usage = (
         bytes(body.usage).startswith(b"{")
@@ -128,22 +130,17 @@ def read(text: bytes) -> JsonUsage:
 
 
 def _read_level(body: _Body, found: JsonUsage) -> None:
-    if found.model is None:
-        found.model = _model(bytes(body.model))
+    model, usage = bytes(body.model), bytes(body.usage)
+    if found.model is None and model.startswith(b'"'):
+        with contextlib.suppress(ValueError):
+            found.model = _decode_text(model) or None
     found.error = found.error or bytes(body.error) not in _EMPTY
-    _read_usage(bytes(body.usage), found)
-
-
-def _read_usage(text: bytes, found: JsonUsage) -> None:
-    if text in _EMPTY:
+    if usage in _EMPTY:
         return
     try:
-        usage = read_usage(text)
+        found.usage = read_usage(usage) or found.usage
     except DECODING_ERRORS:
         found.unreadable = True
-        return
-    if usage is not None:
-        found.usage = usage
 
 
 def read_usage(text: bytes) -> Usage | None:
@@ -187,12 +184,3 @@ def read_usage(text: bytes) -> Usage | None:
         after.audio_tokens or 0,
         after.image_tokens or 0,
     )
-
-
-def _model(text: bytes) -> str | None:
-    if not text.startswith(b'"'):
-        return None
-    try:
-        return _decode_text(text) or None
-    except ValueError:
-        return None

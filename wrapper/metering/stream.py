@@ -123,6 +123,8 @@ class StreamExtractor:
 
     def flush(self) -> bytes:
         self._ended = True
+        if not self._reader.pending and self._oversized is None:
+            return b""
         # The standard drops an event without its blank line; its tokens were used all the same.
         rest = Span(self._reader.flush(), whole=self._oversized is None)
         kept = self._is_kept(rest)
@@ -144,20 +146,20 @@ class StreamExtractor:
             self._stripped_at_cr = False
             if span.raw == b"\n":
                 return False
-        found = self._inspect(span)
+        found = None
+        if not span.whole or self._interesting(span.raw):
+            found = self._inspect(span)
+        self._first = False
         if found is None or not found.only_usage:
             return True
         self._stripped_at_cr = span.raw.endswith(b"\r")
         return False
 
     def _inspect(self, span: Span) -> JsonUsage | None:
-        first, self._first = self._first, False
         if not span.whole:
             self._inspect_piece(span)
             return None
-        if not self._interesting(span.raw):
-            return None
-        data = payload(span.raw, first=first)
+        data = payload(span.raw, first=self._first)
         if data is None:
             return None
         try:

@@ -36,18 +36,22 @@ class RequestBody:
     """
 
     def __init__(
-        self, environ: Mapping[str, Any], limit: int, form: FieldFinder | None = None
+        self,
+        environ: Mapping[str, Any],
+        length: int | None,
+        limit: int,
+        form: FieldFinder | None = None,
     ) -> None:
         self._environ = environ
         self._input = environ["wsgi.input"]
         self._limit = limit
         self._form = form
         self._moved = 0  # bytes since other requests could run
-        self.length = content_length(environ)
+        self.length = length  # None: chunked
         self.received = 0
         self.waited = 0.0  # seconds spent waiting for the client
-        self.ended = not self.length and "HTTP_TRANSFER_ENCODING" not in environ
-        if self.length is not None and self.length > limit:
+        self.ended = length == 0
+        if length is not None and length > limit:
             raise self._too_large()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -75,20 +79,15 @@ class RequestBody:
             took = time.perf_counter() - began
             self.waited += took
         self.received += len(data)
-        self._moved = yield_after(YIELD_BYTES if took > LONG else self._moved + len(data))
+        self._moved += len(data)
+        if took > LONG or self._moved >= YIELD_BYTES:
+            self._moved = yield_after(YIELD_BYTES)
         if self.received > self._limit:
             raise self._too_large()
         if self._form is not None:
             self._form.feed(data)
-        self._check_end(data)
-        return data
-
-    def _check_end(self, data: bytes) -> None:
-        if self.length is None:
-            self.ended = not data
-        elif self.received >= self.length:
-            self.ended = True
-        elif not data:
+        self.ended = not data if self.length is None else self.received >= self.length
+        if not data and not self.ended:
             self.ended = True
             raise self._closing(
                 errors.IncompleteBody(
@@ -96,6 +95,7 @@ class RequestBody:
                     f"{self.length}."
                 )
             )
+        return data
 
     def read_all(self) -> bytes:
         """The whole body in memory."""
@@ -198,14 +198,11 @@ def keep(piece: bytes, file: IO[bytes]) -> None:
 
 
 def content_length(environ: Mapping[str, Any]) -> int | None:
-    """The declared length of the body, None where there is none (chunked or no body)."""
+    """The length of the body after the head, None for a chunked one (RFC 9112 section 6.3)."""
     text = environ.get("CONTENT_LENGTH")
-    return int(text) if text else None
-
-
-def has_body(environ: Mapping[str, Any]) -> bool:
-    """Whether body bytes follow the head (RFC 9112 section 6.3)."""
-    return bool(content_length(environ)) or "HTTP_TRANSFER_ENCODING" in environ
+    if text:
+        return int(text)
+    return None if "HTTP_TRANSFER_ENCODING" in environ else 0
 
 
 def close_after(environ: Mapping[str, Any]) -> None:

@@ -31,20 +31,17 @@ def finalize_record(record: RequestRecord, runtime: Runtime, snapshot: Snapshot)
     record.finish()
     try:
         if counts and metering:
-            _price(record, snapshot)
+            if record.usage is not None:
+                host = snapshot.upstreams[record.provider].host
+                price = snapshot.prices.cost
+                record.cost = price(record.provider, host, record.model, record.usage)
             _settle(record, runtime)
     finally:
         try:
             telemetry.count(record, proxy_request=counts, metering=metering)
-            telemetry.log_request(record)
+            telemetry.log.write(record)
         finally:
             telemetry.request_ended(record, proxy_request=counts)
-
-
-def _price(record: RequestRecord, snapshot: Snapshot) -> None:
-    if record.usage is not None:
-        host = snapshot.upstreams[record.provider].host
-        record.cost = snapshot.prices.cost(record.provider, host, record.model, record.usage)
 
 
 def _settle(record: RequestRecord, runtime: Runtime) -> None:

@@ -17,7 +17,7 @@ from wrapper.proxy.body import RequestBody
 from wrapper.proxy.failover_and_retry import may_fail_over
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
-from wrapper.record import RequestRecord, is_provider_failure
+from wrapper.record import is_provider_failure
 from wrapper.runtime import RequestContext
 from wrapper.upstream import UpstreamResponse, headers_up
 
@@ -68,14 +68,16 @@ def _attempt(
 ) -> Forwarded:
     record, provider = context.record, attempt.upstream.provider
     record.attempted(provider.name, attempt.model)
-    began = clock() - _waited(record)
+    # A body that is streamed through waits for its client: that is not the provider's time.
+    content = record.content
+    began = clock() - (content.waited if content else 0.0)
     try:
         forwarded = _send(context, request, attempt, headers)
     except errors.UpstreamError as error:
         record.upstream_failed(error.reason)
         raise
     finally:
-        took = clock() - _waited(record) - began
+        took = clock() - (content.waited if content else 0.0) - began
         record.upstream += took
     record.ttft = took
     response = forwarded.response
@@ -87,14 +89,8 @@ def _attempt(
         raise errors.UpstreamAuth(
             f"Provider {provider.name!r} refused the gateway's own credential."
         )
-    if timeouts.arm_response(context.scope, provider, took) and not response.body.complete:
-        response.set_timeout(None)
+    timeouts.arm_response(context.scope, provider, response, took)
     return forwarded
-
-
-def _waited(record: RequestRecord) -> float:
-    """A body that is streamed through waits for its client: that is not the provider's time."""
-    return record.content.waited if record.content is not None else 0.0
 
 
 def _send(
@@ -116,7 +112,7 @@ def _send(
     upload = None
     if isinstance(body, RequestBody):
         sent = _Upload(body, scope)
-        upload = timeouts.body_seconds(context.environ, context.snapshot.settings.server)
+        upload = timeouts.body_seconds(body.length, context.snapshot.settings.server)
     timeouts.arm_first_byte(scope, upstream.provider, upload)
     try:
         with scope:

@@ -20,7 +20,6 @@ import msgspec
 from wrapper import errors
 from wrapper.auth import Principal
 from wrapper.cancellation import TIMEOUT, Interrupted
-from wrapper.config import Server
 from wrapper.endpoints import Endpoint, find_endpoint
 from wrapper.formats import jsonbytes
 from wrapper.formats.multipart import FieldFinder
@@ -31,7 +30,6 @@ from wrapper.proxy.body import (
     RequestBody,
     SpooledForm,
     content_length,
-    has_body,
     spool_form,
 )
 from wrapper.record import MAX_NAME
@@ -153,43 +151,41 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
         raise overloaded()
     scope.open()
     _refuse_ambiguous_head(environ)
-    timeouts.arm_request_body(scope, environ, server)
+    length = content_length(environ)
+    timeouts.arm_request_body(scope, environ.get("gunicorn.socket"), length, server)
     try:
         with scope:
-            request = _read(context, principal, routed, server)
+            request = _read(context, principal, length, routed=routed)
     except Interrupted as interruption:
         if interruption.reason != TIMEOUT:
             context.record.drained()
             raise errors.Drained() from None
         raise errors.RequestTimeout("The request body did not arrive in time.") from None
-    finally:
-        scope.set_deadline(None)
     context.record.model = (request.model or "")[:MAX_NAME]
     context.record.stream = request.stream
     return request
 
 
 def _read(
-    context: RequestContext, principal: Principal, routed: bool, server: Server
+    context: RequestContext, principal: Principal, length: int | None, *, routed: bool
 ) -> ProxyRequest:
     """The request with its body, in the way that suits its endpoint."""
     environ = context.environ
     method: str = environ["REQUEST_METHOD"]
     target, query = context.target
     request = ProxyRequest(method, target, query, find_endpoint(method, target))
-    length = content_length(environ)
-    if not has_body(environ):
+    if length == 0:
         # An explicit Content-Length: 0 is repeated, a missing one stays missing.
-        return request._replace(body=None if length is None else b"")
+        return request._replace(body=b"" if environ.get("CONTENT_LENGTH") else None)
     if principal.credential is None or (length is not None and length <= LARGE):
-        return _read_body(context, request, principal, routed, server)
+        return _read_body(context, request, principal, length, routed)
     # No key of the gateway stands behind callers who use their own provider key: limit how many
     # of their large bodies are read at once.
     slots = context.runtime.large_bodies
     if not slots.acquire(blocking=False):
         raise overloaded()
     try:
-        return _read_body(context, request, principal, routed, server)
+        return _read_body(context, request, principal, length, routed)
     finally:
         slots.release()
 
@@ -198,25 +194,26 @@ def _read_body(
     context: RequestContext,
     request: ProxyRequest,
     principal: Principal,
+    length: int | None,
     routed: bool,
-    server: Server,
 ) -> ProxyRequest:
     """How a body is read follows from the endpoint, its type, and whether its model matters."""
-    environ = context.environ
+    environ, server = context.environ, context.snapshot.settings.server
     content_type: str = environ.get("CONTENT_TYPE", "")
     kind = content_type.lower()
     is_form = kind.startswith("multipart/form-data") and not request.endpoint.json_body
     # There are providers that take anything for JSON, whatever its type says.
     as_json = principal.is_restricted or (routed and request.endpoint.metered)
     if request.endpoint.json_body or is_json_type(kind) or (as_json and not is_form):
-        content = context.record.content = RequestBody(environ, server.max_body_bytes)
+        content = context.record.content = RequestBody(environ, length, server.max_body_bytes)
         return _read_json(request, content.read_all(), kind)
     if is_form and (routed or principal.is_restricted):
         finder = FieldFinder(content_type, "model", scan_all=True)
-        content = context.record.content = RequestBody(environ, server.max_upload_bytes)
+        content = context.record.content = RequestBody(environ, length, server.max_upload_bytes)
         return request._replace(body=spool_form(content, finder), model=finder.value)
     beside = FieldFinder(content_type, "model") if is_form else None
-    content = context.record.content = RequestBody(environ, server.max_upload_bytes, beside)
+    content = RequestBody(environ, length, server.max_upload_bytes, beside)
+    context.record.content = content
     return request._replace(body=content, form=beside)
 
 

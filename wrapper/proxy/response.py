@@ -21,7 +21,7 @@ from flask import Response
 from werkzeug.datastructures import Headers
 
 from wrapper import errors
-from wrapper.cancellation import Interrupted, yield_after
+from wrapper.cancellation import YIELD_BYTES, Interrupted, yield_after
 from wrapper.metering import NullExtractor, UsageExtractor, extractor_for
 from wrapper.proxy.forward import Forwarded, interrupted
 from wrapper.proxy.request import ProxyRequest
@@ -37,8 +37,8 @@ _EVENT_ENDS = (b"\n\n", b"\r\n", b"\r\r", b"")
 def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> Response:
     """The client's response: the provider's status, headers and body, and the gateway's headers."""
     record, response = context.record, forwarded.response
-    content_type = response.get("content-type").lower()
-    encoding = response.get("content-encoding").lower()
+    content_type = response.get("content-type", "").lower()
+    encoding = response.get("content-encoding", "").lower()
     record.status = response.status
     record.stream = content_type.startswith("text/event-stream")
     record.upstream_request_id = response.request_id
@@ -72,16 +72,23 @@ class StreamedResponse(Response):
         self.headers = headers
         self._body = body
 
-    def get_wsgi_headers(self, environ: Any) -> Headers:
-        """The headers as they are."""
-        return self.headers
-
-    def get_app_iter(self, environ: Any) -> Iterable[bytes]:
-        """The response itself, so that the server's `close()` reaches it; nothing for HEAD."""
-        return super().get_app_iter(environ) if environ["REQUEST_METHOD"] == "HEAD" else self
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        """The response itself is the iterable, so that the server's `close()` reaches it."""
+        start_response(self.status, self.headers.to_wsgi_list())
+        return self if environ["REQUEST_METHOD"] != "HEAD" else _Bodiless(self)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._body
+
+
+class _Bodiless:
+    """The response to a HEAD request: closed like any other, with no body to iterate."""
+
+    def __init__(self, response: StreamedResponse) -> None:
+        self.close = response.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
 
 
 class StreamingBody:
@@ -129,7 +136,9 @@ class StreamingBody:
             data = self._break(error)
         record.bytes_out += len(data)
         self._tail = data[-2:]
-        self._moved = yield_after(self._moved + len(data))
+        self._moved += len(data)
+        if self._moved >= YIELD_BYTES:
+            self._moved = yield_after(self._moved)
         self._handed_over = clock()
         return data
 
@@ -189,16 +198,13 @@ class StreamingBody:
         if self._handed_over:
             record.waited_for_client += clock() - self._handed_over
         self._context.scope.close()
-        self._response.close()
+        if not self._response.body.complete:
+            self._response.close()
         request.release()
-        extracted = self._extractor.extracted()
-        if self._ended:
-            record.completed(extracted)
-        else:
-            record.aborted()  # unless it is known already why
-        record.model = record.model or request.named_model[:MAX_NAME]
-        record.metered(
-            extracted,
+        if not record.model:
+            record.model = request.named_model[:MAX_NAME]
+        record.completed(
+            self._extractor.extracted(),
             ended=self._ended,
             used=not request.endpoint.reports_stored_usage,
             expected=request.endpoint.metered and self._context.snapshot.settings.server.metering,

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from wrapper import errors
 from wrapper.auth import Principal
-from wrapper.config import Target
 from wrapper.proxy.model_access import requested_model, with_model
 from wrapper.proxy.request import ProxyRequest
 from wrapper.runtime import RequestContext
@@ -40,20 +39,18 @@ def resolve(
     targets = routes.for_model(model) if model else routes.catch_all()[:1]
     if not targets:
         raise errors.UnknownUrl("No route leads there: the configuration has no '*' route.")
-    return [_routed(context, request, target, path, model) for target in targets]
-
-
-def _routed(
-    context: RequestContext, request: ProxyRequest, target: Target, path: str, asked: str
-) -> UpstreamAttempt:
-    model = target.model or asked
-    rename = model != asked
-    if rename and request.model is None:
-        path = with_model(path, model)
-    upstream = _upstream(context, target.provider)
-    path = context.snapshot.upstreams[target.provider].base_path + path
-    ask = _asks_usage(context, request, upstream)
-    return UpstreamAttempt(upstream, path + request.query, model, rename, ask_usage=ask)
+    asks = request.stream and request.endpoint.ask_stream_usage
+    asks = asks and context.snapshot.settings.server.metering
+    attempts = []
+    for target in targets:
+        name = target.model or model
+        rename = name != model
+        changed = with_model(path, name) if rename and request.model is None else path
+        upstream = _upstream(context, target.provider)
+        there = context.snapshot.upstreams[target.provider].base_path + changed + request.query
+        ask = asks and upstream.provider.stream_usage == "ask"
+        attempts.append(UpstreamAttempt(upstream, there, name, rename, ask_usage=ask))
+    return attempts
 
 
 def resolve_provider(

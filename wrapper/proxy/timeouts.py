@@ -18,12 +18,11 @@ socket's own timeout. All values are seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from wrapper.cancellation import CancelScope
 from wrapper.config import Provider, Server
-from wrapper.proxy.body import content_length
+from wrapper.upstream import UpstreamResponse
 
 HEAD: Final = 15
 """Seconds for a request's head; it is also how long an idle connection is kept. SDKs reuse idle
@@ -32,19 +31,19 @@ connections for about 5 s."""
 SLOWEST_BYTES_PER_SECOND: Final = 32768
 
 
-def body_seconds(environ: Mapping[str, Any], server: Server) -> float:
+def body_seconds(length: int | None, server: Server) -> float:
     """How long a request's whole body may take: a grace period, then a slow modem's pace."""
-    length = content_length(environ)
     most = server.max_upload_bytes if length is None else min(length, server.max_upload_bytes)
     return server.body_timeout + most / SLOWEST_BYTES_PER_SECOND
 
 
-def arm_request_body(scope: CancelScope, environ: Mapping[str, Any], server: Server) -> None:
+def arm_request_body(
+    scope: CancelScope, sock: Any | None, length: int | None, server: Server
+) -> None:
     """Each wait for the client, now to send and later to take bytes, and the whole body."""
-    sock = environ.get("gunicorn.socket")
     if sock is not None:
         sock.settimeout(server.body_timeout)
-    scope.set_deadline(body_seconds(environ, server))
+    scope.set_deadline(body_seconds(length, server))
 
 
 def arm_first_byte(scope: CancelScope, provider: Provider, upload: float | None) -> None:
@@ -60,9 +59,11 @@ def arm_first_byte(scope: CancelScope, provider: Provider, upload: float | None)
         scope.set_deadline(min(first_byte, provider.total_timeout))
 
 
-def arm_response(scope: CancelScope, provider: Provider, took: float) -> bool:
-    """The rest of the response, `took` seconds into it. Whether the scope watches each wait, so
-    that the provider's socket needs no timeout.
-    """
+def arm_response(
+    scope: CancelScope, provider: Provider, response: UpstreamResponse, took: float
+) -> None:
+    """The rest of the response, `took` seconds into it: in all, and each wait for more of it."""
     scope.set_deadline(provider.total_timeout - took)
-    return scope.set_idle_timeout(provider.idle_timeout)
+    if not response.body.complete:
+        watched = scope.set_idle_timeout(provider.idle_timeout)
+        response.set_timeout(None if watched else provider.idle_timeout)

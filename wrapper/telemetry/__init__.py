@@ -26,7 +26,9 @@ from wrapper.telemetry.request_log import RequestLog
 
 __all__ = ["Exporter", "Telemetry", "usd", "worker_exited", "worker_started"]
 
-STEPS_PER_SECOND = 2**20  # durations are rounded to these; their sums are exact for 300 years
+# Durations are rounded to these steps in a second: then their sums are exact for 300 years, in
+# whatever order the workers' values are added.
+STEPS = 2**20
 
 
 class Telemetry:
@@ -35,7 +37,7 @@ class Telemetry:
     def __init__(self, log_level: str = "info") -> None:
         self._known: set[str] = set()
         self.models = ModelLabels()
-        self._log = RequestLog(log_level)
+        self.log = RequestLog(log_level)
 
     def register(
         self, models: Iterable[str], providers: Iterable[str], priced: Iterable[str] = ()
@@ -104,28 +106,14 @@ class Telemetry:
         name = self.ledger_model(record)
         return name if name in (NO_MODEL, OTHER) or self.models.add(name) else OTHER
 
-    def log_request(self, record: RequestRecord) -> None:
-        """Write the request's log line."""
-        self._log.write(record)
-
     def count(self, record: RequestRecord, *, proxy_request: bool, metering: bool) -> None:
         """Count a finished record.
 
         `proxy_request`: a caller's request for a provider was forwarded or refused. `metering`:
         usage is metered.
         """
-        self._count_request(record)
-        for failure in record.upstream_errors:
-            metrics.UPSTREAM_ERRORS[failure].inc()
-        if proxy_request and metering:
-            self._count_proxy_request(record)
-
-    def _count_request(self, record: RequestRecord) -> None:
-        """Every request.
-
-        Unauthenticated requests must not create time series at will: no method label where the
-        path is arbitrary, and histograms only for reads of what is open to everyone.
-        """
+        # Unauthenticated requests must not create time series at will: no method label where the
+        # path is arbitrary, and histograms only for reads of what is open to everyone.
         method, path = record.method if record.method in METHODS else OTHER, record.path
         # No valid key, or one of a provider that did not accept it.
         unauthenticated = record.api_key == NO_KEY or (
@@ -135,8 +123,12 @@ class Telemetry:
             method = OTHER
         metrics.REQUESTS[method, path, str(record.status)].inc()
         if not unauthenticated or (method == "GET" and record.status < 400):
-            metrics.DURATION[method, path].observe(_exact(record.duration))
-            metrics.OVERHEAD[path,].observe(_exact(record.overhead))
+            metrics.DURATION[method, path].observe(round(record.duration * STEPS) / STEPS)
+            metrics.OVERHEAD[path,].observe(round(record.overhead * STEPS) / STEPS)
+        for failure in record.upstream_errors:
+            metrics.UPSTREAM_ERRORS[failure].inc()
+        if proxy_request and metering:
+            self._count_proxy_request(record)
 
     def _count_proxy_request(self, record: RequestRecord) -> None:
         model, provider = self.model_label(record), record.provider or "none"
@@ -160,20 +152,15 @@ class Telemetry:
             self._observe_speed(record, (provider, model))
 
     def _observe_speed(self, record: RequestRecord, labels: tuple[str, str]) -> None:
-        metrics.GEN_AI_DURATION[labels].observe(_exact(record.upstream))
+        metrics.GEN_AI_DURATION[labels].observe(round(record.upstream * STEPS) / STEPS)
         if record.ttft is None or not record.stream:
             return
-        metrics.FIRST_TOKEN[labels].observe(_exact(record.ttft))
+        metrics.FIRST_TOKEN[labels].observe(round(record.ttft * STEPS) / STEPS)
         if record.usage is not None and record.usage.completion > 1:
-            rest = max(0.0, record.upstream - record.ttft)
-            metrics.PER_TOKEN[labels].observe(_exact(rest / (record.usage.completion - 1)))
+            per_token = (record.upstream - record.ttft) / (record.usage.completion - 1)
+            metrics.PER_TOKEN[labels].observe(round(max(0.0, per_token) * STEPS) / STEPS)
 
 
 def _as_other(row: Sums) -> Sums:
     key, provider, _, outcome = row.group
     return row._replace(group=(key, provider, OTHER, outcome))
-
-
-def _exact(seconds: float) -> float:
-    """Rounded so that sums are exact in whatever order the workers' values are added."""
-    return round(seconds * STEPS_PER_SECOND) / STEPS_PER_SECOND

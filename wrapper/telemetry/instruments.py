@@ -27,6 +27,11 @@ class Series(dict[tuple[str, ...], Any]):
         series = self[labels] = self._metric.labels(*labels)
         return series
 
+    def clear(self) -> None:
+        """Forget all series, for tests."""
+        super().clear()
+        self._metric.clear()
+
 
 METHODS = frozenset(
     ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]

@@ -106,22 +106,15 @@ class Output:
         """Raises OSError (BlockingIOError: it is not read) where the line was not written."""
         if self._fd < 0:
             self._fd = _non_blocking(self._inherited)
-        try:
-            self._write_all(line)
-        except OSError:
-            self._may_wait = False  # the next lines are dropped at once
-            raise
-        self._may_wait = True
-
-    def _write_all(self, line: bytes) -> None:
-        while True:
+        may_wait = self._may_wait
+        self._may_wait = False  # after a failure lines are dropped at once
+        while line:
             try:
                 line = line[os.write(self._fd, line) :]
             except BlockingIOError:
-                if not self._may_wait or not select.select((), (self._fd,), (), TIMEOUT)[1]:
+                if not may_wait or not select.select((), (self._fd,), (), TIMEOUT)[1]:
                     raise
-            if not line:
-                return
+        self._may_wait = True
 
 
 def _non_blocking(fd: int) -> int:

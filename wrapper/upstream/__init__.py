@@ -39,17 +39,17 @@ class UpstreamResponse:
         self.status = head.status
         self.reason = head.reason
         self.headers = headers_down(head.headers)
-        self.get = head.get
+        self.get = head.first.get
         # The Content-Length to repeat to the client: on HEAD and 304 it is not the body's.
-        length = head.get("content-length")
+        length = head.first.get("content-length")
         self.length = int(length) if length else None
-        self.request_id = head.get("x-request-id") or None
+        self.request_id = head.first.get("x-request-id") or None
 
     def set_timeout(self, seconds: float | None) -> None:
         """How long one wait for more of the body may take; None: a cancel scope watches it."""
         self.body.connection.sock.settimeout(seconds)
 
-    def read1(self, *, begun: bool = True) -> bytes:
+    def read1(self) -> bytes:
         """The bytes that have come, waiting for some; empty at a clean end only.
 
         Raises UpstreamTimeout when nothing came for the provider's idle timeout, and
@@ -58,12 +58,15 @@ class UpstreamResponse:
         try:
             return self._raw.read1()
         except RequestException as error:
-            raise gateway_error(error, self._provider, begun=begun) from error
+            raise gateway_error(error, self._provider, begun=True) from error
 
     def read_first(self) -> bytes:
         """The first bytes of the body: a response that breaks off before them counts as none."""
         try:
-            return b"" if self.body.complete else self.read1(begun=False)
+            return b"" if self.body.complete else self._raw.read1()
+        except RequestException as error:
+            self.close()
+            raise gateway_error(error, self._provider) from error
         except BaseException:
             self.close()
             raise
@@ -104,7 +107,14 @@ class Upstream:
         prepared = {**headers, **(self._own if credential is None else self._open)}
         if credential or self._credential:
             prepared["Authorization"] = credential or self._credential or ""
-        _set_framing(prepared, method, body)
+        # Content-Length where it is known, else chunks (RFC 9112 section 6).
+        length = len(body) if isinstance(body, bytes) else getattr(body, "length", None)
+        if length is not None:
+            prepared["Content-Length"] = str(length)
+        elif body is not None:
+            prepared["Transfer-Encoding"] = "chunked"
+        elif method in ("POST", "PUT", "PATCH"):
+            prepared["Content-Length"] = "0"
         request = requests.PreparedRequest()
         request.method, request.url = method, target
         request.headers = prepared  # type: ignore[assignment]  # already as they go out
@@ -113,9 +123,7 @@ class Upstream:
             response = self._adapter.send(request, stream=True, timeout=self._timeout)
         except RequestException as error:
             raise gateway_error(error, self.provider.name) from error
-        upstream_response = UpstreamResponse(self.provider.name, cast(RawResponse, response.raw))
-        upstream_response.set_timeout(self.provider.idle_timeout)
-        return upstream_response
+        return UpstreamResponse(self.provider.name, cast(RawResponse, response.raw))
 
     def fetch(self, path: str, *, timeout: float, limit: int) -> bytes:
         """The body of a GET of `path` below the base URL: what the gateway itself asks for.
@@ -173,19 +181,3 @@ def _headers(provider: Provider, *, with_secrets: bool) -> dict[str, str]:
         for name, value in provider.headers
         if with_secrets or name.lower() not in provider.secret_headers
     }
-
-
-def _set_framing(
-    headers: dict[str, str], method: str, body: bytes | Iterable[bytes] | None
-) -> None:
-    """Content-Length where it is known, else chunks (RFC 9112 section 6)."""
-    if isinstance(body, bytes):
-        headers["Content-Length"] = str(len(body))
-    elif body is not None:
-        length = getattr(body, "length", None)
-        if length is None:
-            headers["Transfer-Encoding"] = "chunked"
-        else:
-            headers["Content-Length"] = str(length)
-    elif method in ("POST", "PUT", "PATCH"):
-        headers["Content-Length"] = "0"

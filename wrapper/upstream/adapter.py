@@ -10,6 +10,7 @@ on it was complete and nothing followed.
 
 from __future__ import annotations
 
+import functools
 import ssl
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH, BaseAdapter
+from requests.cookies import RequestsCookieJar
 from requests.exceptions import (
     ChunkedEncodingError,
     ConnectTimeout,
@@ -79,7 +81,10 @@ class ProviderAdapter(BaseAdapter):
         connect_timeout, read_timeout = timeout if isinstance(timeout, tuple) else (timeout,) * 2
         connection = self._checkout(request, connect_timeout)
         try:
-            connection.send(_head(request, self._authority), _pieces(request), read_timeout)
+            body: Any = request.body
+            if "Transfer-Encoding" in request.headers:
+                body = _chunks(body)
+            connection.send(_head(request, self._authority), body, read_timeout)
             head = connection.read_head(request.method or "", read_timeout)
         except TimeoutError as error:
             self.release(connection)
@@ -90,11 +95,8 @@ class ProviderAdapter(BaseAdapter):
         except BaseException:
             self.release(connection)
             raise
-        response = _Response()
-        response.status_code = head.status
-        response.reason = head.reason
-        response.request = request
-        response.raw = RawResponse(head, connection.body(head), partial(self.release, connection))
+        raw = RawResponse(head, connection.body(head), partial(self.release, connection))
+        response = _Response(request, raw)
         if not stream:
             response.content  # noqa: B018  # reads the body and gives the connection back
         return response
@@ -157,15 +159,29 @@ class ProviderAdapter(BaseAdapter):
 class _Response(requests.Response):
     """A response whose header mapping is made when it is asked for: the hot path does not ask."""
 
-    @property
-    def headers(self) -> CaseInsensitiveDict[str]:
-        """The headers; of several with one name, the last."""
-        raw: Any = self.raw
-        return CaseInsensitiveDict(raw.head.headers if raw is not None else ())
+    def __init__(self, request: requests.PreparedRequest, raw: RawResponse) -> None:
+        # Not `super().__init__()`: a cookie jar and a mapping for each response cost more than
+        # all the rest.
+        self._content: Any = False
+        self._content_consumed = False
+        self._next = None
+        self.status_code = raw.head.status
+        self.reason = raw.head.reason
+        self.request = request
+        self.url = request.url or ""
+        self.raw: Any = raw
+        self.encoding = "utf-8"
+        self.history = []
 
-    @headers.setter
-    def headers(self, value: object) -> None:
-        """`requests.Response` begins with an empty mapping."""
+    @functools.cached_property
+    def headers(self) -> CaseInsensitiveDict[str]:  # type: ignore[override]
+        """The headers; of several with one name, the last."""
+        return CaseInsensitiveDict(self.raw.head.headers)
+
+    @functools.cached_property
+    def cookies(self) -> RequestsCookieJar:  # type: ignore[override]
+        """None are kept."""
+        return RequestsCookieJar()
 
 
 class RawResponse:
@@ -217,13 +233,6 @@ def _head(request: requests.PreparedRequest, authority: str) -> bytes:
     for name, value in request.headers.items():
         head += f"{name}: {value}\r\n"
     return f"{head}\r\n".encode("latin-1")
-
-
-def _pieces(request: requests.PreparedRequest) -> bytes | Iterable[bytes] | None:
-    body: Any = request.body
-    if "Transfer-Encoding" in request.headers:
-        return _chunks(body)
-    return body  # type: ignore[no-any-return]
 
 
 def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:

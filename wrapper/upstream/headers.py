@@ -86,7 +86,9 @@ def headers_down(headers: HeaderList) -> HeaderList:
             named += header[1].lower().replace(",", " ").split()
         elif lower not in _NEVER_DOWN and lower[:15] != "access-control-":
             down.append(header)
-    return [header for header in down if header[0].lower() not in named] if named else down
+    if not set(named) - {"close", "keep-alive"}:
+        return down
+    return [header for header in down if header[0].lower() not in named]
 
 
 def readable_codings(accept_encoding: str) -> str:
