@@ -32,7 +32,10 @@ MIB = 1 << 20
 SIZE = 100 * MIB
 MOST_MEMORY = 40 * MIB
 EVENTS = 160  # so many events beside a transfer are measured
-MOST_DELAY = 0.050  # seconds, for 90 of 100 events: the others are the machine's own affairs
+# For 90 of 100 events: seconds, or a part of the transfer's own time where a busy machine makes
+# that longer. A transfer that does not yield to other requests delays them by all of its time.
+MOST_DELAY = 0.050
+MOST_PART = 0.25
 LIMITS = "[server]\nmax_body_bytes = 100_000\nmax_upload_bytes = 300_000_000\n"
 
 
@@ -104,6 +107,7 @@ class Measured:
     memory: int
     delays: list[float]
     delays_elsewhere: list[float]
+    transfers: list[float]
 
     def check(self) -> None:
         assert self.memory < MOST_MEMORY, f"{self.memory / MIB:.1f} MiB above idle"
@@ -111,7 +115,7 @@ class Measured:
         told = (
             f"{late * 1e3:.0f} ms late at the 90th of 100 events, elsewhere {elsewhere * 1e3:.0f}"
         )
-        assert late < MOST_DELAY + elsewhere, told
+        assert late < max(MOST_DELAY, MOST_PART * min(self.transfers)) + elsewhere, told
 
 
 def ninetieth(delays: list[float]) -> float:
@@ -130,15 +134,18 @@ def beside_a_stream(gateway: Gateway, simulator: Simulator, command: list[str]) 
         eventually(lambda: len(stream.delays) > 5 and len(elsewhere.delays) > 5)
         processes.reset_peak(worker)
         idle, seen = processes.memory(worker).rss, len(stream.delays)
+        transfers = []
         while len(stream.delays) < seen + EVENTS:
+            began = time.monotonic()
             done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+            transfers.append(time.monotonic() - began)
             assert done.stdout == b"200 "
         memory = processes.memory(worker).peak - idle
     finally:
         for each, thread in zip((stream, elsewhere), reading, strict=True):
             each.leaving.set()
             thread.join()
-    return Measured(memory, stream.delays[seen:], elsewhere.delays)
+    return Measured(memory, stream.delays[seen:], elsewhere.delays, transfers)
 
 
 def curl(gateway: Gateway, target: str, *options: str) -> list[str]:
@@ -311,7 +318,7 @@ def test_a_client_that_breaks_off_an_upload_which_the_provider_does_not_take_is_
     one_worker: Gateway,
 ) -> None:
     """A reset, while bytes of his are still unread. (A polite end would stand behind them.)"""
-    headers = (("Content-Length", str(SIZE)), ("x-sim", "read-stall=65536; delay=4"))
+    headers = (("Content-Length", str(SIZE)), ("x-sim", "read-stall=65536; delay=9"))
     head = request(one_worker, "/openai/v1/_echo", headers)
     began = time.monotonic()
     before = sum(line["outcome"] == "client_abort" for line in one_worker.log())
@@ -325,4 +332,4 @@ def test_a_client_that_breaks_off_an_upload_which_the_provider_does_not_take_is_
         lambda line: line["outcome"] == "client_abort", count=before + 1
     )
     assert line["provider"] == "openai"
-    assert time.monotonic() - began < 3.5  # the provider gives up after four
+    assert time.monotonic() - began < 8  # the provider gives up after nine

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from harness.simulator import Simulator
 
 IN_TIME = 2.0  # seconds, from the contract
-BUSY = 2.0  # seconds that a busy machine may add
+BUSY = 6.0  # seconds that a busy machine may add
 ENOUGH = 12  # calls on new connections: both workers get some
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.raw import Answer
     from harness.simulator import Simulator
 
-SOON = 0.2  # seconds; test_stream_delay.py has the measured bound
+GAP = 0.3  # seconds
 VARIES = re.compile(rb'"sim_t":[0-9.]+|"id":\s*"[^"]+"|"created":\s*[0-9]+|\d+\.\d{5,}')
 
 
@@ -30,8 +30,8 @@ def own(simulator: Simulator, target: str, orders: str, content: bytes) -> Answe
 @pytest.mark.parametrize("model", ["openai/gpt-oss-20b", "gpt-6-luna"])
 @pytest.mark.parametrize("framing", ["", "; framing=no-length", "; framing=http10", "; close"])
 def test_each_event_comes_as_soon_as_it_is_sent(gateway: Gateway, framing: str, model: str) -> None:
-    """Were one held back until the next or to the end, it would be as old as the gap at least."""
-    orders = f"events=5; stamp; gap=0.3{framing}"
+    """Were each held back until the next or to the end, it would be as old as the gap at least."""
+    orders = f"events=5; stamp; gap={GAP}{framing}"
     with chat.begin(gateway, orders=orders, model=model, stream=True) as connection:
         answer = connection.read_head()
         waits = []
@@ -39,7 +39,7 @@ def test_each_event_comes_as_soon_as_it_is_sent(gateway: Gateway, framing: str, 
             sent = [float(t) for t in re.findall(rb'"sim_t": ?([0-9.]+)', piece)]
             waits += [time.time() - at for at in sent]
     assert len(waits) >= 5
-    assert statistics.median(waits) < SOON
+    assert statistics.median(waits) < 0.9 * GAP  # test_stream_delay.py has a measured bound
     assert answer.header("content-length") is None
 
 
@@ -111,7 +111,7 @@ def test_usage_that_the_client_did_not_ask_for_is_removed(
 def test_a_compressed_stream_flows_and_stays_compressed(gateway: Gateway, model: str) -> None:
     """Its events are flushed one by one; the use was asked for, so nothing is put in."""
     content = chat.body(model, stream=True, stream_options={"include_usage": True})
-    orders = "encoding=gzip; events=6; gap=0.4"
+    orders = "encoding=gzip; events=6; gap=0.2"
     headers = (("Accept-Encoding", "gzip"),)
     with chat.begin(gateway, content, orders=orders, headers=headers) as connection:
         answer = connection.read_head()
@@ -122,7 +122,7 @@ def test_a_compressed_stream_flows_and_stays_compressed(gateway: Gateway, model:
         for piece in connection.body(answer):
             text += unpack.decompress(piece)
             first = first or (time.monotonic() - began if text.count(b"data:") >= 2 else 0.0)
-    assert first < 1.4, "the second event waited for the end"
+    assert first < 0.7 * (time.monotonic() - began), "the second event waited for the end"
     assert chat.events(text)[-1] == b"[DONE]"
 
 

@@ -9,6 +9,7 @@ needs a `Gateway`.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -51,6 +52,7 @@ class App:
         self._environment = dict(env or {})
         self._temporary = tempfile.TemporaryDirectory(prefix="app-")
         self._client: FlaskClient | None = None
+        self._tracebacks = _Tracebacks()
 
     def __enter__(self) -> Self:
         directory = Path(self._temporary.name)
@@ -69,9 +71,11 @@ class App:
             },
             directory,
         )
+        logging.getLogger().addHandler(self._tracebacks)
         return self
 
     def __exit__(self, *_: object) -> None:
+        logging.getLogger().removeHandler(self._tracebacks)
         try:
             if self._client is not None:
                 runtime: Any = self._client.application.extensions["wrapper"]
@@ -102,11 +106,25 @@ class App:
         return answer
 
     def assert_clean(self) -> None:
-        """No request is in flight any more."""
+        """No request is in flight any more, and no traceback was logged since the last look."""
         eventually(
             lambda: not prometheus_client.REGISTRY.get_sample_value("requests_in_flight"),
             what="no request in flight",
         )
+        found, self._tracebacks.found = self._tracebacks.found, []
+        assert found == []
+
+
+class _Tracebacks(logging.Handler):
+    """Keeps the log records that carry an exception."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self.found.append(record)
 
 
 # What the fixture `app_factory` gives: takes what `App` takes, and makes it.

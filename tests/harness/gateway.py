@@ -266,7 +266,7 @@ class Gateway:
         """How often a worker has said that it put a changed configuration in force."""
         return self.stderr().count('"configuration reloaded') if self._process else 0
 
-    def wait_for_reload(self, before: int, deadline: float = 5.0) -> None:
+    def wait_for_reload(self, before: int, deadline: float = 10.0) -> None:
         """Wait until every worker has reloaded once more since `reloads()` was `before`."""
         eventually(
             lambda: self.reloads() >= before + self.worker_count,
