@@ -1,7 +1,7 @@
 """The application: what it is made of, and what happens before and after every request.
 
 `create_app` is the table of contents. Invariant: every request is recorded exactly once, when its
-last byte has left, whoever responded to it.
+last byte has left, whatever responded to it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The errors a caller can get, and the one function that renders them.
+"""The errors a client can get, and the one function that renders them.
 
-Every answer that the gateway itself refuses or fails has OpenAI's shape, so that the SDKs
-raise their own exception classes (https://platform.openai.com/docs/guides/error-codes)::
+Every response in which the gateway itself refuses or fails a request has OpenAI's shape, so that
+the SDKs raise their own exception classes (https://platform.openai.com/docs/guides/error-codes)::
 
     GatewayError
     ├── Unauthorized             401  InvalidApiKey, ApiKeyExpired
@@ -19,14 +19,14 @@ raise their own exception classes (https://platform.openai.com/docs/guides/error
     ├── UpstreamError            502  UpstreamUnreachable, UpstreamProtocolError, UpstreamAuth
     │   ├── UpstreamFull         503
     │   ├── UpstreamTimeout      504
-    │   └── UpstreamInterrupted  502  (only ever seen as the last event of a stream)
-    ├── Cancelled                     (nobody reads it, or everybody has to come again)
+    │   └── UpstreamInterrupted  502  (only as the last event of a stream)
+    ├── Cancelled                     (the client has gone, or the worker stops)
     │   ├── ClientGone           499
     │   └── Drained              503
     └── InternalError            500
 
-The rule protected here: a message says what was wrong and what would be right, and never
-repeats a secret, a body or a query string.
+Invariant: a message says what was wrong and what would be right, and never repeats a secret, a body
+or a query string.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ Headers = tuple[tuple[str, str], ...]
 
 
 class GatewayError(Exception):
-    """A request that the gateway answers itself.
+    """A request that the gateway responds to itself.
 
     `status` is the HTTP status, `type` and `code` are OpenAI's error fields, `param` names the
-    offending field where there is one, `headers` go out with the answer. `label` tells in metrics
-    and log what happened where several errors share a `code`.
+    offending field where there is one, `headers` go out with the response. `label` stands in
+    metrics and log where several errors share a `code`.
     """
 
     status = 500
@@ -71,11 +71,11 @@ class InternalError(GatewayError):
     """A bug of ours."""
 
 
-class _CallerError(GatewayError):
+class _ClientError(GatewayError):
     type = "invalid_request_error"
 
 
-class Unauthorized(_CallerError):
+class Unauthorized(_ClientError):
     """RFC 9110 section 11.6.1: a 401 carries a challenge."""
 
     status = 401
@@ -90,12 +90,12 @@ class InvalidApiKey(Unauthorized):
 
 
 class ApiKeyExpired(Unauthorized):
-    """The key was right once."""
+    """The key's date has passed."""
 
     code = "api_key_expired"
 
 
-class BadRequest(_CallerError):
+class BadRequest(_ClientError):
     status = 400
     code = "invalid_body"
 
@@ -120,39 +120,39 @@ class IncompleteBody(BadRequest):
     code = "incomplete_body"
 
 
-class ModelNotAllowed(_CallerError):
+class ModelNotAllowed(_ClientError):
     status = 403
     code = "model_not_allowed"
 
 
-class ModelNotFound(_CallerError):
+class ModelNotFound(_ClientError):
     status = 404
     code = "model_not_found"
 
 
-class UnknownUrl(_CallerError):
+class UnknownUrl(_ClientError):
     status = 404
     code = "unknown_url"
 
 
-class MethodNotAllowed(_CallerError):
+class MethodNotAllowed(_ClientError):
     status = 405
     code = "method_not_allowed"
 
 
-class RequestTimeout(_CallerError):
+class RequestTimeout(_ClientError):
     """The body did not arrive in time (RFC 9110 section 15.5.9)."""
 
     status = 408
     code = "request_timeout"
 
 
-class RequestTooLarge(_CallerError):
+class RequestTooLarge(_ClientError):
     status = 413
     code = "request_too_large"
 
 
-class UnsupportedEncoding(_CallerError):
+class UnsupportedEncoding(_ClientError):
     status = 415
     code = "unsupported_encoding"
 
@@ -184,7 +184,7 @@ class NoRoom(Overloaded):
 
 
 class UpstreamError(GatewayError):
-    """The provider could not answer.
+    """The provider could not respond.
 
     `reason` is the label in `upstream_errors_total`; `sent` says whether the provider may have
     seen the request.
@@ -205,7 +205,7 @@ class UpstreamUnreachable(UpstreamError):
 
 
 class UpstreamProtocolError(UpstreamError):
-    """The answer was not HTTP that can be relayed safely."""
+    """The response was not HTTP that can be relayed safely."""
 
     code = "upstream_protocol_error"
     reason = "protocol"
@@ -219,7 +219,7 @@ class UpstreamAuth(UpstreamError):
 
 
 class UpstreamFull(UpstreamError):
-    """As many calls are with the provider as its `max_connections` allow: nothing was sent."""
+    """The provider's `max_connections` are in use: nothing was sent."""
 
     status = 503
     code = "overloaded"
@@ -238,27 +238,27 @@ class UpstreamTimeout(UpstreamError):
 
 
 class UpstreamInterrupted(UpstreamError):
-    """The answer broke off after it had begun."""
+    """The response broke off after it had begun."""
 
     code = "upstream_interrupted"
     reason = "interrupted"
 
 
 class Cancelled(GatewayError):
-    """The call was ended from this side; the provider is not at fault."""
+    """The request was ended from this side; the provider is not at fault."""
 
     type = "api_error"
 
 
 class ClientGone(Cancelled):
-    """Nobody is there to read the answer (nginx's 499)."""
+    """The client has closed the connection (nginx's 499)."""
 
     status = 499
     code = "client_closed_request"
 
 
 class Drained(Cancelled):
-    """The worker is stopping and has waited long enough."""
+    """The worker stops and has waited long enough."""
 
     status = 503
     code = "overloaded"

@@ -1,8 +1,8 @@
-"""From a model's name to the providers that can answer for it.
+"""Routing: from a model's name to the targets that serve it.
 
-The rule protected here: the first route that matches wins, in the order of the file, and nothing
-else decides. A target whose provider has no credential is passed over as long as another one of
-the same route has.
+Invariant: the first route that matches wins, in the order of the file, and nothing else decides. A
+target whose provider has no credential is skipped as long as another target of the route has one.
+When the next target of a route is asked is decided in `proxy.failover_and_retry`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from fnmatch import translate
 
 from wrapper.config import Provider, Settings, Target
+from wrapper.config.problems import quote
 from wrapper.errors import ModelNotFound
 
 Targets = tuple[Target, ...]
@@ -22,7 +23,10 @@ class Routes:
 
     def __init__(self, settings: Settings) -> None:
         self._routes = tuple(
-            (re.compile(translate(route.model)).match, _able(route.targets, settings.providers))
+            (
+                re.compile(translate(route.model)).match,
+                _configured(route.targets, settings.providers),
+            )
             for route in settings.routes
         )
         self.exact_names = tuple(route.model for route in settings.routes if route.exact)
@@ -40,7 +44,7 @@ class Routes:
             if matches(model):
                 return targets
         raise ModelNotFound(
-            f"No route leads to the model {_shown(model)}: GET /v1/models lists those there are.",
+            f"No route leads to the model {quote(model)}: GET /v1/models lists those there are.",
             param="model",
         )
 
@@ -49,13 +53,7 @@ class Routes:
         return self._catch_all
 
 
-def _able(targets: Targets, providers: Mapping[str, Provider]) -> Targets:
+def _configured(targets: Targets, providers: Mapping[str, Provider]) -> Targets:
     """The targets whose providers have a credential; all of them where none has."""
-    able = (t for t in targets if (found := providers.get(t.provider)) and found.usable)
-    return tuple(able) or targets
-
-
-def _shown(model: str) -> str:
-    """The caller's own word, quoted, on one line and not long."""
-    text = ascii(model)
-    return text if len(text) <= 80 else text[:80] + "..."
+    configured = (t for t in targets if (found := providers.get(t.provider)) and found.usable)
+    return tuple(configured) or targets

@@ -23,7 +23,7 @@ log = logging.getLogger("wrapper")
 
 @bp.get("/healthz")
 def healthz() -> Response:
-    """Alive."""
+    """Alive: the process responds."""
     return _json({"status": "ok"})
 
 
@@ -38,7 +38,7 @@ def readyz() -> Response:
 
 @bp.get("/metrics")
 def metrics() -> Response:
-    """Prometheus' text, all workers together."""
+    """All workers' metrics as Prometheus text."""
     token = current_runtime().snapshot.settings.server.metrics_token
     if token is not None and not hmac.compare_digest(
         bearer(request.headers.get("Authorization")).encode(), token.reveal().encode()
@@ -52,7 +52,7 @@ def metrics() -> Response:
 
 @bp.get("/usage")
 def usage() -> Response:
-    """The calling key's own use, its limits and what is left of its budget.
+    """The calling key's own usage, its limits and what is left of its budget.
 
     `since` is such as 24h, 7d or 2026-11-01.
     """
@@ -65,7 +65,7 @@ def usage() -> Response:
         rows = store.totals(since=begin, by=("provider", "model"), key=name)
         limits = _limits(key, store, now)
     except StoreError as error:
-        log.error("the usage table cannot be read: %s", error)
+        log.error("cannot read the usage table: %s", error)
         raise errors.InternalError("The usage table cannot be read at the moment.") from None
     return _json(
         {

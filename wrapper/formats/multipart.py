@@ -62,7 +62,7 @@ class FieldFinder:
     (start, end) in the stream of every place where it stands. `done` says that nothing more
     will be learned: found, ended, or `problem` says in a clause (no full stop) why the body
     must be refused. With `scan_all` the whole stream is read, so that a second field of the
-    same name is seen: `duplicate`, and a `problem` when it says something else; whoever checks
+    same name is seen: `duplicate`, and a `problem` when it says something else; a check of
     a permission by the value needs that. Call `end` after the last piece.
     """
 

@@ -47,7 +47,7 @@ def finalize_record(record: RequestRecord, runtime: Runtime, snapshot: Snapshot)
 def _settle(record: RequestRecord, runtime: Runtime) -> None:
     """Write the request to the ledger. A failing store is logged and never fails the request."""
     if record.api_key == NO_KEY:
-        return  # an unauthenticated request is nobody's use, and must not cost a write
+        return  # an unauthenticated request belongs to no key, and must not cost a write
     entry = Entry(
         at=time.time(),
         key=record.api_key,
