@@ -101,7 +101,7 @@ def _record_requests(app: Flask, runtime: Runtime) -> None:
         response.headers.setdefault("x-request-id", record.request_id)
         if record.content is None or not record.content.ended:
             _discard_body(context)
-        response.call_on_close(partial(finalize, context))
+        response.call_on_close(partial(finalize, record, runtime, context.snapshot, context.scope))
         if request.path == "/metrics":
             return response  # no page in a browser may read the keys' names
         origins = context.snapshot.settings.server.cors_origins

@@ -85,8 +85,11 @@ class CancelScope:
     def close(self) -> None:
         """No interruption after this."""
         self._scopes.discard(self)
-        if self._timer is not None or self._idle is not None or self._io is not None:
-            self._stop("_timer", "_idle", "_io")
+        for watcher in (self._timer, self._idle, self._io):
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
+        self._timer = self._idle = self._io = None
 
     def watch_client(self, *, uploading: bool = False) -> None:
         """Begin to watch for the client's leaving.

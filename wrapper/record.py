@@ -148,10 +148,10 @@ class RequestRecord:
             waited += self.content.waited
         self.overhead = max(0.0, self.duration - self.upstream - waited)
         if not self.outcome:
-            if is_provider_failure(self.status):
-                self.outcome = UPSTREAM_ERROR
+            if self.status < 400:
+                self.outcome = COMPLETED
             else:
-                self.outcome = CLIENT_ERROR if self.status >= 400 else COMPLETED
+                self.outcome = UPSTREAM_ERROR if is_provider_failure(self.status) else CLIENT_ERROR
 
     def _end(self, outcome: str) -> None:
         self.outcome = self.outcome or outcome

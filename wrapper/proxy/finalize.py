@@ -10,22 +10,20 @@ from __future__ import annotations
 import logging
 import time
 
+from wrapper.cancellation import CancelScope
 from wrapper.record import NO_KEY, RequestRecord
-from wrapper.runtime import RequestContext, Runtime, Snapshot
+from wrapper.runtime import Runtime, Snapshot
 from wrapper.store import Entry, StoreError
 
 log = logging.getLogger("wrapper")
 
 
-def finalize(context: RequestContext) -> None:
-    """The response has been sent, or will never be."""
-    if context.scope in context.runtime.scopes:  # a streaming body has closed it
-        context.scope.close()
-    finalize_record(context.record, context.runtime, context.snapshot)
-
-
-def finalize_record(record: RequestRecord, runtime: Runtime, snapshot: Snapshot) -> None:
-    """As `finalize`, for a record alone: what never became a request has no context."""
+def finalize(
+    record: RequestRecord, runtime: Runtime, snapshot: Snapshot, scope: CancelScope | None = None
+) -> None:
+    """The response has been sent, or will never be; `scope` may still watch over its request."""
+    if scope is not None and scope in runtime.scopes:
+        scope.close()
     telemetry = runtime.telemetry
     metering, counts = snapshot.settings.server.metering, record.is_proxy_request
     record.finish()
