@@ -446,16 +446,9 @@ DENIED: dict[str, tuple[str, bytes, str | None]] = {
 }
 
 
-@pytest.mark.parametrize("how", [how for how in DENIED if not how.startswith("form")])
+@pytest.mark.parametrize("how", DENIED)
 def test_a_narrow_key_reaches_no_other_model_in_any_way(narrow: Caller, how: str) -> None:
     denied(narrow.send(*DENIED[how]))
-
-
-@pytest.mark.parametrize("how", [how for how in DENIED if how.startswith("form")])
-def test_a_narrow_key_reaches_no_other_model_with_a_form(
-    gateway: Gateway, simulator: Simulator, how: str
-) -> None:
-    denied(Caller(gateway, simulator, "narrow").send(*DENIED[how]))
 
 
 def denied(sent: Sent) -> None:

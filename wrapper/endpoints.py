@@ -47,6 +47,13 @@ class Endpoint:
     # The kind of object that is created and then lives at the provider that created it.
     creates: str | None = None
 
+    @property
+    def usage(self) -> str:
+        """How a 2xx response to such a request is metered, for documentation."""
+        if self.reports_stored_usage:
+            return "not metered: the usage of a stored object was counted when it was created"
+        return "metered" if self.metered else "metered where the response reports usage"
+
 
 ENDPOINTS: Final = (
     Endpoint("/chat/completions", json_body=True, metered=True, ask_stream_usage=True),
@@ -120,3 +127,11 @@ def find_endpoint(method: str, target: str) -> Endpoint:
         return READS
     path = _PARAMETERS.sub("", unquote(target)).rstrip("/").lower()
     return next((endpoint for endpoint, matches in _MATCHERS if matches(path)), OTHER)
+
+
+def endpoint_table() -> str:
+    """The table of docs/usage.md, in Markdown; a test holds the two together."""
+    lines = ["| POST to a path that ends with | usage |", "| --- | --- |"]
+    lines += [f"| `{endpoint.path}` | {endpoint.usage} |" for endpoint in ENDPOINTS]
+    lines.append(f"| any other | {OTHER.usage} |")
+    return "\n".join(lines)

@@ -48,6 +48,9 @@ class Content(Protocol):
     waited: float
     ended: bool
 
+    def close(self) -> None:
+        """Give back what the body holds."""
+
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
@@ -140,10 +143,13 @@ class RequestRecord:
             self.unmetered = extracted.reason if ended else ABORTED if cut_here else TRUNCATED
 
     def finish(self) -> None:
-        """Stop the clock and set the outcome that follows from the status, if none was set."""
+        """Stop the clock, release the body, and set the outcome that follows from the status, if
+        none was set.
+        """
         self.duration = time.perf_counter() - self.started
         waited = self.waited_for_client
         if self.content is not None:
+            self.content.close()
             self.bytes_in = self.content.received
             waited += self.content.waited
         self.overhead = max(0.0, self.duration - self.upstream - waited)

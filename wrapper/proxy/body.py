@@ -47,6 +47,7 @@ class RequestBody:
         self._limit = limit
         self._form = form
         self._moved = 0  # bytes since other requests could run
+        self._spool: IO[bytes] | None = None  # where the body is kept, if it is
         self.length = length  # None: chunked
         self.received = 0
         self.waited = 0.0  # seconds spent waiting for the client
@@ -102,6 +103,16 @@ class RequestBody:
         data = self.read(self.length) if self.length else b""
         return data if self.ended else data + b"".join(self)
 
+    def spool(self) -> IO[bytes]:
+        """A temporary file to keep the body in, until `close`."""
+        self._spool = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # see close()
+        return self._spool
+
+    def close(self) -> None:
+        """Give back what the body holds."""
+        if self._spool is not None:
+            self._spool.close()
+
     def _too_large(self) -> errors.GatewayError:
         return self._closing(
             errors.RequestTooLarge(
@@ -152,9 +163,6 @@ class SpooledForm:
             yield piece
             moved = yield_after(moved + len(piece))
 
-    def close(self) -> None:
-        self._file.close()
-
 
 Body = bytes | RequestBody | SpooledForm | None
 """The bytes in memory, the stream as it comes, a form on disk, or no body at all."""
@@ -165,23 +173,19 @@ def spool_form(body: RequestBody, finder: FieldFinder) -> SpooledForm:
 
     Raises InvalidBody where two readers could disagree about the field, NoRoom for a full disk.
     """
-    file: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # SpooledForm.close
+    file = body.spool()
     begins = b""
-    try:
-        for piece in body:
-            begins = begins or piece.lstrip()[:1]
-            finder.feed(piece)
-            keep(piece, file)
-            if finder.problem:
-                break
-        finder.end()
-        # Text before a form means nothing, except to a reader of JSON.
-        problem = "it begins as a JSON object does" if begins == b"{" else finder.problem
-        if problem:
-            raise errors.InvalidBody(f"The form cannot be read: {problem}.")
-    except BaseException:
-        file.close()
-        raise
+    for piece in body:
+        begins = begins or piece.lstrip()[:1]
+        finder.feed(piece)
+        keep(piece, file)
+        if finder.problem:
+            break
+    finder.end()
+    # Text before a form means nothing, except to a reader of JSON.
+    problem = "it begins as a JSON object does" if begins == b"{" else finder.problem
+    if problem:
+        raise errors.InvalidBody(f"The form cannot be read: {problem}.")
     return SpooledForm(file, body.received, finder.spans)
 
 

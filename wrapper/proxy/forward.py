@@ -43,21 +43,17 @@ def forward(
     body = request.body
     context.scope.watch_client(uploading=isinstance(body, RequestBody) and not body.ended)
     headers = headers_up(context.environ)
-    try:
-        for attempt in attempts[:-1]:
-            try:
-                forwarded = _attempt(context, request, attempt, headers)
-            except errors.UpstreamError as error:
-                if not may_fail_over(request, error):
-                    raise
-                continue
-            if not may_fail_over(request, forwarded.response.status):
-                return forwarded
-            forwarded.response.close()
-        return _attempt(context, request, attempts[-1], headers)
-    except BaseException:
-        request.release()
-        raise
+    for attempt in attempts[:-1]:
+        try:
+            forwarded = _attempt(context, request, attempt, headers)
+        except errors.UpstreamError as error:
+            if not may_fail_over(request, error):
+                raise
+            continue
+        if not may_fail_over(request, forwarded.response.status):
+            return forwarded
+        forwarded.response.close()
+    return _attempt(context, request, attempts[-1], headers)
 
 
 def _attempt(

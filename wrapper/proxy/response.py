@@ -200,7 +200,6 @@ class StreamingBody:
         self._context.scope.close()
         if not self._response.body.complete:
             self._response.close()
-        request.release()
         if not record.model:
             record.model = request.named_model[:MAX_NAME]
         record.completed(
