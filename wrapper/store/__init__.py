@@ -1,4 +1,4 @@
-"""Use per key, kept beside the workers: what was settled, and the sums of it."""
+"""The store: the ledger of what each key used and cost, and the reservations of limits."""
 
 from __future__ import annotations
 
@@ -13,16 +13,34 @@ from wrapper.store.base import (
     UsageStore,
     all_time,
 )
+from wrapper.store.limits import (
+    Demand,
+    Lease,
+    Limits,
+    Reason,
+    Refused,
+    Standing,
+    Subject,
+    Violation,
+)
 from wrapper.store.sqlite import SqliteStore
 
 __all__ = [
     "DEFAULT_URL",
     "DIMENSIONS",
     "PICO",
+    "Demand",
     "Entry",
+    "Lease",
+    "Limits",
+    "Reason",
+    "Refused",
+    "Standing",
     "StoreError",
+    "Subject",
     "Sums",
     "UsageStore",
+    "Violation",
     "all_time",
     "open_store",
 ]
