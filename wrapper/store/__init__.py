@@ -52,11 +52,18 @@ def open_store(url: str = DEFAULT_URL) -> UsageStore:
     """The store that `url` (WRAPPER_STORE) names.
 
     `sqlite:///data/usage.db` is a path from the working directory, `sqlite:////var/lib/usage.db`
-    an absolute one. Nothing is opened before the first use; `check()` is one. Raises StoreError
-    for any other form.
+    an absolute one; `store.redisurl` lists the forms of Redis. Nothing is opened or connected
+    before the first use; `check()` is one. Raises StoreError for any other form.
     """
     scheme, _, rest = url.partition(":///")
-    if scheme != "sqlite" or not rest:
-        kind = url.partition(":")[0] or "nothing"
-        raise StoreError(f"WRAPPER_STORE: {kind} is not supported; use sqlite:///data/usage.db")
-    return SqliteStore(Path(rest))
+    if scheme == "sqlite" and rest:
+        return SqliteStore(Path(rest))
+    kind = url.partition(":")[0]
+    if kind in ("redis", "rediss") or kind.startswith(("redis+", "rediss+")):
+        from wrapper.store.redis import RedisStore  # redis-py costs 0.1 s to import
+
+        return RedisStore(url)
+    raise StoreError(
+        f"WRAPPER_STORE: {kind or 'nothing'} is not supported;"
+        " use sqlite:///data/usage.db or redis://host:6379/0"
+    )

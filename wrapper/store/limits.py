@@ -219,16 +219,39 @@ class Lease:
         self.seconds = {**seconds, **gained.seconds}
 
 
+def budget_reset(limits: Limits, wall: float) -> float | None:
+    """Seconds from the Unix time `wall` until the next budget period; None where there is none."""
+    if limits.budget is None:
+        return None
+    _, end = period(limits.budget_period, wall)
+    return None if end is None else end - wall
+
+
 def nothing_used(subject: Subject, wall: float) -> Standing:
     """The standing of a subject that no store knows, at the Unix time `wall`."""
-    _, end = period(subject.limits.budget_period, wall)
-    return Standing(subject, 0, 0, 0, 0, 0, 0.0, 0.0, None if end is None else end - wall)
+    return Standing(subject, 0, 0, 0, 0, 0, 0.0, 0.0, budget_reset(subject.limits, wall))
 
 
 def bounded(demand: Demand) -> Demand:
     """The demand within the numbers that a store can hold."""
     tokens, cost = demand
     return Demand(min(max(tokens, 0), MAX_TOKENS), min(max(cost, 0), MAX_COST))
+
+
+def violation(
+    subject: Subject, reason: Reason, used: int, wait: float | None, demand: Demand
+) -> Violation:
+    """That `demand` does not fit beside what is `used`; `wait` is the seconds until it does."""
+    limits = subject.limits
+    limit, own = {
+        "requests": (limits.requests_per_minute, 1),
+        "tokens": (limits.tokens_per_minute, demand.tokens),
+        "concurrency": (limits.max_concurrent, 1),
+        "budget": (limits.budget, demand.cost),
+    }[reason]
+    never = own > (limit or 0)
+    after = None if never or wait is None else max(1, math.ceil(wait))
+    return Violation(subject, reason, limit or 0, used, after, never)
 
 
 def decide(violations: Iterable[Violation], standings: Sequence[Standing]) -> tuple[Violation, ...]:

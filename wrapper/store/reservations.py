@@ -17,7 +17,6 @@ greenlet. What it costs does not depend on the number of subjects, nor on the le
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from sqlite3 import Cursor
 from typing import Any, NamedTuple
@@ -26,12 +25,13 @@ from wrapper.store.limits import (
     MAX_COST,
     Demand,
     Lease,
-    Reason,
     Refused,
     Standing,
     Subject,
     Violation,
+    budget_reset,
     decide,
+    violation,
 )
 from wrapper.store.spans import period
 from wrapper.store.window import EMPTY, Window
@@ -312,45 +312,36 @@ def _violations(
     subject: Subject, account: Account, demand: Demand, moment: Moment
 ) -> Iterator[Violation]:
     limits, window = subject.limits, account.window
-
-    def violation(reason: Reason, limit: int, used: int, own: int, wait: float | None) -> Violation:
-        """`own` is the demand's share, `wait` the seconds until it fits."""
-        never = own > limit
-        after = None if never or wait is None else max(1, math.ceil(wait))
-        return Violation(subject, reason, limit, used, after, never)
-
     limit = limits.requests_per_minute
     if limit is not None and (over := account.requests + 1 - limit) > 0:
         wait = window.frees_requests(over) - moment.clock
-        yield violation("requests", limit, account.requests, 1, wait)
+        yield violation(subject, "requests", account.requests, wait, demand)
     limit = limits.tokens_per_minute
     if limit is not None and (over := account.tokens + demand.tokens - limit) > 0:
         wait = window.frees_tokens(over) - moment.clock
-        yield violation("tokens", limit, account.tokens, demand.tokens, wait)
+        yield violation(subject, "tokens", account.tokens, wait, demand)
     limit = limits.max_concurrent
     if limit is not None and account.concurrent >= limit:
-        yield violation("concurrency", limit, account.concurrent, 1, 1)
+        yield violation(subject, "concurrency", account.concurrent, 1, demand)
     limit = limits.budget
     used = account.spent + account.reserved
     if limit is not None and used + demand.cost > limit:
-        _, end = period(limits.budget_period, moment.wall)
-        until = None if end is None else end - moment.wall
-        yield violation("budget", limit, used, demand.cost, until)
+        yield violation(subject, "budget", used, budget_reset(limits, moment.wall), demand)
 
 
 def _standing(subject: Subject, account: Account, moment: Moment) -> Standing:
     requests_empty, tokens_empty = account.window.empties()
-    _, next_period = period(subject.limits.budget_period, moment.wall)
+    budgeted = subject.limits.budget is not None
     return Standing(
         subject,
         account.requests,
         account.tokens,
         account.concurrent,
-        account.spent,
+        account.spent if budgeted else 0,
         account.reserved,
         max(0.0, requests_empty - moment.clock),
         max(0.0, tokens_empty - moment.clock),
-        None if next_period is None else next_period - moment.wall,
+        budget_reset(subject.limits, moment.wall),
     )
 
 

@@ -191,7 +191,7 @@ def query(
 
 def sums(row: tuple[int | float | str, ...], by: tuple[str, ...]) -> Sums:
     """One row of the answer to `query`."""
-    group = tuple(_label(name, value) for name, value in zip(by, row, strict=False))
+    group = tuple(label(name, value) for name, value in zip(by, row, strict=False))
     numbers = [value for value in row[len(by) :] if not isinstance(value, str)]
     requests, prompt, completion, total, cached, reasoning = map(int, numbers[:6])
     seconds, high, low, unmetered, unpriced = numbers[6:]
@@ -210,7 +210,8 @@ def sums(row: tuple[int | float | str, ...], by: tuple[str, ...]) -> Sums:
     )
 
 
-def _label(dimension: str, value: int | float | str) -> str:
+def label(dimension: str, value: int | float | str) -> str:
+    """A value of a dimension as it is in `Sums.group`."""
     if dimension == "day":
         return datetime.fromtimestamp(int(value) * 86400, UTC).strftime("%Y-%m-%d")
     if dimension == "hour":

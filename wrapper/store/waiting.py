@@ -28,12 +28,13 @@ class Waiting(Generic[T]):
     def __bool__(self) -> bool:
         return bool(self._items)
 
-    def add(self, item: T) -> None:
-        """Keep `item`; the oldest one is lost where there are too many."""
+    def add(self, item: T) -> T | None:
+        """Keep `item`. Where there are too many the oldest one is lost: that one."""
         self._items.append(item)
-        if len(self._items) > MAX_WAITING:
-            self._items.popleft()
-            self._lost += 1
+        if len(self._items) <= MAX_WAITING:
+            return None
+        self._lost += 1
+        return self._items.popleft()
 
     def failed(self) -> None:
         """Note that writing failed: nothing is tried for a while."""
