@@ -162,6 +162,7 @@ def move(
         gained = admit(cursor, (lease.worker, -lease.id), (new,), demand, moment)
         if isinstance(gained, Refused):
             return gained
+        gained.id = lease.id
         shares += cursor.execute(_END, (lease.worker, -lease.id)).fetchone()[2].split()
     if old is not None:
         [(_, ident)] = cursor.execute(_IDS.format("?"), (old.name,)).fetchall()
