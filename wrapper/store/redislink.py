@@ -114,7 +114,11 @@ class Link:
             raise self._failed(str(error)) from error
         except redis.exceptions.ResponseError as error:
             raise StoreError(f"{self._address.shown}: {error}") from error
-        except (redis.exceptions.RedisError, OSError) as error:
+        except (
+            redis.exceptions.RedisError,
+            redis.exceptions.RedisClusterException,
+            OSError,
+        ) as error:
             self._down_until = time.monotonic() + DOWN_SECONDS
             self._forget()
             raise self._failed(str(error)) from error

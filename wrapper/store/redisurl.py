@@ -56,13 +56,15 @@ class RedisAddress:
             raise StoreError(f"WRAPPER_STORE: names no master; write {FORMS}")
         if len(path) > 1 or not all(re.fullmatch("[0-9]{1,5}", part) for part in path):
             raise StoreError(f"WRAPPER_STORE: the database is not a number; write {FORMS}")
+        if self.kind == "cluster" and path not in ([], ["0"]):
+            raise StoreError("WRAPPER_STORE: a cluster has the database 0 only")
         self._sentinel = {
             name: query.pop(f"sentinel_{name}")
             for name in ("username", "password")
             if f"sentinel_{name}" in query
         }
         self._options = _options(parts["scheme"], parts["user"], query)
-        if path:
+        if path and self.kind != "cluster":
             self._options["db"] = int(path[0])
         hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
         self.shown = "/".join([f"{parts['scheme']}://{hosts}", *filter(None, [self.master]), *path])

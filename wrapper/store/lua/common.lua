@@ -333,3 +333,17 @@ local function reserve()
   }
   return result, shares
 end
+
+-- The result of a reservation whose reply was lost, for a caller that asks again.
+local function repeated(lease)
+  local accounts, at = {}, second
+  for index, subject in ipairs(request.subjects) do
+    accounts[index] = account(subject)
+    for _, share in ipairs(lease.s) do
+      if share[1] == subject.name then at = share[2] end
+    end
+  end
+  return cjson.encode({
+    second = at, cost = lease.c, violations = {}, standings = standings(accounts),
+  })
+end
