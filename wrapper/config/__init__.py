@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from wrapper.config.keys import KeyFile
 from wrapper.config.loading import (
     Listen,
     config_path,
@@ -14,6 +15,7 @@ from wrapper.config.loading import (
     keys_path,
     listen,
     load,
+    load_key_file,
     load_keys,
     needs_demo,
     prices_path,
@@ -23,6 +25,7 @@ from wrapper.config.problems import ConfigError, Problem
 from wrapper.config.settings import (
     MAX_IN_FLIGHT,
     ApiKey,
+    Group,
     Price,
     Provider,
     Route,
@@ -36,6 +39,8 @@ __all__ = [
     "MAX_IN_FLIGHT",
     "ApiKey",
     "ConfigError",
+    "Group",
+    "KeyFile",
     "Listen",
     "Price",
     "Problem",
@@ -50,6 +55,7 @@ __all__ = [
     "keys_path",
     "listen",
     "load",
+    "load_key_file",
     "load_keys",
     "needs_demo",
     "prices_path",

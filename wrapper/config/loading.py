@@ -16,7 +16,7 @@ from pathlib import Path
 from wrapper.config.fields import SecretReader, Table
 from wrapper.config.files import ProblemFound, Sources, Unreadable, open_toml, read_text
 from wrapper.config.gateway import Gateway, read_gateway
-from wrapper.config.keyfile import read_keys
+from wrapper.config.keys import KeyFile, read_keys
 from wrapper.config.problems import ENVIRONMENT, ConfigError, Problem, quote, suggest
 from wrapper.config.settings import (
     DEFAULT_STORE,
@@ -202,12 +202,13 @@ def load(
     _check_demo(environ, in_environ)
     problems = [*in_environ, *problems, *in_keys]
     if problems:
-        raise ConfigError(problems, sources.files, None if in_keys else frozen(keys))
+        raise ConfigError(problems, sources.files, None if in_keys else keys)
     settings = Settings(
         server=gateway.server,
         providers=frozen(gateway.providers),
         routes=gateway.routes,
-        keys=frozen(keys),
+        keys=keys.keys,
+        groups=keys.groups,
         prices=frozen(gateway.prices),
         files=sources.files,
         stamps=sources.stamps,
@@ -231,10 +232,8 @@ def _gateway(environ: Mapping[str, str], sources: Sources, problems: list[Proble
     return gateway
 
 
-def _keys(
-    environ: Mapping[str, str], sources: Sources, problems: list[Problem]
-) -> dict[str, ApiKey]:
-    """The keys; none where there is no keys file, as on the first start."""
+def _keys(environ: Mapping[str, str], sources: Sources, problems: list[Problem]) -> KeyFile:
+    """The keys and groups; none where there is no keys file, as on the first start."""
     path = keys_path(environ)
     try:
         data = open_toml(sources, path, "")
@@ -242,18 +241,23 @@ def _keys(
         cause = found.__cause__
         if not (isinstance(cause, Unreadable) and cause.missing):
             problems.append(found.problem)
-        return {}
+        return KeyFile()
     return read_keys(Table(data, "", str(path), problems))
 
 
 def load_keys(environ: Mapping[str, str]) -> Mapping[str, ApiKey]:
     """The keys only. Raises `ConfigError`."""
+    return load_key_file(environ).keys
+
+
+def load_key_file(environ: Mapping[str, str]) -> KeyFile:
+    """The keys and groups only. Raises `ConfigError`."""
     problems: list[Problem] = []
     sources = Sources()
-    keys = _keys(environ, sources, problems)
+    found = _keys(environ, sources, problems)
     if problems:
         raise ConfigError(problems, sources.files)
-    return frozen(keys)
+    return found
 
 
 def _check_demo(environ: Mapping[str, str], problems: list[Problem]) -> None:

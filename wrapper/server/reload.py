@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from wrapper.config import ConfigError, Settings, load
+from wrapper.config import ConfigError, KeyFile, Settings, load
 from wrapper.config.watch import Reloader, accept, load_or_last_good
 from wrapper.metering.pricing import Prices
 from wrapper.runtime import Runtime, load_prices
@@ -60,8 +60,9 @@ class ConfigReloader:
         try:
             self._prices = load_prices(settings, self._environ)
         except ConfigError as error:
+            key_file = KeyFile(settings.keys, settings.groups)
             # With the keys, so that a revoked one is refused although the prices are broken.
-            raise ConfigError(error.problems, settings.files, settings.keys) from None
+            raise ConfigError(error.problems, settings.files, key_file) from None
         return settings
 
     def _apply(self, settings: Settings) -> None:
