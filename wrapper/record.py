@@ -72,6 +72,7 @@ class RequestRecord:
     in_flight: bool = False  # counted in `requests_in_flight`
     content: Content | None = None  # its body, where it was read
     lease: Any = None  # what admission reserved for it
+    dry_run: list[str] = field(default_factory=list)  # codes of refusals that are not enforced
 
     status: int = 0
     outcome: str = ""

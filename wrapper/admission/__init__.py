@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from wrapper.admission.estimate import estimate
 from wrapper.admission.limiter import Admission
+from wrapper.admission.subjects import Subjects
 from wrapper.store.limits import (
     Demand,
     Lease,
@@ -36,6 +37,7 @@ __all__ = [
     "Refused",
     "Standing",
     "Subject",
+    "Subjects",
     "Violation",
     "estimate",
 ]

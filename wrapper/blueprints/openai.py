@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from wrapper.proxy import authenticate, begin, forward, read_request, resolve, stream
+from wrapper.proxy import admit, authenticate, begin, forward, read_request, resolve, stream
 
 bp = Blueprint("openai", __name__)
 
@@ -18,4 +18,5 @@ def unified(rest: str) -> Response:
     principal = authenticate(context)
     request = read_request(context, principal, routed=True)
     attempts = resolve(context, principal, request)
+    attempts = admit(context, principal, request, attempts)
     return stream(context, request, forward(context, request, attempts))

@@ -7,7 +7,15 @@ from flask import request as flask_request
 
 from wrapper import errors
 from wrapper.blueprints.openai import ANY_METHOD
-from wrapper.proxy import authenticate, begin, forward, read_request, resolve_provider, stream
+from wrapper.proxy import (
+    admit,
+    authenticate,
+    begin,
+    forward,
+    read_request,
+    resolve_provider,
+    stream,
+)
 from wrapper.runtime import current_runtime
 
 bp = Blueprint("passthrough", __name__)
@@ -22,6 +30,7 @@ def passthrough(provider: str, rest: str) -> Response:
     principal = authenticate(context, provider=provider)
     request = read_request(context, principal, routed=False)
     attempts = resolve_provider(context, principal, request, provider)
+    attempts = admit(context, principal, request, attempts)
     return stream(context, request, forward(context, request, attempts))
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from wrapper import errors
 from wrapper.cancellation import CLIENT_GONE, DRAINED, CancelScope, Interrupted
 from wrapper.proxy import timeouts
+from wrapper.proxy.admit import move
 from wrapper.proxy.body import RequestBody
 from wrapper.proxy.failover_and_retry import may_fail_over
 from wrapper.proxy.request import ProxyRequest
@@ -43,8 +44,10 @@ def forward(
     body = request.body
     context.scope.watch_client(uploading=isinstance(body, RequestBody) and not body.ended)
     headers = headers_up(context.environ)
-    for attempt in attempts[:-1]:
+    for index, attempt in enumerate(attempts[:-1]):
         try:
+            if index:
+                move(context, attempt)
             forwarded = _attempt(context, request, attempt, headers)
         except errors.UpstreamError as error:
             if not may_fail_over(request, error):
@@ -53,6 +56,8 @@ def forward(
         if not may_fail_over(request, forwarded.response.status):
             return forwarded
         forwarded.response.close()
+    if len(attempts) > 1:
+        move(context, attempts[-1])
     return _attempt(context, request, attempts[-1], headers)
 
 

@@ -23,6 +23,7 @@ from werkzeug.datastructures import Headers
 from wrapper import errors
 from wrapper.cancellation import YIELD_BYTES, Interrupted, yield_after
 from wrapper.metering import NullExtractor, UsageExtractor, extractor_for
+from wrapper.proxy.admit import rate_limit_headers
 from wrapper.proxy.forward import Forwarded, interrupted
 from wrapper.proxy.request import ProxyRequest
 from wrapper.record import CLIENT_ABORT, MAX_NAME
@@ -59,6 +60,9 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         down.add("x-request-id", record.request_id)
     down.set("x-wrapper-provider", forwarded.attempt.upstream.provider.name)
     down.add("Server-Timing", record.server_timing())
+    if record.lease is not None:
+        for name, value in rate_limit_headers(record.lease.standings):
+            down.set(name, value)
     return StreamedResponse(body, f"{response.status} {response.reason}".rstrip(), down)
 
 

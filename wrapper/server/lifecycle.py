@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from wrapper.app import GatewayApp
     from wrapper.runtime import Runtime
 
+HEARTBEAT_SECONDS = 5.0  # of `admission.heartbeat`
 RUN_DIR = "WRAPPER_RUN_DIR"
 DEMO_URL = "WRAPPER_DEMO_URL"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # only unique names are created there
@@ -166,6 +168,23 @@ def start_worker(runtime: Runtime) -> None:
     telemetry.worker_started()
     reloader = ConfigReloader(runtime, dict(os.environ), _accepted(), os.environ.get(DEMO_URL))
     threading.Thread(target=reloader.run, name="reload", daemon=True).start()
+    threading.Thread(target=_heartbeat, args=(runtime,), name="heartbeat", daemon=True).start()
+
+
+def _heartbeat(runtime: Runtime) -> None:
+    """Keep this worker's leases alive and end those of dead workers; never returns."""
+    from wrapper.store import StoreError
+
+    while True:
+        time.sleep(HEARTBEAT_SECONDS)
+        if not runtime.snapshot.limits:
+            continue
+        try:
+            runtime.admission.heartbeat()
+        except StoreError as error:
+            runtime.store_failed(error)
+        else:
+            runtime.store_works()
 
 
 def worker_exited(pid: int) -> None:

@@ -106,6 +106,10 @@ class Telemetry:
         name = self.ledger_model(record)
         return name if name in (NO_MODEL, OTHER) or self.models.add(name) else OTHER
 
+    def store_failed(self) -> None:
+        """The store could not be used."""
+        metrics.STORE_FAILURES.inc()
+
     def count(self, record: RequestRecord, *, proxy_request: bool, metering: bool) -> None:
         """Count a finished record.
 
@@ -136,6 +140,8 @@ class Telemetry:
         metrics.CALLS[*labels, record.outcome].inc()
         if record.outcome == REJECTED:
             metrics.REJECTIONS[record.api_key, record.error_code or OTHER].inc()
+        for code in record.dry_run:
+            metrics.REJECTIONS[record.api_key, f"{code}_dry_run"].inc()
         if record.unmetered:
             metrics.UNMETERED[provider, record.unmetered].inc()
         usage = record.usage

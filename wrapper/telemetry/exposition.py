@@ -58,15 +58,19 @@ class Exporter(PrometheusMetrics):  # type: ignore[misc]  # has no types
         self._lock = threading.Lock()
 
     def generate_metrics(
-        self, accept_header: str | None = None, names: list[str] | None = None
+        self,
+        accept_header: str | None = None,
+        names: list[str] | None = None,
+        further: Iterable[Metric] = (),
     ) -> tuple[str, str]:
         """The exposition text and its content type, OpenMetrics where `accept_header` has it.
 
         `names` (the query's `name[]`) keeps the samples and families of these names only.
+        `further` are families that are no workers' sums.
         """
         accept = accept_header or ""
         encoder, content_type = choose_encoder("" if _MALFORMED_VERSION.search(accept) else accept)
-        families = _Families(names)
+        families = _Families(names, further)
         with self._lock:  # one scrape at a time in a worker
             text = encoder(families) if _SINGLE_PROCESS else _in_child(lambda: encoder(families))
         return text.decode("utf-8"), content_type
@@ -81,11 +85,12 @@ _Collector: Any = MultiProcessCollector
 class _Families:
     """All workers' metric families, as the registry that an encoder expects."""
 
-    def __init__(self, names: list[str] | None) -> None:
+    def __init__(self, names: list[str] | None, further: Iterable[Metric]) -> None:
         self._names = frozenset(names or ())
+        self._further = further
 
     def collect(self) -> Iterable[Metric]:
-        for family in _collected():
+        for family in (*_collected(), *self._further):
             if self._names and family.name not in self._names:
                 family.samples = [s for s in family.samples if s.name in self._names]
                 if not family.samples:

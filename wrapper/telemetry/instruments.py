@@ -128,3 +128,4 @@ COOLDOWN = Series(
         multiprocess_mode="livemax",
     )
 )
+STORE_FAILURES = Counter("store_failures", "Failures of the store of usage and limits.")
