@@ -55,7 +55,8 @@ class Script(NamedTuple):
 @cache
 def script(name: str) -> Script:
     """The script of that name, with what all scripts share before it."""
-    text = f"{(_LUA / 'common.lua').read_text()}\n{(_LUA / name).with_suffix('.lua').read_text()}"
+    names = ("common", "accounts", "leases", name)
+    text = "\n".join((_LUA / f"{part}.lua").read_text() for part in names)
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

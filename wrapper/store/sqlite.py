@@ -126,7 +126,7 @@ class SqliteStore:
 
     def move(self, lease: Lease, provider: Subject | None) -> None:
         old = lease.provider
-        if lease.settled or old == provider:
+        if lease.settled or (old and old.name) == (provider and provider.name):
             return
         kept = [subject for subject in lease.subjects if subject is not old]
 
@@ -145,11 +145,17 @@ class SqliteStore:
         return self._try(lambda: reservations.standing(self._here(), subjects, self._moment()))
 
     def heartbeat(self) -> None:
-        self._own()
+        if self._missing():
+            return
+        if self._last_lease or self._try(self._any_worker):
+            self._transact(lambda cursor: self._renew(cursor, self._moment(), age=0.0))
+            self.reap()
         if self._waiting:
             self._waiting.write(self._write)
-        self._transact(lambda cursor: self._renew(cursor, self._moment(), age=0.0))
-        self.reap()
+
+    def _any_worker(self) -> bool:
+        """Whether any process has leases: else there is nothing to renew and nothing to end."""
+        return self._here().execute("SELECT 1 FROM worker LIMIT 1").fetchone() is not None
 
     def reap(self) -> int:
         total = 0
@@ -250,7 +256,7 @@ class SqliteStore:
             self._write(settlement)
         except Impossible:
             raise
-        except StoreError:
+        except BaseException:
             self._waiting.add(settlement)
             self._waiting.failed()
             raise

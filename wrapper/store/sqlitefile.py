@@ -25,7 +25,7 @@ MOVE_AWAY = "move it away to begin a new one, or name another file in WRAPPER_ST
 _WRITABLE = "WRAPPER_STORE must name a writable file"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FIRST_PAUSE = 0.0005
-_LONGEST_PAUSE = 0.02
+_LONGEST_PAUSE = 0.005
 
 T = TypeVar("T")
 
