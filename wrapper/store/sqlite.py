@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from wrapper.store import reservations, sqlitefile
+from wrapper.store.accounts import Moment, standings_of
 from wrapper.store.base import DIMENSIONS, Entry, StoreError, Sums, true_tokens
 from wrapper.store.limits import (
     Demand,
@@ -42,7 +43,7 @@ from wrapper.store.limits import (
     bounded,
     nothing_used,
 )
-from wrapper.store.reservations import LEASE_SECONDS, Moment
+from wrapper.store.reservations import LEASE_SECONDS
 from wrapper.store.schema import COLUMNS, SETTLE, Values, query, sums, values
 from wrapper.store.waiting import Impossible, Waiting
 
@@ -130,19 +131,21 @@ class SqliteStore:
             return
         kept = [subject for subject in lease.subjects if subject is not old]
 
-        def work(cursor: sqlite3.Cursor) -> Lease | Refused | None:
-            return reservations.move(cursor, lease, old, provider, self._moment())
+        gained = [provider] if provider else []
 
-        gained = self._reserve(work) if lease.subjects else None
-        if gained is not None:
-            lease.adopt(kept, _granted(gained))
-        elif wanted := [*kept, *([provider] if provider else ())]:
-            lease.adopt([], self.admit(wanted, lease.demand))
+        def work(cursor: sqlite3.Cursor) -> Lease | Refused | None:
+            return reservations.move(cursor, lease, old, gained, self._moment())
+
+        outcome = self._reserve(work) if lease.subjects else None
+        if outcome is not None:
+            lease.adopt(kept, _granted(outcome))
+        elif kept or gained:
+            lease.adopt([], self.admit([*kept, *gained], lease.demand))
 
     def standing(self, subjects: Sequence[Subject]) -> list[Standing]:
         if self._missing():
             return [nothing_used(subject, self._wall()) for subject in subjects]
-        return self._try(lambda: reservations.standing(self._here(), subjects, self._moment()))
+        return self._try(lambda: standings_of(self._here(), subjects, self._moment()))
 
     def heartbeat(self) -> None:
         if self._missing():
@@ -191,7 +194,7 @@ class SqliteStore:
             if self._waiting:
                 self._waiting.write(self._write, now=True)
             if self._last_lease and self._cursor is not None:
-                self._transact(lambda cursor: reservations.end_all(cursor, self._worker))
+                self._transact(lambda cursor: reservations.end_all(cursor, self._worker, 2**31))
         finally:
             if self._cursor is not None:
                 self._cursor.connection.close()
