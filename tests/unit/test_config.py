@@ -889,7 +889,12 @@ def test_the_server_listens_where_the_environment_says() -> None:
         ("HOST", "http://localhost"),
         ("HOST", "localhost:8080"),
         ("HOST", "a b"),
-        ("WRAPPER_STORE", "redis://host:6379/0"),
+        ("WRAPPER_STORE", "redis://:hunter2@host:99999/0"),
+        ("WRAPPER_STORE", "redis://:hunter2@host/first"),
+        ("WRAPPER_STORE", "redis://:hunter2@host,other/0"),
+        ("WRAPPER_STORE", "redis+sentinel://:hunter2@host/"),
+        ("WRAPPER_STORE", "redis+cluster://:hunter2@host/1"),
+        ("WRAPPER_STORE", "redis+else://:hunter2@host/1"),
         ("WRAPPER_STORE", "usage.db"),
         ("WRAPPER_STORE", "sqlite:///"),
         ("WRAPPER_STORE", "sqlite:///:memory:"),
@@ -904,10 +909,19 @@ def test_a_variable_with_a_wrong_value_is_a_problem(loaded: Load, name: str, val
     assert "hunter2" not in str(found[name])
 
 
-def test_redis_is_understood_but_said_to_be_not_built_yet() -> None:
-    found = problems(store_url, {"WRAPPER_STORE": "redis://:hunter2@host:6379/0"})
-    assert "not built yet" in str(found["WRAPPER_STORE"])
-    assert "sqlite:///" in str(found["WRAPPER_STORE"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://host:6379/0",
+        "rediss://:secret@redis.example.com/2?ssl_ca_certs=/etc/ca.pem",
+        "redis://user:p%40ss@[::1]:6379",
+        "redis+sentinel://:secret@one:26379,two,three:26380/main/1?sentinel_password=x",
+        "rediss+cluster://one:6379,two:6379",
+        "redis://one:6379?cluster=true",
+    ],
+)
+def test_the_forms_of_redis(url: str) -> None:
+    assert store_url({"WRAPPER_STORE": url}) == url
 
 
 # --- the simulated provider ---

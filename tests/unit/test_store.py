@@ -131,7 +131,7 @@ def test_what_was_settled_is_there_after_closing(path: Path, store: SqliteStore)
 def test_addresses_of_stores(tmp_path: Path) -> None:
     open_store(f"sqlite:///{tmp_path}/a.db").settle(entry())
     assert (tmp_path / "a.db").exists()
-    for url in ("redis://host:6379/0", "", "sqlite://", "sqlite:///", "/data/usage.db"):
+    for url in ("postgres://host/0", "redis://", "", "sqlite://", "sqlite:///", "/data/usage.db"):
         with pytest.raises(StoreError, match="WRAPPER_STORE"):
             open_store(url)
 

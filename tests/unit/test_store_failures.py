@@ -212,7 +212,7 @@ def test_redis_that_is_killed_and_started_under_load_counts_each_request_once(
 def test_redis_that_does_not_answer_is_given_up_soon(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(redisurl._COMMON, "socket_timeout", 0.3)
+    monkeypatch.setattr(redisurl, "REPLY_SECONDS", 0.3)
     store = RedisStore(server.url)
     lease = store.admit([WEB], Demand(5, 5))
     server.signal(signal.SIGSTOP)

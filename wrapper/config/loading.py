@@ -28,6 +28,7 @@ from wrapper.config.settings import (
     Target,
     frozen,
 )
+from wrapper.config.storeurl import REDIS_FORMS, is_redis, parse_redis
 
 DEFAULT_CONFIG = "config/gateway.toml"
 DEFAULT_KEYS = "config/keys.toml"
@@ -144,10 +145,14 @@ def store_url(environ: Mapping[str, str]) -> str:
 def read_store_url(environ: Mapping[str, str], problems: list[Problem]) -> str:
     """As `store_url`, but adds to `problems`. Does not repeat the value: it may hold a password."""
     url = environ.get("WRAPPER_STORE") or DEFAULT_STORE
-    wanted = "write sqlite:///path/of/the/file.db"
-    if re.fullmatch(r"rediss?://\S+", url):
-        wrong = "a Redis store is not built yet"
-        wanted = "use sqlite:///path/of/the/file.db"
+    wanted = "write sqlite:///path/of/the/file.db or redis://host:6379/0"
+    if is_redis(url):
+        try:
+            parse_redis(url)
+        except ValueError as error:
+            wrong, wanted = str(error), REDIS_FORMS
+        else:
+            return url
     elif not url.startswith("sqlite:///"):
         wrong = "is not the address of a store"
     elif not url.removeprefix("sqlite:///").strip("/") or not url.isprintable() or "?" in url:

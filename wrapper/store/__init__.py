@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from wrapper.config.storeurl import is_redis
 from wrapper.metering import PICO
 from wrapper.store.base import (
     DIMENSIONS,
@@ -50,19 +51,18 @@ def open_store(url: str) -> UsageStore:
     """The store that `url` (WRAPPER_STORE) names.
 
     `sqlite:///data/usage.db` is a path from the working directory, `sqlite:////var/lib/usage.db`
-    an absolute one; `store.redisurl` lists the forms of Redis. Nothing is opened or connected
+    an absolute one; `config.storeurl` lists the forms of Redis. Nothing is opened or connected
     before the first use; `check()` is one. Raises StoreError for any other form.
     """
     path = _sqlite_path(url)
     if path is not None:
         return SqliteStore(path)
-    kind = url.partition(":")[0]
-    if kind in ("redis", "rediss") or kind.startswith(("redis+", "rediss+")):
+    if is_redis(url):
         from wrapper.store.redis import RedisStore  # redis-py costs 0.1 s to import
 
         return RedisStore(url)
     raise StoreError(
-        f"WRAPPER_STORE: {kind or 'nothing'} is not supported;"
+        f"WRAPPER_STORE: {url.partition(':')[0] or 'nothing'} is not supported;"
         " use sqlite:///data/usage.db or redis://host:6379/0"
     )
 

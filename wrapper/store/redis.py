@@ -73,6 +73,7 @@ class RedisStore:
         self._clock = clock
         self._wall = wall
         self._pid = 0
+        self._inherited: list[Link] = []
         self._start()
 
     def _start(self) -> None:
@@ -155,7 +156,7 @@ class RedisStore:
     def move(self, lease: Lease, provider: Subject | None) -> None:
         self._own()
         old = lease.provider
-        if lease.settled or old == provider:
+        if lease.settled or (old and old.name) == (provider and provider.name):
             return
         kept = [subject for subject in lease.subjects if subject is not old]
         gained = [provider] if provider else []
@@ -177,11 +178,11 @@ class RedisStore:
 
     def heartbeat(self) -> None:
         self._own()
-        if self._waiting:
-            self._waiting.write(self._write)
         now = time.monotonic()
         self._reap(beat=True)
         self._beat_at = now
+        if self._waiting:
+            self._waiting.write(self._write)
         if now < self._doubt_until:
             self._end_unknown()
 
@@ -217,8 +218,7 @@ class RedisStore:
         """Forget what belongs to a parent process; its connections stay open for it."""
         pid = os.getpid()
         if pid != self._pid:
-            if self._pid:
-                self._inherited = self._link
+            self._inherited.append(self._link)
             self._start()
             self._pid = pid
 
@@ -244,7 +244,7 @@ class RedisStore:
     ) -> dict[str, Any]:
         try:
             return self._run(name, request, subjects)
-        except Unreachable:
+        except BaseException:
             self._doubt_until = time.monotonic() + DOUBT_SECONDS
             raise
 
@@ -272,7 +272,7 @@ class RedisStore:
             return
         try:
             self._write(settlement)
-        except StoreError:
+        except BaseException:
             self._wait(settlement)
             self._waiting.failed()
             raise

@@ -7,7 +7,6 @@ Why not redis-py's client: its connections and pools are used here (TLS, sentine
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 import redis
 from redis.connection import ConnectionInterface, ConnectionPool
 
@@ -55,7 +55,8 @@ class Script(NamedTuple):
 @cache
 def script(name: str) -> Script:
     """The script of that name, with what all scripts share before it."""
-    text = f"{(_LUA / 'common.lua').read_text()}\n{(_LUA / name).with_suffix('.lua').read_text()}"
+    names = ("common", "accounts", "leases", name)
+    text = "\n".join((_LUA / f"{part}.lua").read_text() for part in names)
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -72,7 +73,7 @@ class Link:
     def run(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
         """The result of a script. It may run twice: the second time must do nothing."""
         text, sha = script(name)
-        payload = json.dumps(request, separators=(",", ":"))
+        payload = msgspec.json.encode(request)
 
         def use(connection: ConnectionInterface) -> Any:
             try:
@@ -80,7 +81,7 @@ class Link:
             except redis.exceptions.NoScriptError:
                 return _call(connection, "EVAL", text, 1, PREFIX, payload)
 
-        result: dict[str, Any] = json.loads(self._with_connection(use))
+        result: dict[str, Any] = msgspec.json.decode(self._with_connection(use))
         return result
 
     def commands(self, commands: Iterable[tuple[str | int, ...]]) -> list[Any]:
@@ -163,7 +164,7 @@ class Link:
         return Unreachable(f"{self._address.shown}: {reason}")
 
 
-def _call(connection: ConnectionInterface, *command: str | int) -> Any:
+def _call(connection: ConnectionInterface, *command: str | int | bytes) -> Any:
     connection.send_command(*command)
     return connection.read_response()
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from wrapper.store import reservations, sqlitefile
+from wrapper.store.accounts import Moment, standings_of
 from wrapper.store.base import DIMENSIONS, Entry, StoreError, Sums, true_tokens
 from wrapper.store.limits import (
     Demand,
@@ -42,7 +43,7 @@ from wrapper.store.limits import (
     bounded,
     nothing_used,
 )
-from wrapper.store.reservations import LEASE_SECONDS, Moment
+from wrapper.store.reservations import LEASE_SECONDS
 from wrapper.store.schema import COLUMNS, SETTLE, Values, query, sums, values
 from wrapper.store.waiting import Impossible, Waiting
 
@@ -126,30 +127,38 @@ class SqliteStore:
 
     def move(self, lease: Lease, provider: Subject | None) -> None:
         old = lease.provider
-        if lease.settled or old == provider:
+        if lease.settled or (old and old.name) == (provider and provider.name):
             return
         kept = [subject for subject in lease.subjects if subject is not old]
 
-        def work(cursor: sqlite3.Cursor) -> Lease | Refused | None:
-            return reservations.move(cursor, lease, old, provider, self._moment())
+        gained = [provider] if provider else []
 
-        gained = self._reserve(work) if lease.subjects else None
-        if gained is not None:
-            lease.adopt(kept, _granted(gained))
-        elif wanted := [*kept, *([provider] if provider else ())]:
-            lease.adopt([], self.admit(wanted, lease.demand))
+        def work(cursor: sqlite3.Cursor) -> Lease | Refused | None:
+            return reservations.move(cursor, lease, old, gained, self._moment())
+
+        outcome = self._reserve(work) if lease.subjects else None
+        if outcome is not None:
+            lease.adopt(kept, _granted(outcome))
+        elif kept or gained:
+            lease.adopt([], self.admit([*kept, *gained], lease.demand))
 
     def standing(self, subjects: Sequence[Subject]) -> list[Standing]:
         if self._missing():
             return [nothing_used(subject, self._wall()) for subject in subjects]
-        return self._try(lambda: reservations.standing(self._here(), subjects, self._moment()))
+        return self._try(lambda: standings_of(self._here(), subjects, self._moment()))
 
     def heartbeat(self) -> None:
-        self._own()
+        if self._missing():
+            return
+        if self._last_lease or self._try(self._any_worker):
+            self._transact(lambda cursor: self._renew(cursor, self._moment(), age=0.0))
+            self.reap()
         if self._waiting:
             self._waiting.write(self._write)
-        self._transact(lambda cursor: self._renew(cursor, self._moment(), age=0.0))
-        self.reap()
+
+    def _any_worker(self) -> bool:
+        """Whether any process has leases: else there is nothing to renew and nothing to end."""
+        return self._here().execute("SELECT 1 FROM worker LIMIT 1").fetchone() is not None
 
     def reap(self) -> int:
         total = 0
@@ -185,7 +194,7 @@ class SqliteStore:
             if self._waiting:
                 self._waiting.write(self._write, now=True)
             if self._last_lease and self._cursor is not None:
-                self._transact(lambda cursor: reservations.end_all(cursor, self._worker))
+                self._transact(lambda cursor: reservations.end_all(cursor, self._worker, 2**31))
         finally:
             if self._cursor is not None:
                 self._cursor.connection.close()
@@ -250,7 +259,7 @@ class SqliteStore:
             self._write(settlement)
         except Impossible:
             raise
-        except StoreError:
+        except BaseException:
             self._waiting.add(settlement)
             self._waiting.failed()
             raise

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from wrapper.store import window
 from wrapper.store.base import StoreError
 from wrapper.store.schema import MIGRATIONS, SCHEMA_VERSION
-from wrapper.store.window import EMPTY
 
 # Opening takes its turn with the other workers, in seconds.
 OPEN_SECONDS = 5.0
@@ -25,7 +25,7 @@ MOVE_AWAY = "move it away to begin a new one, or name another file in WRAPPER_ST
 _WRITABLE = "WRAPPER_STORE must name a writable file"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FIRST_PAUSE = 0.0005
-_LONGEST_PAUSE = 0.02
+_LONGEST_PAUSE = 0.005
 
 T = TypeVar("T")
 
@@ -98,6 +98,8 @@ def _prepare(connection: sqlite3.Connection) -> int:
         connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    connection.create_function("window_count", 4, window.count, deterministic=True)
+    connection.create_function("window_correct", 4, window.correct, deterministic=True)
     version = _version(connection)
     if version < SCHEMA_VERSION:
         connection.execute("BEGIN IMMEDIATE")
@@ -130,7 +132,7 @@ def _clear_after_boot(connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM lease")
         connection.execute("DELETE FROM worker")
         clear = "UPDATE subject SET second = 0, counts = ?, concurrent = 0, reserved = 0"
-        connection.execute(clear, (EMPTY,))
+        connection.execute(clear, (window.EMPTY,))
         connection.execute("INSERT INTO boot VALUES (?)", (boot,))
 
 

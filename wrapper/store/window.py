@@ -15,6 +15,8 @@ import struct
 SLOTS = 61
 
 _RING = struct.Struct(f"<{SLOTS}I{SLOTS}Q")
+_TOKENS = struct.Struct("<Q")
+_TOKENS_AT = SLOTS * 4  # behind the requests
 EMPTY = bytes(_RING.size)
 
 
@@ -57,12 +59,6 @@ class Window:
         self._slots[at] += 1
         self._slots[at + SLOTS] += tokens
 
-    def correct(self, second: int, tokens: int) -> None:
-        """Add tokens, which may be negative, to the bucket of `second` if it is still counted."""
-        if self.second - SLOTS < second <= self.second:
-            at = second % SLOTS + SLOTS
-            self._slots[at] = max(0, self._slots[at] + tokens)
-
     def frees_requests(self, count: int) -> int:
         """The second at which at least `count` of the requests no longer count."""
         return self._frees(count, 0)
@@ -87,3 +83,20 @@ class Window:
                 second -= 1
             found.append(second + SLOTS)
         return found[0], found[1]
+
+
+def count(newest: int, data: bytes, second: int, tokens: int) -> bytes:
+    """A ring whose newest bucket was `newest`, with one request more in `second`."""
+    window = Window(newest, data)
+    window.advance(second)
+    window.count(tokens)
+    return window.pack()
+
+
+def correct(newest: int, data: bytes, second: int, tokens: int) -> bytes:
+    """A ring with `tokens`, which may be negative, added to `second` if that still counts."""
+    if not newest - SLOTS < second <= newest:
+        return data
+    at = _TOKENS_AT + second % SLOTS * _TOKENS.size
+    [old] = _TOKENS.unpack_from(data, at)
+    return data[:at] + _TOKENS.pack(max(0, old + tokens)) + data[at + _TOKENS.size :]

@@ -19,8 +19,7 @@ from wrapper.store import Standing
 
 
 def limit_families(standings: Iterable[Standing]) -> Iterator[Metric]:
-    """`limit`, `limit_used` and `limit_remaining` by scope (key, group, provider), name and kind.
-    """
+    """`limit`, `limit_used`, `limit_remaining` by scope (key, group, provider), name, kind."""
     labels = ("scope", "name", "kind")
     limit = GaugeMetricFamily("limit", "The limit; USD for a budget.", labels=labels)
     used = GaugeMetricFamily("limit_used", "How much of the limit is in use.", labels=labels)

@@ -4,6 +4,7 @@
 local done = prefix .. ':done:' .. request.worker
 if redis.call('ZADD', done, 'NX', request.number, request.number) == 0 then return '{}' end
 redis.call('ZREMRANGEBYSCORE', done, '-inf', '(' .. request.low)
+redis.call('EXPIRE', done, 86400)
 
 local lease = request.lease
 if lease then
