@@ -8,6 +8,7 @@ the SDKs raise their own exception classes (https://platform.openai.com/docs/gui
     ├── BadRequest               400  InvalidJson, InvalidBody, InvalidPath, IncompleteBody
     ├── ModelNotAllowed          403
     ├── ModelNotPriced           403
+    ├── EndpointNotAllowed       403
     ├── ModelNotFound            404
     ├── UnknownUrl               404
     ├── MethodNotAllowed         405
@@ -132,6 +133,13 @@ class ModelNotPriced(_ClientError):
 
     status = 403
     code = "model_not_priced"
+
+
+class EndpointNotAllowed(_ClientError):
+    """An endpoint that a key may use only where it is allowed by name."""
+
+    status = 403
+    code = "endpoint_not_allowed"
 
 
 class ModelNotFound(_ClientError):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import logging
 import os
@@ -141,6 +142,8 @@ def load_app() -> GatewayApp:
     if RUN_DIR in environ:
         accept(settings, environ, _accepted())
     _log_unconfigured(settings)
+    gc.collect()
+    gc.freeze()  # a collection in a worker then skips what all workers share: 30 ms for nothing
     return app
 
 
