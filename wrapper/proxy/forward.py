@@ -42,7 +42,8 @@ def forward(
     """
     body = request.body
     context.scope.watch_client(uploading=isinstance(body, RequestBody) and not body.ended)
-    headers = headers_up(context.environ)
+    own_account = attempts[0].credential is not None
+    headers = headers_up(context.environ, own_account=own_account)
     try:
         for attempt in attempts[:-1]:
             try:
