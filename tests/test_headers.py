@@ -439,6 +439,31 @@ def test_one_users_cookie_never_reaches_another(gateway: Gateway, simulator: Sim
     assert "cookie" not in up(gateway, simulator, chat.PATH)
 
 
+@pytest.mark.parametrize(
+    ("stream", "orders", "value"),
+    [
+        (True, "", "no"),
+        (True, "set=X-Accel-Buffering: yes", "no"),
+        (True, "status=500", None),
+        (False, "", None),
+        (False, "framing=no-length", None),
+    ],
+)
+@PATHS
+def test_a_proxy_in_front_is_asked_not_to_hold_back_a_stream(
+    app: App, target: str, stream: bool, orders: str, value: str | None
+) -> None:
+    """nginx, as it comes, collects responses and sends a stream when it is over."""
+    answer = chat.call(app, target=target, stream=stream, orders=orders)
+    assert answer.header("x-accel-buffering") == value
+
+
+def test_a_proxy_in_front_is_asked_not_to_hold_back_sound(app: App) -> None:
+    body = b'{"model":"whisper-1","input":"hello","voice":"alloy"}'
+    how = {"target": "/v1/audio/speech", "orders": "framing=no-length"}
+    assert chat.call(app, body, **how).header("x-accel-buffering") == "no"
+
+
 # --- over a socket ----------------------------------------------------------------------------
 
 
@@ -469,7 +494,7 @@ def test_a_worker_keeps_hop_by_hop_and_private_headers_of_the_caller(
 
 @PATHS
 @pytest.mark.parametrize(
-    ("name", "value"), [("ETag", '"x"'), ("Vary", "Accept"), ("X-Latin", "caf\xe9")]
+    ("name", "value"), [("ETag", '"x"'), ("Link", "<https://a.example>"), ("X-Latin", "caf\xe9")]
 )
 def test_a_worker_sends_a_header_of_the_provider_down(
     gateway: Gateway, target: str, name: str, value: str

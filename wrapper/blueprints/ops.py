@@ -41,9 +41,12 @@ def metrics() -> Response:
     """All workers' metrics as Prometheus text."""
     token = current_runtime().snapshot.settings.server.metrics_token
     if token is not None and not hmac.compare_digest(
-        bearer(request.headers.get("Authorization")).encode(), token.reveal().encode()
+        bearer(request.headers.get("Authorization"), "metrics token").encode(),
+        token.reveal().encode(),
     ):
-        raise errors.InvalidApiKey("The metrics token is not right.")
+        raise errors.InvalidApiKey(
+            "The metrics token is wrong: /metrics needs the one of metrics_token in gateway.toml."
+        )
     text, content_type = current_app.extensions["exporter"].generate_metrics(
         request.headers.get("Accept"), request.args.getlist("name[]") or None
     )
