@@ -342,7 +342,9 @@ def test_with_a_token_a_scrape_needs_it(simulator: Simulator) -> None:
     config = '[server]\nmetrics_token = { env = "METRICS_TOKEN" }\n' + CONFIG
     env = {"METRICS_TOKEN": "let-me-see", "GROQ_API_KEY": "g"}
     with Gateway(config.replace("{simulator}", simulator.url), env=env) as gateway:
-        assert gateway.get("/metrics")[0] == 401
+        status, body = gateway.get("/metrics")
+        assert status == 401
+        assert b"No metrics token was given" in body
         assert gateway.get("/metrics", headers={"Authorization": "Bearer wrong"})[0] == 401
         assert gateway.get("/metrics", headers={"Authorization": "Bearer let-me-see"})[0] == 200
 

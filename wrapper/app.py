@@ -31,8 +31,17 @@ from wrapper.telemetry import Exporter, Telemetry
 
 log = logging.getLogger("wrapper")
 
+# What SDKs read, by name for browsers that do not know "*" yet; which covers all as no credentials
+# are allowed (https://fetch.spec.whatwg.org/#http-access-control-expose-headers).
 EXPOSED = [
-    *("x-request-id", "x-wrapper-provider", "Server-Timing", "Retry-After"),
+    *("*", "x-request-id", "x-wrapper-provider", "Server-Timing", "Retry-After", "retry-after-ms"),
+    *(
+        "x-should-retry",
+        "openai-processing-ms",
+        "openai-version",
+        "openai-model",
+        "Content-Disposition",
+    ),
     *(
         f"x-ratelimit-{what}-{unit}"
         for what in ("limit", "remaining", "reset")
@@ -103,10 +112,17 @@ def _record_requests(app: Flask, runtime: Runtime) -> None:
         if record.content is None or not record.content.ended:
             _discard_body(context)
         response.call_on_close(partial(finalize, record, runtime, context.snapshot, context.scope))
-        if request.path == "/metrics":
-            return response  # no page in a browser may read the keys' names
-        origins = context.snapshot.settings.server.cors_origins
-        return set_cors_headers(response, _cors_options(origins))
+        if request.path != "/metrics":  # no page in a browser may read the keys' names
+            _allow_origins(context, response)
+        return response
+
+
+def _allow_origins(context: RequestContext, response: Response) -> None:
+    origins = context.snapshot.settings.server.cors_origins
+    if origins:
+        response.headers.add("Vary", "Origin")  # without an Origin there are no CORS headers
+        if "HTTP_ORIGIN" in context.environ:
+            set_cors_headers(response, _cors_options(origins))
 
 
 def _discard_body(context: RequestContext) -> None:
@@ -174,6 +190,7 @@ def _cors_options(origins: tuple[str, ...]) -> Any:
             "expose_headers": EXPOSED,
             "supports_credentials": False,
             "send_wildcard": True,
+            "vary_header": False,
             "always_send": False,
             "allow_private_network": False,
             "max_age": 600,

@@ -43,7 +43,8 @@ def forward(
     """
     body = request.body
     context.scope.watch_client(uploading=isinstance(body, RequestBody) and not body.ended)
-    headers = headers_up(context.environ)
+    own_account = attempts[0].credential is not None
+    headers = headers_up(context.environ, own_account=own_account)
     for index, attempt in enumerate(attempts[:-1]):
         try:
             if index:

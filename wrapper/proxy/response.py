@@ -25,7 +25,7 @@ from wrapper.cancellation import YIELD_BYTES, Interrupted, yield_after
 from wrapper.metering import NullExtractor, UsageExtractor, extractor_for
 from wrapper.proxy.admit import rate_limit_headers
 from wrapper.proxy.forward import Forwarded, interrupted
-from wrapper.proxy.request import ProxyRequest
+from wrapper.proxy.request import ProxyRequest, is_json_type
 from wrapper.record import CLIENT_ABORT, MAX_NAME
 from wrapper.runtime import RequestContext
 
@@ -58,6 +58,8 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         down.add("Content-Length", str(response.length))
     if not response.request_id:
         down.add("x-request-id", record.request_id)
+    if record.stream or (not has_length and content_type and not is_json_type(content_type)):
+        down.set("X-Accel-Buffering", "no")  # nginx would collect the stream
     down.set("x-wrapper-provider", forwarded.attempt.upstream.provider.name)
     down.add("Server-Timing", record.server_timing())
     if record.lease is not None:

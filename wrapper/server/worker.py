@@ -1,13 +1,11 @@
 """gunicorn's gevent worker: strict parsing, errors in OpenAI's shape, a graceful shutdown.
 
-Invariants: a head that another server could read in a second way is refused; a response is never
-lost because its connection was closed too early; when the worker stops, every open request ends
-with an error event and is recorded.
+Invariants: a response is never lost because its connection was closed too early; when the worker
+stops, every open request ends with an error event and is recorded.
 """
 
 from __future__ import annotations
 
-import re
 import signal
 import socket
 import struct
@@ -16,8 +14,6 @@ from typing import Any
 
 import gevent
 from gunicorn import util
-from gunicorn.http.errors import InvalidRequestLine, ObsoleteFolding
-from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
@@ -25,8 +21,8 @@ from gunicorn.workers.ggevent import GeventWorker
 from wrapper.runtime import Runtime, runtime_of
 from wrapper.server import lifecycle
 from wrapper.server.malformed import malformed_response
+from wrapper.server.strict_request import StrictRequest
 
-INVALID_TARGET = re.compile(rb"[A-Z]+ /[^ \r\n]*[\x00-\x1f\x7f-\xff][^ \r\n]* HTTP/1\.[01]\b")
 BODY_PIECE = 65536  # bytes
 PIPELINED_IN_A_ROW = 8  # requests of one connection, before the other connections are served
 LINGER_SECONDS = 2
@@ -34,43 +30,6 @@ QUIT_DRAIN_SECONDS = 1  # for open requests to end, where the stop is not gracef
 QUIT_SECONDS = 5  # then SIGALRM ends a worker that should have exited
 DRAIN_AHEAD = 5  # seconds before gunicorn's graceful timeout
 IDLE_SECONDS = 0.5  # a head that is being sent arrives within this time
-
-
-class InvalidTarget(InvalidRequestLine):  # type: ignore[misc]  # gunicorn has no types
-    """The request target has characters that no URI has (RFC 3986 section 2)."""
-
-
-class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
-    """A request whose head is checked against the grammar again.
-
-    The C parser accepts a bare LF as line terminator, folded lines, and several spaces in the
-    request line; another server on the way may not (RFC 9112 sections 2.2, 3 and 5.2).
-    """
-
-    def parse_request_line(self, line_bytes: bytes) -> None:
-        try:
-            super().parse_request_line(line_bytes)
-        except InvalidRequestLine as error:
-            raise _classified(error, line_bytes) from None
-
-    def _parse_fast(self, unreader: Any, buf: bytearray) -> bytes:
-        try:
-            rest: bytes = super()._parse_fast(unreader, buf)
-        except InvalidRequestLine as error:
-            raise _classified(error, bytes(buf)) from None
-        head = bytes(buf[: len(buf) - len(rest)])
-        if head.count(b"\n") != head.count(b"\r\n"):
-            raise InvalidRequestLine("bare LF as line terminator")
-        if b"\r\n " in head or b"\r\n\t" in head:
-            raise ObsoleteFolding("folded line")
-        if head.lstrip(b"\r\n").split(b"\r\n", 1)[0].count(b" ") != 2:
-            raise InvalidRequestLine("several spaces")
-        return rest
-
-
-def _classified(error: InvalidRequestLine, head: bytes) -> InvalidRequestLine:
-    """`InvalidTarget` where only the target of the request line is wrong, else `error`."""
-    return InvalidTarget("") if INVALID_TARGET.match(head) else error
 
 
 class HeadTimeout(gevent.Timeout):  # type: ignore[misc]  # gevent has no types

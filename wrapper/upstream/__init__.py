@@ -18,7 +18,7 @@ from wrapper.cancellation import Interrupted, within
 from wrapper.config import Provider
 from wrapper.upstream.adapter import ProviderAdapter, RawResponse
 from wrapper.upstream.failures import gateway_error
-from wrapper.upstream.headers import headers_down, headers_up
+from wrapper.upstream.headers import headers_down, headers_up, is_of_account, with_own
 
 __all__ = ["Upstream", "UpstreamResponse", "headers_up"]
 
@@ -86,8 +86,8 @@ class Upstream:
         self.host = urlsplit(provider.origin).hostname or ""
         self._adapter = ProviderAdapter(provider)
         self._timeout = (provider.connect_timeout, provider.first_byte_timeout)
-        self._own = _headers(provider, with_secrets=True)
-        self._open = _headers(provider, with_secrets=False)
+        self._own = _headers(provider)
+        self._open = _headers_for_others(provider)
         self._credential = f"Bearer {provider.api_key.reveal()}" if provider.api_key else None
 
     def send(
@@ -104,7 +104,8 @@ class Upstream:
         `headers_up`. `credential` is the caller's own `Authorization`, used instead of the
         gateway's: then no secret of the gateway goes up. Raises the kinds of UpstreamError.
         """
-        prepared = {**headers, **(self._own if credential is None else self._open)}
+        own = self._own if credential is None else self._open
+        prepared = with_own(headers, own) if own else {**headers}
         if credential or self._credential:
             prepared["Authorization"] = credential or self._credential or ""
         # Content-Length where it is known, else chunks (RFC 9112 section 6).
@@ -174,10 +175,15 @@ class Upstream:
         self._adapter.close()
 
 
-def _headers(provider: Provider, *, with_secrets: bool) -> dict[str, str]:
+def _headers(provider: Provider) -> dict[str, str]:
     """The headers that the configuration adds."""
+    return {name.title(): value for name, value in provider.headers}
+
+
+def _headers_for_others(provider: Provider) -> dict[str, str]:
+    """Those of them that go with a caller's own credential: none of the gateway's account."""
     return {
         name.title(): value
         for name, value in provider.headers
-        if with_secrets or name.lower() not in provider.secret_headers
+        if name.lower() not in provider.secret_headers and not is_of_account(name)
     }
