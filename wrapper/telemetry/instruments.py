@@ -120,6 +120,13 @@ OVERHEAD = Series(
 UPSTREAM_ERRORS = Series(
     Counter("upstream_errors", "Failures of providers by reason.", ("provider", "reason"))
 )
+FAILOVERS = Series(
+    Counter(
+        "failovers",
+        "Requests that went on to the next target of their route.",
+        ("provider", "reason"),
+    )
+)
 COOLDOWN = Series(
     Gauge(
         "provider_cooldown",
@@ -127,4 +134,27 @@ COOLDOWN = Series(
         ("provider",),
         multiprocess_mode="livemax",
     )
+)
+BUILD_INFO = Gauge(
+    "gateway_build_info",
+    "1, with the gateway's version.",
+    ("version",),
+    multiprocess_mode="livemax",
+)
+RELOADS = Series(
+    Counter("config_reloads", "Changed configurations, counted by each worker.", ("result",))
+)
+LAST_RELOAD = Gauge(
+    "config_last_reload_timestamp_seconds",
+    "When a worker last put a changed configuration in force; 0 since the start.",
+    multiprocess_mode="livemax",
+)
+WORKER_RESTARTS = Counter("worker_restarts", "Workers that exited and were replaced.")
+WORKER_MEMORY = Gauge(
+    "gateway_worker_resident_memory_bytes", "Memory of each worker.", multiprocess_mode="liveall"
+)
+# A gauge in the files, because a dead worker's has to go; a counter in the exposition.
+WORKER_CPU_FAMILY = "gateway_worker_cpu_seconds"
+WORKER_CPU = Gauge(
+    WORKER_CPU_FAMILY, "CPU time of each worker, user and system.", multiprocess_mode="liveall"
 )
