@@ -196,13 +196,14 @@ def worker_started() -> None:
 
 def measure_worker() -> None:
     """Take the memory and CPU time of this worker; called now and then in each."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    metrics.WORKER_CPU.set(used.ru_utime + used.ru_stime)
+    worker, used = str(os.getpid()), resource.getrusage(resource.RUSAGE_SELF)
+    metrics.WORKER_CPU[worker,].set(used.ru_utime + used.ru_stime)
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        metrics.WORKER_MEMORY.set(pages * resource.getpagesize())
+        metrics.WORKER_MEMORY[worker,].set(pages * resource.getpagesize())
     except OSError:  # not Linux: the peak, in KiB (in bytes on macOS)
-        metrics.WORKER_MEMORY.set(used.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        metrics.WORKER_MEMORY[worker,].set(peak)
 
 
 def worker_exited(pid: int) -> None:

@@ -150,11 +150,21 @@ LAST_RELOAD = Gauge(
     multiprocess_mode="livemax",
 )
 WORKER_RESTARTS = Counter("worker_restarts", "Workers that exited and were replaced.")
-WORKER_MEMORY = Gauge(
-    "gateway_worker_resident_memory_bytes", "Memory of each worker.", multiprocess_mode="liveall"
+# The label is the process id; a dead worker's series go with its files.
+WORKER_MEMORY = Series(
+    Gauge(
+        "gateway_worker_resident_memory_bytes",
+        "Memory of each worker.",
+        ("worker",),
+        multiprocess_mode="livesum",
+    )
 )
-# A gauge in the files, because a dead worker's has to go; a counter in the exposition.
 WORKER_CPU_FAMILY = "gateway_worker_cpu_seconds"
-WORKER_CPU = Gauge(
-    WORKER_CPU_FAMILY, "CPU time of each worker, user and system.", multiprocess_mode="liveall"
+WORKER_CPU = Series(  # a counter in the exposition
+    Gauge(
+        WORKER_CPU_FAMILY,
+        "CPU time of each worker, user and system.",
+        ("worker",),
+        multiprocess_mode="livesum",
+    )
 )
