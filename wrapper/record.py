@@ -79,6 +79,7 @@ class RequestRecord:
     error_code: str | None = None
     upstream_request_id: str | None = None
     upstream_errors: list[tuple[str, str]] = field(default_factory=list)  # provider, reason
+    attempts: int = 0
 
     usage: Usage | None = None
     cost: int | None = None  # pico-USD
@@ -95,6 +96,12 @@ class RequestRecord:
     def attempted(self, provider: str, model: str) -> None:
         """The request is about to be sent to this provider, under this model's name."""
         self.provider, self.model, self.relayed = provider, model[:MAX_NAME], True
+        self.attempts += 1
+
+    @property
+    def failovers(self) -> list[tuple[str, str]]:
+        """The failures after which the next target was asked: of each attempt but the last."""
+        return self.upstream_errors[: self.attempts - 1] if self.attempts > 1 else []
 
     def upstream_failed(self, reason: str) -> None:
         """The attempt at the present provider failed; `reason` is the metric's label."""
