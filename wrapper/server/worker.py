@@ -12,7 +12,7 @@ import signal
 import socket
 import struct
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import gevent
 from gunicorn import util
@@ -22,6 +22,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
+from wrapper.proxy.timeouts import HEAD
 from wrapper.runtime import Runtime, runtime_of
 from wrapper.server import lifecycle
 from wrapper.server.malformed import malformed_response
@@ -46,6 +47,14 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     The C parser accepts a bare LF as line terminator, folded lines, and several spaces in the
     request line; another server on the way may not (RFC 9112 sections 2.2, 3 and 5.2).
     """
+
+    def parse(self, unreader: Any) -> Any:
+        timeout = HeadTimeout.waiting.get(gevent.getcurrent())
+        if timeout is not None and self.req_number > 1:
+            timeout.idle()
+            unreader.unread(unreader.read())
+            timeout.begun()
+        return super().parse(unreader)
 
     def parse_request_line(self, line_bytes: bytes) -> None:
         try:
@@ -74,19 +83,44 @@ def _classified(error: InvalidRequestLine, head: bytes) -> InvalidRequestLine:
 
 
 class HeadTimeout(gevent.Timeout):  # type: ignore[misc]  # gevent has no types
-    """Bounds the wait for a request's head; `waiting` maps each waiting greenlet to its start."""
+    """Bounds the wait for a request's head: `head` seconds from its first byte, or, for the first
+    request of a connection, from the connection on.
 
-    def __init__(self, seconds: float, waiting: dict[Any, float]) -> None:
-        super().__init__(seconds, False)
-        self._waiting = waiting
+    In between a kept connection may be idle for `keepalive` seconds.
+    """
+
+    waiting: ClassVar[dict[Any, HeadTimeout]] = {}  # by the greenlet that waits
+
+    def __init__(self, head: float, keepalive: float) -> None:
+        super().__init__(head, False)
+        self._head, self._keepalive = head, keepalive
+        self._other: Any = None  # runs in place of this one's own timer, and throws this one
+        self.since = 0.0
+
+    def idle(self) -> None:
+        """Begin to wait for the first byte of a further request."""
+        self._restart(self._keepalive)
+
+    def begun(self) -> None:
+        """The first byte is here."""
+        self._restart(self._head)
+
+    def _restart(self, seconds: float) -> None:
+        self.cancel()
+        if self._other is not None:
+            self._other.close()
+        self._other = gevent.Timeout.start_new(seconds, self)
 
     def __enter__(self) -> HeadTimeout:
-        self._waiting[gevent.getcurrent()] = time.monotonic()
+        self.waiting[gevent.getcurrent()] = self
+        self.since = time.monotonic()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> Any:
-        self._waiting.pop(gevent.getcurrent(), None)
+        self.waiting.pop(gevent.getcurrent(), None)
+        if self._other is not None:
+            self._other.close()
         return super().__exit__(*error)
 
 
@@ -97,7 +131,6 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(*args, **kwargs)
         self.wsgi: Any = None  # the application, from `load_wsgi` on
         self._quitting = False
-        self._waiting: dict[Any, float] = {}  # greenlets that wait for a head, since when
 
     @classmethod
     def setup(cls) -> None:
@@ -171,7 +204,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def timeout_ctx(self) -> HeadTimeout:
         """The context in which gunicorn waits for a request's head."""
-        return HeadTimeout(self.cfg.keepalive, self._waiting)
+        return HeadTimeout(min(HEAD, self.cfg.keepalive), self.cfg.keepalive)
 
     def _drain_at_stop(self) -> None:
         """When the worker stops, close idle connections at once, and end what is still open with
@@ -188,8 +221,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _close_idle(self) -> None:
         """Close the connections on which no request is being sent or served."""
-        for greenlet, since in list(self._waiting.items()):
-            if time.monotonic() - since > IDLE_SECONDS:
+        for greenlet, timeout in list(HeadTimeout.waiting.items()):
+            if time.monotonic() - timeout.since > IDLE_SECONDS:
                 greenlet.kill(block=False)
 
 
