@@ -106,7 +106,7 @@ def _server(table: Table | None, secrets: SecretReader) -> Server:
         metrics_token=token,
         metrics_token_problem=why,
         body_timeout=table.seconds("body_timeout", 30.0),
-        max_in_flight=table.whole("max_in_flight", 900, high=MAX_IN_FLIGHT),
+        max_in_flight=table.whole("max_in_flight", 1500, high=MAX_IN_FLIGHT),
         metering=table.flag("metering", True),
         default_output_tokens=table.whole(
             "default_output_tokens", DEFAULT_OUTPUT_TOKENS, high=MAX_OUTPUT_TOKENS
