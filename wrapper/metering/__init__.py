@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from wrapper.metering.decoding import DecodingExtractor, decoder_for
 from wrapper.metering.json_body import JsonExtractor
 from wrapper.metering.stream import StreamExtractor, set_include_usage
 from wrapper.metering.usage import (
@@ -42,6 +41,9 @@ def extractor_for(
     encoding = (content_encoding or "").strip().lower()
     if encoding in ("", "identity"):
         return StreamExtractor(strip_usage=strip_usage) if is_stream else JsonExtractor()
+    # Not at the top: decoding yields to other greenlets, and commands do without gevent.
+    from wrapper.metering.decoding import DecodingExtractor, decoder_for
+
     decoder = decoder_for(encoding)
     if decoder is None:
         return NullExtractor(ENCODING)
