@@ -9,6 +9,7 @@ from wrapper.proxy import authenticate, begin, forward, read_request, resolve, s
 bp = Blueprint("openai", __name__)
 
 ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+PATH = "/v1/<path>"
 
 
 @bp.route("/v1/<path:rest>", methods=ANY_METHOD)
@@ -18,4 +19,14 @@ def unified(rest: str) -> Response:
     principal = authenticate(context)
     request = read_request(context, principal, routed=True)
     attempts = resolve(context, principal, request)
+    return stream(context, request, forward(context, request, attempts))
+
+
+def without_version() -> Response:
+    """A path of the OpenAI API without `/v1`: the same as with it, also in metrics and log."""
+    context = begin()
+    context.record.path = PATH
+    principal = authenticate(context)
+    request = read_request(context, principal, routed=True)
+    attempts = resolve(context, principal, request, path=request.target)
     return stream(context, request, forward(context, request, attempts))
