@@ -24,6 +24,7 @@ from wrapper.metering.pricing import Prices
 from wrapper.proxy.body import close_after, content_length
 from wrapper.proxy.finalize import finalize
 from wrapper.proxy.request import split_target
+from wrapper.proxy.response import StreamedResponse
 from wrapper.record import UNMATCHED, RequestRecord
 from wrapper.runtime import RequestContext, Runtime, request_context
 from wrapper.store import open_store
@@ -115,13 +116,13 @@ def _record_requests(app: Flask, runtime: Runtime) -> None:
     def end(response: Response) -> Response:
         context: RequestContext = g.context
         record = context.record
-        if not response.is_streamed:
+        if not isinstance(response, StreamedResponse):  # which counts its own bytes
             record.status = response.status_code
             record.bytes_out = response.content_length or 0
         response.headers.setdefault("x-request-id", record.request_id)
         if record.content is None or not record.content.ended:
             _discard_body(context)
-        response.call_on_close(partial(finalize, context))
+        response.call_on_close(partial(finalize, record, runtime, context.snapshot, context.scope))
         if request.path != "/metrics":  # no page in a browser may read the keys' names
             _allow_origins(context, response)
         return response

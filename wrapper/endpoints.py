@@ -42,10 +42,19 @@ class Endpoint:
     ask_stream_usage: bool = False
     # The provider chooses a model, at a price, where the request names none.
     default_model: bool = False
-    # Models are named where the gateway does not look: in a file, in a stored object, in a session.
-    hidden_models: bool = False
+    # It names models where the gateway does not look, hands out a credential, or starts work that
+    # no request of the key will show: keys with a budget or a model list need this name in their
+    # `endpoints`.
+    surface: str | None = None
     # The kind of object that is created and then lives at the provider that created it.
     creates: str | None = None
+
+    @property
+    def usage(self) -> str:
+        """How a 2xx response to such a request is metered, for documentation."""
+        if self.reports_stored_usage:
+            return "not metered: the usage of a stored object was counted when it was created"
+        return "metered" if self.metered else "metered where the response reports usage"
 
 
 ENDPOINTS: Final = (
@@ -63,32 +72,32 @@ ENDPOINTS: Final = (
     Endpoint("/images/edits", metered=True),
     Endpoint("/images/variations", metered=True),
     Endpoint("/videos", default_model=True, creates="video"),
-    Endpoint("/videos/edits", hidden_models=True, creates="video"),
-    Endpoint("/videos/extensions", hidden_models=True, creates="video"),
-    Endpoint("/remix", hidden_models=True, creates="video"),
+    Endpoint("/videos/edits", surface="videos", creates="video"),
+    Endpoint("/videos/extensions", surface="videos", creates="video"),
+    Endpoint("/remix", surface="videos", creates="video"),
     Endpoint("/files", creates="file"),
     Endpoint("/uploads", creates="upload"),
     Endpoint("/vector_stores", creates="vector_store"),
     Endpoint("/conversations", creates="conversation"),
-    Endpoint("/containers", creates="container"),
+    Endpoint("/containers", surface="containers", creates="container"),
     Endpoint("/assistants", creates="assistant"),
-    Endpoint("/fine_tuning/jobs", creates="fine_tuning_job"),
-    Endpoint("/evals", creates="eval"),
-    Endpoint("/batches", hidden_models=True, reports_stored_usage=True, creates="batch"),
+    Endpoint("/fine_tuning/jobs", surface="fine_tuning", creates="fine_tuning_job"),
+    Endpoint("/evals", surface="evals", creates="eval"),
+    Endpoint("/batches", surface="batches", reports_stored_usage=True, creates="batch"),
     Endpoint("/batches/{rest}", reports_stored_usage=True),
     Endpoint("/threads", creates="thread"),
-    Endpoint("/runs", hidden_models=True, creates="run"),
+    Endpoint("/runs", surface="assistants", creates="run"),
     Endpoint("/runs/{id}", reports_stored_usage=True),
     Endpoint("/runs/{id}/cancel", reports_stored_usage=True),
-    Endpoint("/graders/run", hidden_models=True),
-    Endpoint("/chatkit/sessions", hidden_models=True),
-    Endpoint("/realtime/calls", hidden_models=True),
-    Endpoint("/realtime/client_secrets", hidden_models=True),
-    Endpoint("/realtime/sessions", hidden_models=True),
-    Endpoint("/realtime/transcription_sessions", hidden_models=True),
+    Endpoint("/graders/run", surface="graders"),
+    Endpoint("/chatkit/sessions", surface="chatkit"),
+    Endpoint("/realtime/calls", surface="realtime"),
+    Endpoint("/realtime/client_secrets", surface="realtime"),
+    Endpoint("/realtime/sessions", surface="realtime"),
+    Endpoint("/realtime/transcription_sessions", surface="realtime"),
     # Ollama's own API, which a local provider may speak beside OpenAI's.
-    Endpoint("/api/copy", hidden_models=True),
-    Endpoint("/api/create", hidden_models=True),
+    Endpoint("/api/copy", surface="ollama"),
+    Endpoint("/api/create", surface="ollama"),
 )
 
 FIRST_SEGMENTS: Final = frozenset(
@@ -103,6 +112,9 @@ FIRST_SEGMENTS: Final = frozenset(
 
 OTHER: Final = Endpoint("", method="")
 """Any other request: its usage is read where it reports one, and none is expected."""
+
+ADMIN: Final = Endpoint("/organization/{rest}", method="", surface="admin")
+"""The account's own administration, whatever the method: no gateway key may use it."""
 
 READS: Final = Endpoint("", method="", reports_stored_usage=True)
 """A request that is no POST: it uses nothing by itself."""
@@ -123,10 +135,23 @@ def _matcher(path: str) -> Callable[[str], object]:
 _MATCHERS = tuple((endpoint, _matcher(endpoint.path)) for endpoint in ENDPOINTS)
 
 
+_ADMIN = re.compile(r"/organization(?:/|\Z)").search
+
+
 @lru_cache(maxsize=4096)
 def find_endpoint(method: str, target: str) -> Endpoint:
     """The row for a request; `target` is its raw path."""
+    path = _PARAMETERS.sub("", unquote(target)).rstrip("/").lower()
+    if "/organization" in path and _ADMIN(path):
+        return ADMIN
     if method != "POST":
         return READS
-    path = _PARAMETERS.sub("", unquote(target)).rstrip("/").lower()
     return next((endpoint for endpoint, matches in _MATCHERS if matches(path)), OTHER)
+
+
+def endpoint_table() -> str:
+    """The table of docs/usage.md, in Markdown; a test holds the two together."""
+    lines = ["| POST to a path that ends with | usage |", "| --- | --- |"]
+    lines += [f"| `{endpoint.path}` | {endpoint.usage} |" for endpoint in ENDPOINTS]
+    lines.append(f"| any other | {OTHER.usage} |")
+    return "\n".join(lines)

@@ -48,6 +48,9 @@ class Content(Protocol):
     waited: float
     ended: bool
 
+    def close(self) -> None:
+        """Give back what the body holds."""
+
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
@@ -69,12 +72,14 @@ class RequestRecord:
     in_flight: bool = False  # counted in `requests_in_flight`
     content: Content | None = None  # its body, where it was read
     lease: Any = None  # what admission reserved for it
+    dry_run: list[str] = field(default_factory=list)  # codes of refusals that are not enforced
 
     status: int = 0
     outcome: str = ""
     error_code: str | None = None
     upstream_request_id: str | None = None
     upstream_errors: list[tuple[str, str]] = field(default_factory=list)  # provider, reason
+    attempts: int = 0
 
     usage: Usage | None = None
     cost: int | None = None  # pico-USD
@@ -91,6 +96,12 @@ class RequestRecord:
     def attempted(self, provider: str, model: str) -> None:
         """The request is about to be sent to this provider, under this model's name."""
         self.provider, self.model, self.relayed = provider, model[:MAX_NAME], True
+        self.attempts += 1
+
+    @property
+    def failovers(self) -> list[tuple[str, str]]:
+        """The failures after which the next target was asked: of each attempt but the last."""
+        return self.upstream_errors[: self.attempts - 1] if self.attempts > 1 else []
 
     def upstream_failed(self, reason: str) -> None:
         """The attempt at the present provider failed; `reason` is the metric's label."""
@@ -140,18 +151,21 @@ class RequestRecord:
             self.unmetered = extracted.reason if ended else ABORTED if cut_here else TRUNCATED
 
     def finish(self) -> None:
-        """Stop the clock and set the outcome that follows from the status, if none was set."""
+        """Stop the clock, release the body, and set the outcome that follows from the status, if
+        none was set.
+        """
         self.duration = time.perf_counter() - self.started
         waited = self.waited_for_client
         if self.content is not None:
+            self.content.close()
             self.bytes_in = self.content.received
             waited += self.content.waited
         self.overhead = max(0.0, self.duration - self.upstream - waited)
         if not self.outcome:
-            if is_provider_failure(self.status):
-                self.outcome = UPSTREAM_ERROR
+            if self.status < 400:
+                self.outcome = COMPLETED
             else:
-                self.outcome = CLIENT_ERROR if self.status >= 400 else COMPLETED
+                self.outcome = UPSTREAM_ERROR if is_provider_failure(self.status) else CLIENT_ERROR
 
     def _end(self, outcome: str) -> None:
         self.outcome = self.outcome or outcome

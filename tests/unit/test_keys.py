@@ -184,3 +184,30 @@ def test_secrets_are_long_unlike_each_other_and_known_for_the_gateways_own() -> 
 
 def test_a_caller_shows_no_secret() -> None:
     assert SECRET not in repr(keyring().authenticate(f"Bearer {SECRET}"))
+
+
+OLD = PREFIX + "old-456789-abcdefghijklmnopqrstuvwxyz_ABCDEF"
+
+
+def rotated(**fields: object) -> Keyring:
+    return keyring(old_sha256=digest(OLD), **fields)
+
+
+def test_during_a_rotation_both_secrets_are_the_key() -> None:
+    ring = rotated()
+    assert ring.authenticate(f"Bearer {SECRET}") is ring.authenticate(f"Bearer {OLD}")
+
+
+def test_after_the_overlap_the_old_secret_is_refused_and_the_new_one_is_not() -> None:
+    ring = rotated(rotated_until=datetime.datetime.fromtimestamp(MIDNIGHT, datetime.UTC))
+    assert ring.authenticate(f"Bearer {OLD}", now=MIDNIGHT - 0.001).name == "web"
+    found = refusal(f"Bearer {OLD}", ring, now=MIDNIGHT)
+    assert isinstance(found, ApiKeyExpired)
+    assert "replaced" in found.message
+    assert ring.authenticate(f"Bearer {SECRET}", now=MIDNIGHT).name == "web"
+
+
+def test_a_rotation_does_not_outlive_the_date_of_the_key() -> None:
+    later = datetime.datetime.fromtimestamp(MIDNIGHT + 86_400, datetime.UTC)
+    ring = rotated(expires=datetime.date(2027, 1, 1), rotated_until=later)
+    assert "expired" in refusal(f"Bearer {OLD}", ring, now=MIDNIGHT).message

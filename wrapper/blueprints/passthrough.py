@@ -9,7 +9,15 @@ from wrapper import errors
 from wrapper.blueprints import chat
 from wrapper.blueprints.openai import ANY_METHOD, without_version
 from wrapper.endpoints import FIRST_SEGMENTS
-from wrapper.proxy import authenticate, begin, forward, read_request, resolve_provider, stream
+from wrapper.proxy import (
+    admit,
+    authenticate,
+    begin,
+    forward,
+    read_request,
+    resolve_provider,
+    stream,
+)
 from wrapper.runtime import request_context
 
 bp = Blueprint("passthrough", __name__)
@@ -30,6 +38,7 @@ def passthrough(provider: str, rest: str = "") -> Response:
     principal = authenticate(context, provider=provider)
     request = read_request(context, principal, routed=False)
     attempts = resolve_provider(context, principal, request, provider)
+    attempts = admit(context, principal, request, attempts)
     return stream(context, request, forward(context, request, attempts))
 
 

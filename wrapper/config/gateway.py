@@ -17,7 +17,9 @@ from wrapper.config.fields import SecretReader, Table
 from wrapper.config.problems import quote, suggest
 from wrapper.config.provider import read_provider
 from wrapper.config.settings import (
+    DEFAULT_OUTPUT_TOKENS,
     MAX_IN_FLIGHT,
+    MAX_OUTPUT_TOKENS,
     Price,
     Provider,
     Route,
@@ -106,8 +108,11 @@ def _server(table: Table | None, secrets: SecretReader) -> Server:
         metrics_token=token,
         metrics_token_problem=why,
         body_timeout=table.seconds("body_timeout", 30.0),
-        max_in_flight=table.whole("max_in_flight", 900, high=MAX_IN_FLIGHT),
+        max_in_flight=table.whole("max_in_flight", 1500, high=MAX_IN_FLIGHT),
         metering=table.flag("metering", True),
+        default_output_tokens=table.whole(
+            "default_output_tokens", DEFAULT_OUTPUT_TOKENS, high=MAX_OUTPUT_TOKENS
+        ),
     )
     table.close()
     return server

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from wrapper import errors
 from wrapper.cancellation import CLIENT_GONE, DRAINED, CancelScope, Interrupted
 from wrapper.proxy import timeouts
+from wrapper.proxy.admit import move
 from wrapper.proxy.body import RequestBody
 from wrapper.proxy.failover_and_retry import may_fail_over
 from wrapper.proxy.request import ProxyRequest
@@ -44,21 +45,21 @@ def forward(
     context.scope.watch_client(uploading=isinstance(body, RequestBody) and not body.ended)
     own_account = attempts[0].credential is not None
     headers = headers_up(context.environ, own_account=own_account)
-    try:
-        for attempt in attempts[:-1]:
-            try:
-                forwarded = _attempt(context, request, attempt, headers)
-            except errors.UpstreamError as error:
-                if not may_fail_over(request, error):
-                    raise
-                continue
-            if not may_fail_over(request, forwarded.response.status):
-                return forwarded
-            forwarded.response.close()
-        return _attempt(context, request, attempts[-1], headers)
-    except BaseException:
-        request.release()
-        raise
+    for index, attempt in enumerate(attempts[:-1]):
+        try:
+            if index:
+                move(context, attempt)
+            forwarded = _attempt(context, request, attempt, headers)
+        except errors.UpstreamError as error:
+            if not may_fail_over(request, error):
+                raise
+            continue
+        if not may_fail_over(request, forwarded.response.status):
+            return forwarded
+        forwarded.response.close()
+    if len(attempts) > 1:
+        move(context, attempts[-1])
+    return _attempt(context, request, attempts[-1], headers)
 
 
 def _attempt(

@@ -132,11 +132,6 @@ class ProxyRequest(NamedTuple):
             raise errors.InvalidBody(f"The body cannot be changed: {error}.") from None
         return Prepared(body, headers)
 
-    def release(self) -> None:
-        """Give back what the body holds."""
-        if isinstance(self.body, SpooledForm):
-            self.body.close()
-
 
 def read_request(context: RequestContext, principal: Principal, *, routed: bool) -> ProxyRequest:
     """Read the request, within the time that a body of its size may take.

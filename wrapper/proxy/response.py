@@ -21,8 +21,9 @@ from flask import Response
 from werkzeug.datastructures import Headers
 
 from wrapper import errors
-from wrapper.cancellation import YIELD_BYTES, Interrupted, yield_after
+from wrapper.cancellation import TURN, Interrupted, yield_if_due
 from wrapper.metering import NullExtractor, UsageExtractor, extractor_for
+from wrapper.proxy.admit import rate_limit_headers
 from wrapper.proxy.forward import Forwarded, interrupted
 from wrapper.proxy.request import ProxyRequest, is_json_type
 from wrapper.record import CLIENT_ABORT, MAX_NAME
@@ -61,6 +62,9 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         down.set("X-Accel-Buffering", "no")  # nginx would collect the stream
     down.set("x-wrapper-provider", forwarded.attempt.upstream.provider.name)
     down.add("Server-Timing", record.server_timing())
+    if record.lease is not None:
+        for name, value in rate_limit_headers(record.lease.standings):
+            down.set(name, value)
     return StreamedResponse(body, f"{response.status} {response.reason}".rstrip(), down)
 
 
@@ -119,7 +123,7 @@ class StreamingBody:
         self._broken = False
         self._closed = False
         self._tail = b""  # the end of what was sent last
-        self._moved = 0  # bytes since other requests could run
+        self._yielded = 0.0  # when other requests could last run, as far as is known here
         self._handed_over = 0.0
         if self._ended:
             extractor.flush()
@@ -138,10 +142,9 @@ class StreamingBody:
             data = self._break(error)
         record.bytes_out += len(data)
         self._tail = data[-2:]
-        self._moved += len(data)
-        if self._moved >= YIELD_BYTES:
-            self._moved = yield_after(self._moved)
         self._handed_over = clock()
+        if self._handed_over - self._yielded > TURN:
+            self._yield()
         return data
 
     def _next(self) -> bytes:
@@ -165,6 +168,11 @@ class StreamingBody:
             if self._ended:
                 raise StopIteration
             data = b""
+            yield_if_due()
+
+    def _yield(self) -> None:
+        yield_if_due()
+        self._yielded = self._handed_over = clock()
 
     def _read(self) -> bytes:
         began = clock()
@@ -202,7 +210,6 @@ class StreamingBody:
         self._context.scope.close()
         if not self._response.body.complete:
             self._response.close()
-        request.release()
         if not record.model:
             record.model = request.named_model[:MAX_NAME]
         record.completed(

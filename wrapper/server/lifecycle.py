@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import logging
 import os
@@ -23,10 +24,22 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from wrapper.config import ConfigError, Listen, Settings, environment, listen, load, needs_demo
+from wrapper.config import (
+    MAX_IN_FLIGHT,
+    ConfigError,
+    Listen,
+    Server,
+    Settings,
+    environment,
+    ignored_proxies,
+    listen,
+    load,
+    needs_demo,
+)
 from wrapper.config.watch import accept
 from wrapper.server.logging import set_up_logging
 
@@ -36,11 +49,13 @@ if TYPE_CHECKING:
     from wrapper.app import GatewayApp
     from wrapper.runtime import Runtime
 
+HEARTBEAT_SECONDS = 5.0  # of `admission.heartbeat`
 RUN_DIR = "WRAPPER_RUN_DIR"
 DEMO_URL = "WRAPPER_DEMO_URL"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # only unique names are created there
 OPEN_FILE_LIMITS = (65536, 10240)  # tried in this order
-MIN_OPEN_FILES = 2500  # of a worker with as many connections as it accepts
+SPARE_FILES = 200  # that are no connections
+MIN_OPEN_FILES = 2 * Server().max_in_flight + SPARE_FILES
 
 log = logging.getLogger("wrapper")
 
@@ -104,6 +119,17 @@ def raise_open_file_limit() -> None:
         log.warning("open file limit of %d is too low for a full worker: see ulimit -Hn", soft)
 
 
+def worker_connections() -> int:
+    """The connections that a worker accepts: twice as many as requests at most, because idle ones
+    are kept. Each has a descriptor, and those with a request have another one for the provider.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 2 * MAX_IN_FLIGHT
+    if soft == resource.RLIM_INFINITY:
+        return most
+    return min(most, max(64, (soft - SPARE_FILES) * 2 // 3))
+
+
 def _start_demo_provider() -> None:
     """Start the simulator. It exits with this process, which holds the other end of its stdin."""
     command = [sys.executable, "-m", "wrapper.simulator", "--port", "0", "--exit-with-parent"]
@@ -139,6 +165,10 @@ def load_app() -> GatewayApp:
     if RUN_DIR in environ:
         accept(settings, environ, _accepted())
     _log_unconfigured(settings)
+    for name in ignored_proxies(environ):
+        log.warning("%s is set and not used: providers are called directly", name)
+    gc.collect()
+    gc.freeze()  # a collection in a worker then skips what all workers share: 30 ms for nothing
     return app
 
 
@@ -166,6 +196,23 @@ def start_worker(runtime: Runtime) -> None:
     telemetry.worker_started()
     reloader = ConfigReloader(runtime, dict(os.environ), _accepted(), os.environ.get(DEMO_URL))
     threading.Thread(target=reloader.run, name="reload", daemon=True).start()
+    threading.Thread(target=_heartbeat, args=(runtime,), name="heartbeat", daemon=True).start()
+
+
+def _heartbeat(runtime: Runtime) -> None:
+    """Keep this worker's leases alive and end those of dead workers; never returns."""
+    from wrapper.store import StoreError
+
+    while True:
+        time.sleep(HEARTBEAT_SECONDS)
+        if not runtime.snapshot.limits:
+            continue
+        try:
+            runtime.admission.heartbeat()
+        except StoreError as error:
+            runtime.store_failed(error)
+        else:
+            runtime.store_works()
 
 
 def worker_exited(pid: int) -> None:

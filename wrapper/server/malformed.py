@@ -10,7 +10,7 @@ import logging
 from http import HTTPStatus
 
 from wrapper import errors
-from wrapper.proxy.finalize import finalize_record
+from wrapper.proxy.finalize import finalize
 from wrapper.record import RequestRecord
 from wrapper.runtime import Runtime
 
@@ -47,7 +47,7 @@ def malformed_response(runtime: Runtime, error: BaseException, client: str) -> b
     record = RequestRecord(method="", client=client, bytes_out=len(body))
     record.refused(status, code)
     runtime.telemetry.request_started(record, is_probe=True)
-    finalize_record(record, runtime, runtime.snapshot)
+    finalize(record, runtime, runtime.snapshot)
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"

@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import gevent
 from gunicorn.http.errors import InvalidHeader, InvalidRequestLine, ObsoleteFolding
 from gunicorn.http.message import Request
 
+from wrapper.server.head_timeout import HeadTimeout
 from wrapper.upstream.headers import UNDERSCORE
 
 _INVALID_TARGET = re.compile(rb"[A-Z]+ /[^ \r\n]*[\x00-\x1f\x7f-\xff][^ \r\n]* HTTP/1\.[01]\b")
@@ -36,6 +38,14 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     """
 
     headers: list[tuple[str, str]]
+
+    def parse(self, unreader: Any) -> Any:
+        timeout = HeadTimeout.waiting.get(gevent.getcurrent())
+        if timeout is not None and self.req_number > 1:
+            timeout.idle()
+            unreader.unread(unreader.read())
+            timeout.begun()
+        return super().parse(unreader)
 
     def parse_request_line(self, line_bytes: bytes) -> None:
         try:

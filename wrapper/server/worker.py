@@ -18,8 +18,10 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
+from wrapper.proxy.timeouts import HEAD
 from wrapper.runtime import Runtime, runtime_of
 from wrapper.server import lifecycle
+from wrapper.server.head_timeout import HeadTimeout
 from wrapper.server.malformed import malformed_response
 from wrapper.server.strict_request import StrictRequest
 
@@ -32,23 +34,6 @@ DRAIN_AHEAD = 5  # seconds before gunicorn's graceful timeout
 IDLE_SECONDS = 0.5  # a head that is being sent arrives within this time
 
 
-class HeadTimeout(gevent.Timeout):  # type: ignore[misc]  # gevent has no types
-    """Bounds the wait for a request's head; `waiting` maps each waiting greenlet to its start."""
-
-    def __init__(self, seconds: float, waiting: dict[Any, float]) -> None:
-        super().__init__(seconds, False)
-        self._waiting = waiting
-
-    def __enter__(self) -> HeadTimeout:
-        self._waiting[gevent.getcurrent()] = time.monotonic()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> Any:
-        self._waiting.pop(gevent.getcurrent(), None)
-        return super().__exit__(*error)
-
-
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """See the module's docstring. `config/gunicorn.py` calls the public methods from its hooks."""
 
@@ -56,7 +41,6 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(*args, **kwargs)
         self.wsgi: Any = None  # the application, from `load_wsgi` on
         self._quitting = False
-        self._waiting: dict[Any, float] = {}  # greenlets that wait for a head, since when
 
     @classmethod
     def setup(cls) -> None:
@@ -135,7 +119,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def timeout_ctx(self) -> HeadTimeout:
         """The context in which gunicorn waits for a request's head."""
-        return HeadTimeout(self.cfg.keepalive, self._waiting)
+        return HeadTimeout(min(HEAD, self.cfg.keepalive), self.cfg.keepalive)
 
     def _drain_at_stop(self) -> None:
         """When the worker stops, close idle connections at once, and end what is still open with
@@ -152,8 +136,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _close_idle(self) -> None:
         """Close the connections on which no request is being sent or served."""
-        for greenlet, since in list(self._waiting.items()):
-            if time.monotonic() - since > IDLE_SECONDS:
+        for greenlet, timeout in list(HeadTimeout.waiting.items()):
+            if time.monotonic() - timeout.since > IDLE_SECONDS:
                 greenlet.kill(block=False)
 
 

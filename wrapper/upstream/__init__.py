@@ -14,7 +14,7 @@ import requests
 from requests.exceptions import RequestException
 
 from wrapper import errors
-from wrapper.cancellation import Interrupted, within
+from wrapper.cancellation import Interrupted, within, yield_if_due
 from wrapper.config import Provider
 from wrapper.upstream.adapter import ProviderAdapter, RawResponse
 from wrapper.upstream.failures import gateway_error
@@ -135,7 +135,7 @@ class Upstream:
         At most `timeout` seconds and `limit` bytes. Raises UpstreamError, also for a status that is
         not 200.
         """
-        body = b""
+        body = bytearray()
         try:
             with within(timeout), self.session() as session:
                 response = session.get(
@@ -148,13 +148,14 @@ class Upstream:
                     pieces = response.iter_content(None)
                     while len(body) < limit and (piece := next(pieces, b"")):
                         body += piece
+                        yield_if_due()
         except Interrupted:
             raise errors.UpstreamTimeout(f"No response within {timeout:g} s.") from None
         except RequestException as error:
             raise gateway_error(error, self.provider.name) from error
         if response.status_code != 200:
             raise errors.UpstreamError(f"The provider responded {response.status_code}.")
-        return body
+        return bytes(body)
 
     def session(self) -> requests.Session:
         """An ordinary session to this provider, with its credential: for what is not the hot path.

@@ -20,6 +20,7 @@ from flask import Blueprint, Response, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from wrapper import __version__
+from wrapper.endpoints import find_endpoint
 from wrapper.errors import GatewayError, UnknownUrl, render
 
 bp = Blueprint("docs", __name__)
@@ -113,6 +114,9 @@ def document() -> dict[str, Any]:
                 parts["interrupted"]["value"] += f"data: {body.decode()}\n\n"
     types = components["schemas"]["Error"]["properties"]["error"]["properties"]["type"]
     types["enum"] = sorted({kind.type for kind in kinds.values()})
+    for path, item in made["paths"].items():
+        if "post" in item and path != "/v1/{path}":
+            item["post"]["x-usage"] = find_endpoint("POST", path).usage
     return made
 
 

@@ -1,0 +1,211 @@
+"""Admission: the one place where limits and budgets are enforced.
+
+For a key, its group and the provider of the first target that has room, one atomic step reserves an
+upper estimate of what the request may use, or refuses the request. Without limits nothing is
+estimated and no store is asked. Callers with their own provider key have no limits here.
+
+Invariant: a request that reaches a provider has a lease in every limit that holds for it; the lease
+is on the record, and `finalize` settles it, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from wrapper import errors
+from wrapper.admission import Demand, Refused, estimate
+from wrapper.auth import Principal
+from wrapper.config.problems import quote
+from wrapper.metering import Usage
+from wrapper.proxy.request import ProxyRequest
+from wrapper.proxy.targets import UpstreamAttempt
+from wrapper.runtime import RequestContext
+from wrapper.store import StoreError
+
+_ONE_TOKEN = Usage(1, 1, 2)
+
+
+class _OutputLimits(msgspec.Struct):
+    """The members of a JSON body that bound its output, in every dialect."""
+
+    max_completion_tokens: Any = None
+    max_tokens: Any = None
+    max_output_tokens: Any = None
+    n: Any = None
+    best_of: Any = None
+
+
+_decode = msgspec.json.Decoder(_OutputLimits).decode
+
+
+def admit(
+    context: RequestContext,
+    principal: Principal,
+    request: ProxyRequest,
+    attempts: list[UpstreamAttempt],
+) -> list[UpstreamAttempt]:
+    """The attempts that may be made, from the first one whose provider has room.
+
+    Raises RateLimitExceeded, InsufficientQuota, ModelNotPriced, StoreUnavailable.
+    """
+    key, limits = principal.key, context.snapshot.limits
+    if key is None or not limits:
+        return attempts
+    own = limits.of_key(key.name)
+    providers = [limits.of_provider(attempt.upstream.provider.name) for attempt in attempts]
+    if not own and not any(providers):
+        return attempts
+    if key.unpriced == "refuse" and any(subject.limits.budget is not None for subject in own):
+        _refuse_unpriced(context, request, attempts)
+    demand = _demand(context, request, attempts)
+    for index, provider in enumerate(providers):
+        subjects = own if provider is None else (*own, provider)
+        try:
+            lease = context.runtime.admission.admit(subjects, demand)
+        except Refused as refusal:
+            if refusal.subject is not provider or index == len(providers) - 1:
+                raise limit_exceeded(refusal) from None
+            continue
+        except StoreError as error:
+            context.runtime.store_failed(error)
+            if key.store_failure == "allow":
+                return attempts
+            raise errors.StoreUnavailable() from None
+        context.record.lease = lease
+        for violation in lease.dry_run:
+            context.record.dry_run.append(_code(violation.reason))
+        return attempts[index:]
+    raise AssertionError("there is at least one attempt")  # pragma: no cover
+
+
+def move(context: RequestContext, attempt: UpstreamAttempt) -> None:
+    """Before a failover: reserve in the next target's provider what the lease holds.
+
+    Raises UpstreamFull where that provider's account has no room.
+    """
+    lease = context.record.lease
+    if lease is None:
+        return
+    provider = context.snapshot.limits.of_provider(attempt.upstream.provider.name)
+    try:
+        context.runtime.admission.move(lease, provider)
+    except Refused:
+        raise errors.UpstreamFull(
+            "The provider's account has no room; try again shortly."
+        ) from None
+    except StoreError as error:
+        context.runtime.store_failed(error)
+        raise errors.StoreUnavailable() from None
+
+
+def limit_exceeded(refusal: Refused) -> errors.GatewayError:
+    """The error for a refusal, with the headers that tell the client when to come again."""
+    kind, _, name = refusal.subject.name.partition(":")
+    of = {"key": "this API key", "group": f"the group {name!r}", "provider": "the account"}[kind]
+    if refusal.reason == "budget":
+        again = "" if refusal.retry_after is None else f" It resets in {refusal.retry_after} s."
+        if refusal.never:
+            again = " This request alone may cost more: limit its output (max_completion_tokens)."
+        return errors.InsufficientQuota(
+            f"The budget of {of} is used up: {refusal.used / 1e12:.6f} of"
+            f" {refusal.limit / 1e12:.2f} USD.{again}"
+        )
+    what = {
+        "requests": "requests per minute",
+        "tokens": "tokens per minute",
+        "concurrency": "concurrent requests",
+    }[refusal.reason]
+    if refusal.never:
+        again = "The request alone may use more: limit its output (max_completion_tokens)."
+    else:
+        again = f"Try again in {refusal.retry_after} s."
+    return errors.RateLimitExceeded(
+        f"Rate limit of {of}: {refusal.used} of {refusal.limit} {what} in use. {again}",
+        headers=(
+            ("Retry-After", str(refusal.retry_after or 60)),
+            *rate_limit_headers(refusal.standings),
+            *([("x-should-retry", "false")] if refusal.never else []),
+        ),
+    )
+
+
+def rate_limit_headers(standings: Any) -> list[tuple[str, str]]:
+    """`x-ratelimit-*` in OpenAI's form, of the limit with the least left; empty without limits.
+
+    A provider's account is nothing that a key owner can act on: only keys and groups count.
+    """
+    headers: list[tuple[str, str]] = []
+    own = [each for each in standings if not each.subject.name.startswith("provider:")]
+    for unit in ("requests", "tokens"):
+        limited = [
+            (left, each) for each in own if (left := getattr(each, f"{unit}_left")) is not None
+        ]
+        if limited:
+            left, standing = min(limited, key=lambda pair: pair[0])
+            limit = getattr(standing.subject.limits, f"{unit}_per_minute")
+            reset = getattr(standing, f"{unit}_reset")
+            headers += [
+                (f"x-ratelimit-limit-{unit}", str(limit)),
+                (f"x-ratelimit-remaining-{unit}", str(left)),
+                (f"x-ratelimit-reset-{unit}", f"{reset:.0f}s"),
+            ]
+    return headers
+
+
+def _code(reason: str) -> str:
+    return "insufficient_quota" if reason == "budget" else "rate_limit_exceeded"
+
+
+def _refuse_unpriced(
+    context: RequestContext, request: ProxyRequest, attempts: list[UpstreamAttempt]
+) -> None:
+    """A key with a budget may not use a model whose price is unknown: it could not be counted."""
+    endpoint = request.endpoint
+    if endpoint.reports_stored_usage:
+        return
+    for attempt in attempts:
+        if not attempt.model and not (endpoint.metered or endpoint.default_model):
+            continue
+        if _price(context, attempt, _ONE_TOKEN) is None:
+            model = quote(attempt.model) if attempt.model else "a model that is not named"
+            raise errors.ModelNotPriced(
+                f"This API key has a budget, and the price of {model} is not known: add"
+                ' [prices."MODEL"] to gateway.toml, or unpriced = "allow" to the key.',
+                param="model",
+            )
+
+
+def _demand(
+    context: RequestContext, request: ProxyRequest, attempts: list[UpstreamAttempt]
+) -> Demand:
+    """The upper estimate of the request at the dearest of its targets; nothing for a request that
+    uses nothing by itself, such as a GET.
+    """
+    if request.endpoint.reports_stored_usage:
+        return Demand()
+    body = request.body if isinstance(request.body, bytes) and request.body else b""
+    fields = None
+    if body:
+        try:
+            fields = msgspec.structs.asdict(_decode(body))
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            fields = None  # a body that is no JSON object, on a provider's own path
+
+    def price(input_tokens: int, output_tokens: int) -> int | None:
+        used = Usage(input_tokens, output_tokens, input_tokens + output_tokens)
+        costs = [_price(context, attempt, used) for attempt in attempts]
+        return max((cost for cost in costs if cost is not None), default=None)
+
+    default = max(
+        attempt.upstream.provider.default_output_tokens
+        or context.snapshot.settings.server.default_output_tokens
+        for attempt in attempts
+    )
+    return estimate(len(body), fields, price, default)
+
+
+def _price(context: RequestContext, attempt: UpstreamAttempt, usage: Usage) -> int | None:
+    upstream = attempt.upstream
+    return context.snapshot.prices.cost(upstream.provider.name, upstream.host, attempt.model, usage)
