@@ -11,9 +11,10 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g, request
 from flask_cors.core import get_cors_options, set_cors_headers
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter
 
 from wrapper import errors
 from wrapper.blueprints import chat, models, openai, openapi, ops, passthrough
@@ -52,10 +53,20 @@ DRAINED_BYTES = 65536
 
 
 class GatewayApp(Flask):
-    """Flask without its check, several times a request, whether a function is a coroutine."""
+    """Flask with two changes to how it finds and calls a handler."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Without the check, several times a request, whether a function is a coroutine."""
         return func
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """A WebSocket handshake matches as any request does: its handler refuses it, for its key
+        and under its path.
+        """
+        adapter = super().create_url_adapter(request)
+        if adapter is not None:
+            adapter.websocket = False
+        return adapter
 
 
 def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> GatewayApp:

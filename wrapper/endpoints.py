@@ -100,6 +100,16 @@ ENDPOINTS: Final = (
     Endpoint("/api/create", surface="ollama"),
 )
 
+FIRST_SEGMENTS: Final = frozenset(
+    [
+        *("assistants", "audio", "batches", "chat", "chatkit", "completions", "containers"),
+        *("conversations", "edits", "embeddings", "engines", "evals", "files", "fine_tuning"),
+        *("images", "models", "moderations", "realtime", "rerank", "responses", "threads"),
+        *("uploads", "vector_stores", "videos"),
+    ]
+)
+"""How the paths of the OpenAI API begin below `/v1`, which a client may leave out."""
+
 OTHER: Final = Endpoint("", method="")
 """Any other request: its usage is read where it reports one, and none is expected."""
 

@@ -15,6 +15,7 @@ the SDKs raise their own exception classes (https://platform.openai.com/docs/gui
     ├── RequestTimeout           408
     ├── RequestTooLarge          413
     ├── UnsupportedEncoding      415
+    ├── UpgradeRequired          426
     ├── RateLimitExceeded        429
     ├── InsufficientQuota        429
     ├── Overloaded               503  NoRoom
@@ -172,6 +173,16 @@ class RequestTooLarge(_ClientError):
 class UnsupportedEncoding(_ClientError):
     status = 415
     code = "unsupported_encoding"
+
+
+class UpgradeRequired(_ClientError):
+    """A WebSocket handshake: the resource is served over HTTP/1.1 alone (RFC 9110 15.5.22)."""
+
+    status = 426
+    code = "websocket_not_supported"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers=(("Upgrade", "HTTP/1.1"), ("Connection", "upgrade")))
 
 
 class RateLimitExceeded(GatewayError):

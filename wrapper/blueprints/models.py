@@ -39,12 +39,14 @@ class _List(msgspec.Struct):
 _decode = msgspec.json.Decoder(_List).decode
 
 
+@bp.get("/models")
 @bp.get("/v1/models")
 def list_models() -> Response:
     """The models this key may call, in OpenAI's list format."""
     return _json({"object": "list", "data": list(_callable().values())})
 
 
+@bp.get("/models/<path:model>")
 @bp.get("/v1/models/<path:model>")
 def get_model(model: str) -> Response:
     """One of them."""

@@ -219,10 +219,12 @@ class Server:
 
     `body_timeout` limits the wait for the next piece of a request body, and for a client to take
     the next piece of a response. `max_in_flight` is per worker; requests above it get 503.
-    `metrics_token_problem` says why there is no token although one is configured.
+    `metrics_token_problem` says why there is no token although one is configured. `root_path` is
+    the prefix that a proxy in front leaves in the paths; empty or `/…` without a slash at the end.
     `default_output_tokens` is reserved for a request that does not limit its output itself.
     """
 
+    root_path: str = ""
     cors_origins: tuple[str, ...] = ("*",)
     max_body_bytes: int = 26_214_400
     max_upload_bytes: int = 536_870_912

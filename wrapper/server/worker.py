@@ -47,9 +47,11 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Called by gunicorn once, before the first worker.
 
         The proxy reads a body in pieces of 64 KiB. If gunicorn received more at once, the rest
-        would be copied again for each piece, and the worker's other requests would wait.
+        would be copied again for each piece, and the worker's other requests would wait. A 426
+        says with `Upgrade` what is supported; the application sends that header with no other.
         """
         RequestParser.mesg_class = StrictRequest
+        util.hop_headers.discard("upgrade")
         SocketUnreader.max_body_chunk = BODY_PIECE
 
     def start(self) -> None:
@@ -83,7 +85,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         req.body.force_close = req.force_close  # the application closes the connection with it
-        sock.settimeout(self._runtime.snapshot.settings.server.body_timeout)
+        server = self._runtime.snapshot.settings.server
+        if server.root_path:
+            strip_root(req, server.root_path)
+        sock.settimeout(server.body_timeout)
         try:
             return super().handle_request(listener_name, req, sock, addr)
         except TimeoutError:  # the client stopped reading
@@ -134,6 +139,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         for greenlet, timeout in list(HeadTimeout.waiting.items()):
             if time.monotonic() - timeout.since > IDLE_SECONDS:
                 greenlet.kill(block=False)
+
+
+def strip_root(req: Any, root: str) -> None:
+    """Take `root` off the request's target, where it begins with it."""
+    if req.uri.startswith(root) and req.uri[len(root) : len(root) + 1] in ("/", "?", ""):
+        rest = req.uri[len(root) :]
+        req.uri = rest if rest.startswith("/") else "/" + rest
+        req.path = req.path[len(root) :] or "/"
 
 
 def linger(sock: Any) -> None:

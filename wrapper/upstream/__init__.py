@@ -62,8 +62,11 @@ class UpstreamResponse:
 
     def read_first(self) -> bytes:
         """The first bytes of the body: a response that breaks off before them counts as none."""
+        if self.body.complete:  # there is none, as after HEAD
+            self.close()
+            return b""
         try:
-            return b"" if self.body.complete else self._raw.read1()
+            return self._raw.read1()
         except RequestException as error:
             self.close()
             raise gateway_error(error, self._provider) from error
