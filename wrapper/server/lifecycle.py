@@ -123,7 +123,7 @@ def load_app() -> GatewayApp:
     """The application, for the workers to inherit. Exits with code 1 where it cannot be served."""
     from wrapper.app import create_app
     from wrapper.runtime import load_prices, runtime_of
-    from wrapper.store import StoreError, all_time, beside
+    from wrapper.store import StoreError, all_time, beside, is_shared
 
     environ = dict(os.environ)
     try:
@@ -132,7 +132,9 @@ def load_app() -> GatewayApp:
         app = create_app(settings, prices, environ.get("LOG_LEVEL", "info"))
         runtime = runtime_of(app)
         runtime.store.check()
-        if settings.server.metering:
+        # A store that several hosts share has the sums of all of them, and a query over hosts would
+        # add them up once for each: there every host counts its own from zero.
+        if settings.server.metering and not is_shared(settings.store):
             labels = beside(settings.store, "-labels")
             runtime.telemetry.restore(all_time(runtime.store), labels)
         runtime.store.close()
@@ -141,6 +143,10 @@ def load_app() -> GatewayApp:
     if RUN_DIR in environ:
         accept(settings, environ, _accepted())
     _log_unconfigured(settings)
+    if not settings.server.metering and any(
+        s.limits.need_estimate for s in runtime.snapshot.limits
+    ):
+        log.warning("[server] metering is off: token limits and budgets are not enforced")
     return app
 
 
@@ -177,7 +183,9 @@ def _heartbeat(runtime: Runtime) -> None:
 
     while True:
         time.sleep(HEARTBEAT_SECONDS)
-        if not runtime.snapshot.limits:
+        # Also without limits: leases of a configuration before may be open, requests may wait to be
+        # written.
+        if not (runtime.snapshot.limits or runtime.snapshot.settings.server.metering):
             continue
         try:
             runtime.admission.heartbeat()

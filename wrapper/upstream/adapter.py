@@ -92,8 +92,10 @@ class ProviderAdapter(BaseAdapter):
         except (http1.ProtocolError, OSError) as error:
             self.release(connection)
             raise ChunkedEncodingError(error, request=request) from error
-        except BaseException:
+        except BaseException as error:
             self.release(connection)
+            if isinstance(error, Interrupted):
+                error.sent = True
             raise
         raw = RawResponse(head, connection.body(head), partial(self.release, connection))
         response = _Response(request, raw)
