@@ -42,6 +42,8 @@ class Endpoint:
     ask_stream_usage: bool = False
     # The provider chooses a model, at a price, where the request names none.
     default_model: bool = False
+    # The model writes nothing: there is no output to reserve.
+    input_only: bool = False
     # It names models where the gateway does not look, hands out a credential, or starts work that
     # no request of the key will show: keys with a budget or a model list need this name in their
     # `endpoints`.
@@ -64,7 +66,7 @@ ENDPOINTS: Final = (
     Endpoint("/responses", json_body=True, metered=True, creates="response"),
     Endpoint("/responses/compact", json_body=True, metered=True),
     Endpoint("/responses/{id}/cancel", reports_stored_usage=True),
-    Endpoint("/embeddings", json_body=True, metered=True),
+    Endpoint("/embeddings", json_body=True, metered=True, input_only=True),
     Endpoint("/audio/transcriptions", metered=True),
     Endpoint("/audio/translations", metered=True),
     Endpoint("/audio/speech", json_body=True, metered=True),

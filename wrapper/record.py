@@ -83,7 +83,7 @@ class RequestRecord:
 
     usage: Usage | None = None
     cost: int | None = None  # pico-USD
-    unmetered: str | None = None  # why a 2xx has no usage
+    unmetered: str | None = None  # why the usage is not known, of a 2xx or of one given up
 
     bytes_in: int = 0
     bytes_out: int = 0
@@ -122,6 +122,10 @@ class RequestRecord:
     def drained(self) -> None:
         """The worker stopped before the response was complete."""
         self._end(DRAINED)
+
+    def unanswered(self) -> None:
+        """The request was sent and given up before its response: what it used is unknown."""
+        self.unmetered = ABORTED
 
     def failed(self, reason: str) -> None:
         """The provider failed after its response had begun."""

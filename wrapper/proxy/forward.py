@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from wrapper import errors
-from wrapper.cancellation import CLIENT_GONE, DRAINED, CancelScope, Interrupted
+from wrapper.cancellation import CLIENT_GONE, DRAINED, TIMEOUT, CancelScope, Interrupted
 from wrapper.proxy import timeouts
 from wrapper.proxy.admit import move
 from wrapper.proxy.body import RequestBody
@@ -116,6 +116,7 @@ def _send(
         sent = _Upload(body, scope)
         upload = timeouts.body_seconds(body.length, context.snapshot.settings.server)
     timeouts.arm_first_byte(scope, upstream.provider, upload)
+    response = None
     try:
         with scope:
             response = upstream.send(
@@ -123,6 +124,9 @@ def _send(
             )
             return Forwarded(attempt, response, response.read_first(), strip_usage)
     except Interrupted as interruption:
+        received = interruption.sent or response is not None
+        if received and interruption.reason != TIMEOUT and request.endpoint.metered:
+            context.record.unanswered()
         raise interrupted(context, interruption.reason) from None
 
 

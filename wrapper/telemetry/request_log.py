@@ -68,6 +68,7 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "status": status,
         "outcome": record.outcome,
         "code": record.error_code,
+        "dry_run": ",".join(dict.fromkeys(record.dry_run)) or None,
         "api_key": record.api_key,
         "provider": record.provider or None,
         "model": record.model[:MAX_MODEL_LENGTH] or None,
