@@ -33,8 +33,9 @@ def finalize_record(record: RequestRecord, runtime: Runtime, snapshot: Snapshot)
         if counts and metering:
             if record.usage is not None:
                 host = snapshot.upstreams[record.provider].host
-                price = snapshot.prices.cost
-                record.cost = price(record.provider, host, record.model, record.usage)
+                record.cost, record.unpriced = snapshot.prices.price(
+                    record.provider, host, record.model, record.served_model, record.usage
+                )
             _settle(record, runtime)
     finally:
         try:
