@@ -55,7 +55,7 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
     """The client's response: the provider's status, headers and body, and the gateway's headers."""
     record, response = context.record, forwarded.response
     content_type = response.get("content-type", "").lower()
-    encoding = response.get("content-encoding", "").lower()
+    encoding = response.get("content-encoding", "").lower().replace("identity", "")
     record.status = response.status
     record.stream = content_type.startswith("text/event-stream")
     record.upstream_request_id = response.request_id
@@ -67,7 +67,7 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         request,
         forwarded,
         extractor_for(content_type, encoding, strip_usage=strip) if metering else NullExtractor(),
-        error_event=record.stream and encoding in ("", "identity") and not has_length,
+        error_event=record.stream and not encoding and not has_length,
     )
     down = Headers(response.headers)
     if has_length:
