@@ -47,6 +47,7 @@ class Content(Protocol):
     received: int
     waited: float
     ended: bool
+    holdings: Any  # the memory and the disk that it takes, to be given back
 
 
 @dataclass(slots=True, eq=False)

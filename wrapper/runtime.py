@@ -7,15 +7,15 @@ the requests that hold it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from flask import Flask, current_app, g
 
 from wrapper.auth import Keyring
 from wrapper.cancellation import CancelScope, Scopes
+from wrapper.capacity import Capacity
 from wrapper.config import Settings, prices_path
 from wrapper.metering.pricing import Prices
 from wrapper.record import RequestRecord
@@ -23,9 +23,6 @@ from wrapper.routing import Routes
 from wrapper.store import UsageStore
 from wrapper.telemetry import Telemetry
 from wrapper.upstream import Upstream
-
-# Concurrent large bodies in a worker from callers who use their own provider key.
-LARGE_BODIES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ class Runtime:
         self.store = store
         self.telemetry = telemetry
         self.scopes = Scopes()
-        self.large_bodies = threading.BoundedSemaphore(LARGE_BODIES)
+        self.capacity = Capacity()
         self.store_failing = False
         self.snapshot = self._snapshot(settings, prices, {})
 
