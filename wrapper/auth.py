@@ -24,11 +24,8 @@ from wrapper.errors import ApiKeyExpired, InvalidApiKey
 PREFIX = "sk-wr-"
 """The prefix of every secret that the gateway creates."""
 
-MAX_HEADER = 1024
-
 _EXPIRED = "The API key has expired: ask for a new one."
 _REPLACED = "The API key was replaced by a new one, which is valid: use that one."
-_HOW = "send 'Authorization: Bearer <key>'"
 # RFC 6750 section 2.1, but with exactly one space. No comma: two headers arrive joined by one.
 _BEARER = re.compile(r"bearer ([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE | re.ASCII)
 
@@ -65,16 +62,20 @@ CLIENT = "client"
 """The name of every caller who uses a provider's credential of their own."""
 
 
-def bearer(authorization: str | None) -> str:
-    """The token of the header. Raises `InvalidApiKey` for any form but `Bearer <token>`."""
+def bearer(authorization: str | None, what: str = "API key") -> str:
+    """The token of the header. Raises `InvalidApiKey` for any form but `Bearer <token>`.
+
+    `what` the token is, for the message. How long it may be is up to the limit of a header.
+    """
+    how = f"send 'Authorization: Bearer <{what.rpartition(' ')[2]}>'"
     if not authorization:
-        raise InvalidApiKey(f"No API key was given: {_HOW}.")
-    if len(authorization) > MAX_HEADER:
-        raise InvalidApiKey(f"The Authorization header is longer than {MAX_HEADER} bytes: {_HOW}.")
+        raise InvalidApiKey(f"No {what} was given: {how}.")
     found = _BEARER.fullmatch(authorization)
-    if found is None:
-        raise InvalidApiKey(f"The Authorization header is malformed: {_HOW}, exactly once.")
-    return found[1]
+    if found is not None:
+        return found[1]
+    if authorization.strip(" \t").lower() == "bearer":
+        raise InvalidApiKey(f"The {what} is empty: {how}. Is the variable that holds it set?")
+    raise InvalidApiKey(f"The Authorization header is malformed: {how}, exactly once.")
 
 
 def is_gateway_key(token: str) -> bool:

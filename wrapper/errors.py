@@ -8,12 +8,14 @@ the SDKs raise their own exception classes (https://platform.openai.com/docs/gui
     ├── BadRequest               400  InvalidJson, InvalidBody, InvalidPath, IncompleteBody
     ├── ModelNotAllowed          403
     ├── ModelNotPriced           403
+    ├── EndpointNotAllowed       403
     ├── ModelNotFound            404
     ├── UnknownUrl               404
     ├── MethodNotAllowed         405
     ├── RequestTimeout           408
     ├── RequestTooLarge          413
     ├── UnsupportedEncoding      415
+    ├── UpgradeRequired          426
     ├── RateLimitExceeded        429
     ├── InsufficientQuota        429
     ├── Overloaded               503  NoRoom
@@ -134,6 +136,13 @@ class ModelNotPriced(_ClientError):
     code = "model_not_priced"
 
 
+class EndpointNotAllowed(_ClientError):
+    """An endpoint that a key may use only where it is allowed by name."""
+
+    status = 403
+    code = "endpoint_not_allowed"
+
+
 class ModelNotFound(_ClientError):
     status = 404
     code = "model_not_found"
@@ -164,6 +173,16 @@ class RequestTooLarge(_ClientError):
 class UnsupportedEncoding(_ClientError):
     status = 415
     code = "unsupported_encoding"
+
+
+class UpgradeRequired(_ClientError):
+    """A WebSocket handshake: the resource is served over HTTP/1.1 alone (RFC 9110 15.5.22)."""
+
+    status = 426
+    code = "websocket_not_supported"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers=(("Upgrade", "HTTP/1.1"), ("Connection", "upgrade")))
 
 
 class RateLimitExceeded(GatewayError):

@@ -181,7 +181,7 @@ def create(environ: Mapping[str, str], directory: Path) -> FlaskClient:
 def _settings() -> Config:
     """What of gunicorn's settings decides how a request is read; see config/gunicorn.py."""
     config = Config()
-    config.set("header_map", "refuse")
+    config.set("header_map", "dangerous")
     config.set("forwarder_headers", "")
     config.set("forwarded_allow_ips", "")
     config.set("secure_scheme_headers", {})
@@ -195,7 +195,10 @@ _SETTINGS = _settings()
 
 def _environ(request: bytes) -> dict[str, Any]:
     """The WSGI environment that a worker would make of the request, without its socket."""
+    from wrapper.server.strict_request import StrictRequest
+
     parser = RequestParser(_SETTINGS, [request], ("127.0.0.1", 1))
+    parser.mesg_class = StrictRequest
     client, server = ("127.0.0.1", 1), ("127.0.0.1", _PORT)
     _, environ = wsgi.create(next(parser), None, client, server, _SETTINGS)
     del environ["gunicorn.socket"]

@@ -123,9 +123,33 @@ def test_a_provider_has_the_documented_defaults(loaded: Load) -> None:
     assert groq.api_key is not None
     assert groq.api_key.reveal() == "gsk_x"
     assert (groq.origin, groq.base_path) == ("https://api.groq.com", "/openai/v1")
-    assert (groq.connect_timeout, groq.first_byte_timeout) == (5.0, 120.0)
-    assert (groq.idle_timeout, groq.total_timeout, groq.max_connections) == (120.0, 900.0, 1000)
+    assert (groq.connect_timeout, groq.first_byte_timeout) == (5.0, 600.0)
+    assert (groq.idle_timeout, groq.total_timeout, groq.max_connections) == (600.0, 3600.0, 4000)
+    assert groq.keepalive == 45.0
     assert (groq.headers, groq.ca_file, groq.client_credentials) == ((), None, False)
+
+
+@pytest.mark.parametrize(
+    ("url", "keepalive"),
+    [
+        ("https://api.openai.com/v1", 45.0),
+        ("https://API.groq.com/openai/v1", 45.0),
+        ("https://api.openai.com.example.com/v1", 4.0),
+        ("http://127.0.0.1:8000/v1", 4.0),
+    ],
+)
+def test_idle_connections_of_unknown_servers_are_kept_less_than_the_5_s_of_uvicorn(
+    loaded: Load, url: str, keepalive: float
+) -> None:
+    text = f'[providers.x]\nbase_url = "{url}"\n'
+    assert loaded(text).providers["x"].keepalive == keepalive
+    assert loaded(text + "keepalive = 7").providers["x"].keepalive == 7.0
+
+
+def test_one_worker_takes_1000_streams_out_of_the_box(loaded: Load) -> None:
+    settings = loaded()
+    assert settings.server.max_in_flight > 1000
+    assert all(p.max_connections > 1000 for p in settings.providers.values())
 
 
 def test_every_setting_of_a_provider_is_read(loaded: Load, tmp_path: Path) -> None:
@@ -444,11 +468,16 @@ def test_a_problem_is_one_line_with_file_key_path_fault_and_remedy() -> None:
         ("[server]\nmax_body_bytes = true", "server.max_body_bytes", "is a boolean"),
         ("[server]\nmax_body_bytes = 1e6", "server.max_body_bytes", "is a number"),
         ("[server]\nmax_in_flight = 0", "server.max_in_flight", "out of range"),
-        ("[server]\nmax_in_flight = 951", "server.max_in_flight", "out of range"),
+        ("[server]\nmax_in_flight = 4001", "server.max_in_flight", "out of range"),
         ("[server]\nbody_timeout = 0", "server.body_timeout", "out of range"),
         ("[server]\nbody_timeout = nan", "server.body_timeout", "out of range"),
         ("[server]\nbody_timeout = inf", "server.body_timeout", "out of range"),
         ("[server]\nbody_timeout = 1e99999999999999999999", "server.body_timeout", "out of range"),
+        ("[server]\nroot_path = 'llm'", "server.root_path", "is 'llm'"),
+        ("[server]\nroot_path = '/llm/'", "server.root_path", "is '/llm/'"),
+        ("[server]\nroot_path = '/'", "server.root_path", "is '/'"),
+        ("[server]\nroot_path = '/a/../b'", "server.root_path", "is '/a/../b'"),
+        ("[server]\nroot_path = '/a%20b'", "server.root_path", "is '/a%20b'"),
         ("[server]\nmetering = 1", "server.metering", "is an integer"),
         ("[server]\ncors_origins = '*'", "server.cors_origins", "is a string"),
         ("[server]\ncors_origins = ['*', 'http://a']", "server.cors_origins", "already"),

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrapper.auth import (
-    MAX_HEADER,
     PREFIX,
     Keyring,
     Principal,
@@ -75,7 +74,9 @@ def test_a_secret_that_a_person_chose_is_a_key_too() -> None:
         f"Bearer={SECRET}",
         f"Bearer {SECRET[:-1]}",
         f"Bearer {SECRET.upper()}",
-        f"Bearer {SECRET}" + "a" * MAX_HEADER,
+        f"Bearer {SECRET}" + "a" * 16_000,
+        "Bearer " + "a" * 16_000 + "!",
+        "Bearer " + "a=" * 8_000,
     ],
     ids=itertools.count(),  # the same in every process of a run, as the secret is not
 )
@@ -91,6 +92,12 @@ def test_every_other_form_is_refused_without_repeating_it(header: str | None) ->
 def test_the_refusal_says_what_to_send() -> None:
     assert "send 'Authorization: Bearer <key>'" in refusal(None).message
     assert "unknown or revoked" in refusal("Bearer nobody").message
+
+
+@pytest.mark.parametrize("header", ["Bearer", "Bearer ", "bearer", "BEARER  ", "Bearer\t"])
+def test_an_empty_bearer_is_called_empty(header: str) -> None:
+    """What a shell makes of a variable that is not set."""
+    assert "The API key is empty" in refusal(header).message
 
 
 def test_no_kelvin_sign_stands_for_a_letter_of_the_scheme() -> None:

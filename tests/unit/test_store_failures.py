@@ -270,6 +270,51 @@ def test_a_reply_that_is_lost_repeats_nothing(
     store.close()
 
 
+def test_connections_that_break_are_replaced_as_often_as_it_takes(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_server.command("FLUSHALL")
+    store = RedisStore(redis_server.url)
+    call = redislink._call
+
+    def interrupted(connection: Any, *command: Any) -> Any:
+        call(connection, *command)
+        raise KeyboardInterrupt  # as gevent's exceptions do
+
+    for _ in range(150):
+        with monkeypatch.context() as patch:
+            patch.setattr(redislink, "_call", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                store.admit([WEB], Demand(1, 1))
+        store.settle(entry())
+    store.heartbeat()
+    assert store.standing([WEB])[0].concurrent == 0
+    assert store.totals()[0].requests == 150
+    store.close()
+
+
+def test_where_too_much_waits_rows_are_lost_and_leases_end(
+    path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "MAX_WAITING", 5)
+    redis_server.command("FLUSHALL")
+    for store in (SqliteStore(path), RedisStore(redis_server.url)):
+        held = [store.admit([WEB], Demand(1, 1)) for _ in range(10)]
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_write", lambda _: (_ for _ in ()).throw(StoreError("gone")))
+            for lease in held:
+                with pytest.raises(StoreError):
+                    store.settle(entry(), lease)
+            for _ in range(8):
+                with pytest.raises(StoreError):
+                    store.settle(entry())
+        store._waiting._retry_at = 0.0
+        store.heartbeat()
+        assert store.standing([WEB])[0].concurrent == 0
+        assert store.totals()[0].requests == 18 - 13
+        store.close()
+
+
 def test_after_a_fork_parent_and_child_have_connections_of_their_own(server: RedisServer) -> None:
     store = RedisStore(server.url)
     lease = store.admit([WEB], Demand())

@@ -25,7 +25,9 @@ bp = Blueprint("models", __name__)
 FRESH = 60.0  # seconds
 RETRY = 10.0  # seconds after a failure
 TIMEOUT = 5.0  # seconds; the list is not worth a longer wait
-MAX_LIST = 8 << 20  # bytes
+MAX_LIST = 4 << 20  # bytes
+MAX_MODELS = 5000  # of one provider; some have hundreds
+MAX_OBJECTS = 50_000  # in one list: decoding them takes some ten milliseconds
 
 Model = dict[str, Any]
 
@@ -37,12 +39,14 @@ class _List(msgspec.Struct):
 _decode = msgspec.json.Decoder(_List).decode
 
 
+@bp.get("/models")
 @bp.get("/v1/models")
 def list_models() -> Response:
     """The models this key may call, in OpenAI's list format."""
     return _json({"object": "list", "data": list(_callable().values())})
 
 
+@bp.get("/models/<path:model>")
 @bp.get("/v1/models/<path:model>")
 def get_model(model: str) -> Response:
     """One of them."""
@@ -104,8 +108,9 @@ class ModelLists:
     def _refresh(self, upstream: Upstream) -> None:
         until = time.monotonic() + FRESH
         try:
-            listed = _decode(upstream.fetch("/models", timeout=TIMEOUT, limit=MAX_LIST)).data
-            models = [model for model in listed if isinstance(model.get("id"), str)]
+            text = upstream.fetch("/models", timeout=TIMEOUT, limit=MAX_LIST)
+            listed = _decode(text).data if text.count(b"{") <= MAX_OBJECTS else []
+            models = [model for model in listed if isinstance(model.get("id"), str)][:MAX_MODELS]
         except (errors.UpstreamError, *DECODING_ERRORS):
             until = time.monotonic() + RETRY
             models = self._known[upstream][1] if upstream in self._known else []

@@ -49,9 +49,12 @@ def metrics() -> Response:
     settings = context.snapshot.settings
     token = settings.server.metrics_token
     if token is not None and not hmac.compare_digest(
-        bearer(request.headers.get("Authorization")).encode(), token.reveal().encode()
+        bearer(request.headers.get("Authorization"), "metrics token").encode(),
+        token.reveal().encode(),
     ):
-        raise errors.InvalidApiKey("The metrics token is not right.")
+        raise errors.InvalidApiKey(
+            "The metrics token is wrong: /metrics needs the one of metrics_token in gateway.toml."
+        )
     further = [*key_families(settings.keys.values())]
     try:
         standings = context.runtime.admission.standing(list(context.snapshot.limits))

@@ -17,6 +17,7 @@ from wrapper.config import (
     Provider,
     Settings,
     config_path,
+    ignored_proxies,
     keys_path,
     load,
     prices_path,
@@ -89,6 +90,8 @@ def notes(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
         yield f"/metrics is open to everyone: {settings.server.metrics_token_problem}"
     if not any(route.model == "*" for route in settings.routes):
         yield 'there is no route for "*": requests without a model at /v1/… are refused'
+    for name in ignored_proxies(environ):
+        yield f"{name} is set and not used: providers are called directly"
     yield from _key_notes(settings, environ)
 
 

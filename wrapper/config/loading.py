@@ -36,6 +36,8 @@ PRICES = "prices.toml"
 DEMO = "demo"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+_PROXIES = frozenset(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"))
+
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 
 
@@ -48,6 +50,7 @@ class Listen:
     workers: int = 2
     log_level: str = "info"
     graceful_timeout: int = 30  # seconds
+    keepalive: int = 75  # seconds
 
     @property
     def bind(self) -> str:
@@ -95,7 +98,7 @@ def default_workers() -> int:
 
 
 def listen(environ: Mapping[str, str]) -> Listen:
-    """HOST, PORT, WEB_CONCURRENCY, LOG_LEVEL and GRACEFUL_TIMEOUT. Raises `ConfigError`."""
+    """HOST, PORT, WEB_CONCURRENCY, LOG_LEVEL, GRACEFUL_TIMEOUT, KEEPALIVE. Raises `ConfigError`."""
     problems: list[Problem] = []
     found = read_listen(environ, problems)
     if problems:
@@ -119,6 +122,7 @@ def read_listen(environ: Mapping[str, str], problems: list[Problem]) -> Listen:
         workers=_whole(environ, "WEB_CONCURRENCY", default_workers(), 1, 256, problems),
         log_level=level,
         graceful_timeout=_whole(environ, "GRACEFUL_TIMEOUT", 30, 1, 3600, problems),
+        keepalive=_whole(environ, "KEEPALIVE", 75, 1, 3600, problems),
     )
 
 
@@ -131,6 +135,13 @@ def _whole(
     wanted = f"write an integer from {low} to {high}"
     out.append(Problem(ENVIRONMENT, name, f"is {quote(text)}", wanted))
     return default
+
+
+def ignored_proxies(environ: Mapping[str, str]) -> list[str]:
+    """The variables that name an outgoing proxy; the gateway uses none. The value may hold a
+    password, so it is not shown.
+    """
+    return [name for name in environ if environ[name] and name.upper() in _PROXIES]
 
 
 def store_url(environ: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
-MAX_IN_FLIGHT = 950  # requests in a worker; it accepts some more connections
+MAX_IN_FLIGHT = 4000  # requests in a worker; it accepts more connections: idle ones are kept
 DEFAULT_STORE = "sqlite:///data/usage.db"
 DEFAULT_OUTPUT_TOKENS = 4096
 MAX_OUTPUT_TOKENS = 10_000_000
@@ -69,8 +69,8 @@ class Provider:
     case) are credentials of the gateway, sent for its own keys only. `ca_pem` is the content of
     `ca_file`: with another content this is another provider. `stream_usage` says when a chat stream
     reports its usage: `ask` on request (OpenAI's `stream_options.include_usage`), `sent` always
-    (Groq). The limits hold for the whole account. `default_output_tokens` overrides that of the
-    server.
+    (Groq). `keepalive` is how long an idle connection may serve again. The limits hold for the
+    whole account. `default_output_tokens` overrides that of the server.
     """
 
     name: str
@@ -79,10 +79,11 @@ class Provider:
     api_key_problem: str | None = None
     client_credentials: bool = False
     connect_timeout: float = 5.0
-    first_byte_timeout: float = 120.0
-    idle_timeout: float = 120.0
-    total_timeout: float = 900.0
-    max_connections: int = 1000
+    first_byte_timeout: float = 600.0
+    idle_timeout: float = 600.0
+    total_timeout: float = 3600.0
+    keepalive: float = 4.0
+    max_connections: int = MAX_IN_FLIGHT
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     secret_headers: frozenset[str] = frozenset()
     ca_file: Path | None = None
@@ -218,17 +219,19 @@ class Server:
 
     `body_timeout` limits the wait for the next piece of a request body, and for a client to take
     the next piece of a response. `max_in_flight` is per worker; requests above it get 503.
-    `metrics_token_problem` says why there is no token although one is configured.
+    `metrics_token_problem` says why there is no token although one is configured. `root_path` is
+    the prefix that a proxy in front leaves in the paths; empty or `/…` without a slash at the end.
     `default_output_tokens` is reserved for a request that does not limit its output itself.
     """
 
+    root_path: str = ""
     cors_origins: tuple[str, ...] = ("*",)
     max_body_bytes: int = 26_214_400
     max_upload_bytes: int = 536_870_912
     metrics_token: Secret | None = None
     metrics_token_problem: str | None = None
     body_timeout: float = 30.0
-    max_in_flight: int = 900
+    max_in_flight: int = 1500
     metering: bool = True
     default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
 

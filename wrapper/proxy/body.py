@@ -15,14 +15,12 @@ from typing import IO, Any, Final
 from gunicorn.http.errors import ParseException
 
 from wrapper import errors
-from wrapper.cancellation import YIELD_BYTES, yield_after
+from wrapper.cancellation import yield_if_due
 from wrapper.formats.multipart import FieldFinder
 
 PIECE: Final = 65536
-# Chunks may be of one byte each, and cost a microsecond or two then: a piece of a chunked body is
-# smaller, and after one that took long the other requests of the worker run.
+# Chunks may be of one byte each, and cost a microsecond or two then.
 CHUNKED_PIECE: Final = 16384
-LONG: Final = 0.005  # seconds
 IN_MEMORY: Final = 1 << 20  # bytes of a form that are kept in memory
 
 log = logging.getLogger("wrapper")
@@ -46,7 +44,6 @@ class RequestBody:
         self._input = environ["wsgi.input"]
         self._limit = limit
         self._form = form
-        self._moved = 0  # bytes since other requests could run
         self._spool: IO[bytes] | None = None  # where the body is kept, if it is
         self.length = length  # None: chunked
         self.received = 0
@@ -77,12 +74,10 @@ class RequestBody:
                 errors.IncompleteBody("The request body ended early or its framing is malformed.")
             ) from None
         finally:
-            took = time.perf_counter() - began
-            self.waited += took
+            self.waited += time.perf_counter() - began
         self.received += len(data)
-        self._moved += len(data)
-        if took > LONG or self._moved >= YIELD_BYTES:
-            self._moved = yield_after(YIELD_BYTES)
+        if self.received >= CHUNKED_PIECE:
+            yield_if_due()
         if self.received > self._limit:
             raise self._too_large()
         if self._form is not None:
@@ -157,11 +152,10 @@ class SpooledForm:
         yield from self._pieces(self._size - position)
 
     def _pieces(self, count: int) -> Iterator[bytes]:
-        moved = 0
         while count and (piece := self._file.read(min(PIECE, count))):
             count -= len(piece)
             yield piece
-            moved = yield_after(moved + len(piece))
+            yield_if_due()
 
 
 Body = bytes | RequestBody | SpooledForm | None

@@ -28,8 +28,9 @@ def finalize(
         if counts and metering:
             if record.usage is not None:
                 host = snapshot.upstreams[record.provider].host
-                price = snapshot.prices.cost
-                record.cost = price(record.provider, host, record.model, record.usage)
+                record.cost, record.unpriced = snapshot.prices.price(
+                    record.provider, host, record.model, record.served_model, record.usage
+                )
             elif record.unmetered is not None:
                 record.cost = runtime.admission.bound(record.lease)
             _settle(record, runtime)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from wrapper import errors
 from wrapper.auth import Principal
-from wrapper.proxy.model_access import requested_model, with_model
+from wrapper.proxy.model_access import check_endpoint, requested_model, with_model
 from wrapper.proxy.request import ProxyRequest
 from wrapper.runtime import RequestContext
 from wrapper.upstream import Upstream
@@ -33,6 +33,8 @@ def resolve(
     """
     if path is None:
         path = below_first_segment(request.target)
+    if request.endpoint.surface is not None:
+        check_endpoint(context, principal, request)
     model = requested_model(principal, request, path)
     routes = context.snapshot.routes
     # A file or a batch lives at one provider: another one could only respond that it has none.
@@ -55,6 +57,8 @@ def resolve_provider(
 ) -> list[UpstreamAttempt]:
     """The one target of a provider's own path, with the caller's own credential if they use one."""
     path = below_first_segment(request.target)
+    if request.endpoint.surface is not None:
+        check_endpoint(context, principal, request)
     model = requested_model(principal, request, path)
     upstream, credential = context.snapshot.upstreams[provider], principal.credential
     return [_attempt(context, request, upstream, path, model, credential=credential)]

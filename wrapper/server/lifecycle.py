@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import logging
 import os
@@ -27,7 +28,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from wrapper.config import ConfigError, Listen, Settings, environment, listen, load, needs_demo
+from wrapper.config import (
+    MAX_IN_FLIGHT,
+    ConfigError,
+    Listen,
+    Server,
+    Settings,
+    environment,
+    ignored_proxies,
+    listen,
+    load,
+    needs_demo,
+)
 from wrapper.config.watch import accept
 from wrapper.server.logging import set_up_logging
 
@@ -42,7 +54,8 @@ RUN_DIR = "WRAPPER_RUN_DIR"
 DEMO_URL = "WRAPPER_DEMO_URL"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # only unique names are created there
 OPEN_FILE_LIMITS = (65536, 10240)  # tried in this order
-MIN_OPEN_FILES = 2500  # of a worker with as many connections as it accepts
+SPARE_FILES = 200  # that are no connections
+MIN_OPEN_FILES = 2 * Server().max_in_flight + SPARE_FILES
 
 log = logging.getLogger("wrapper")
 
@@ -106,6 +119,17 @@ def raise_open_file_limit() -> None:
         log.warning("open file limit of %d is too low for a full worker: see ulimit -Hn", soft)
 
 
+def worker_connections() -> int:
+    """The connections that a worker accepts: twice as many as requests at most, because idle ones
+    are kept. Each has a descriptor, and those with a request have another one for the provider.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 2 * MAX_IN_FLIGHT
+    if soft == resource.RLIM_INFINITY:
+        return most
+    return min(most, max(64, (soft - SPARE_FILES) * 2 // 3))
+
+
 def _start_demo_provider() -> None:
     """Start the simulator. It exits with this process, which holds the other end of its stdin."""
     command = [sys.executable, "-m", "wrapper.simulator", "--port", "0", "--exit-with-parent"]
@@ -143,10 +167,14 @@ def load_app() -> GatewayApp:
     if RUN_DIR in environ:
         accept(settings, environ, _accepted())
     _log_unconfigured(settings)
+    for name in ignored_proxies(environ):
+        log.warning("%s is set and not used: providers are called directly", name)
     if not settings.server.metering and any(
         s.limits.need_estimate for s in runtime.snapshot.limits
     ):
         log.warning("[server] metering is off: token limits and budgets are not enforced")
+    gc.collect()
+    gc.freeze()  # a collection in a worker then skips what all workers share: 30 ms for nothing
     return app
 
 

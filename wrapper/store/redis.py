@@ -46,9 +46,9 @@ log = logging.getLogger(__name__)
 
 # An admission is a heartbeat where the last one is older than this many seconds.
 RENEW_SECONDS = 10.0
-# For how long after a lost reply leases are looked for that nobody holds, in seconds.
+# For how long after a lost reply each heartbeat looks for leases that nobody holds, in seconds.
 DOUBT_SECONDS = 30.0
-REAP_BATCH = 500  # as in common.lua
+REAP_BATCH = 500  # as in lua/common.lua
 
 
 class Settlement(NamedTuple):
@@ -79,12 +79,12 @@ class RedisStore:
     def _start(self) -> None:
         """What belongs to this process alone."""
         self._link = Link(self._address)
-        self._waiting: Waiting[Settlement] = Waiting(self._address.shown)
+        self._waiting: Waiting[Settlement] = Waiting(self._address.shown, self._shed)
         self._worker = secrets.token_hex(8)
         self._last_lease = 0
         self._last_number = 0
         self._beat_at = -math.inf
-        self._doubt_until = 0.0
+        self._doubted_at: float | None = None  # when a reply was lost
         # Leases that are being admitted, held or settled, and settlements that may be repeated.
         self._leases: set[int] = set()
         self._unsettled: dict[int, None] = {}
@@ -183,8 +183,10 @@ class RedisStore:
         self._beat_at = now
         if self._waiting:
             self._waiting.write(self._write)
-        if now < self._doubt_until:
+        if self._doubted_at is not None:
             self._end_unknown()
+            if now > self._doubted_at + DOUBT_SECONDS:
+                self._doubted_at = None
 
     def reap(self) -> int:
         self._own()
@@ -245,7 +247,7 @@ class RedisStore:
         try:
             return self._run(name, request, subjects)
         except BaseException:
-            self._doubt_until = time.monotonic() + DOUBT_SECONDS
+            self._doubted_at = time.monotonic()
             raise
 
     def _lease(
@@ -267,26 +269,22 @@ class RedisStore:
         settlement = Settlement(self._last_number, row, lease, tokens)
         self._unsettled[settlement.number] = None
         if self._waiting:
-            self._wait(settlement)
+            self._waiting.add(settlement)
             self._waiting.write(self._write)
             return
         try:
             self._write(settlement)
         except BaseException:
-            self._wait(settlement)
+            self._waiting.add(settlement)
             self._waiting.failed()
             raise
 
-    def _wait(self, settlement: Settlement) -> None:
-        lost = self._waiting.add(settlement)
-        if lost is not None:
-            self._settled(lost)
-
-    def _settled(self, settlement: Settlement) -> None:
-        """It is written, or lost for good; its number does not come again."""
-        self._unsettled.pop(settlement.number, None)
+    def _shed(self, settlement: Settlement) -> Settlement | None:
+        """What stays of a settlement whose row is lost: the end of its lease."""
         if settlement.lease is not None:
-            self._leases.discard(settlement.lease.id)
+            return settlement._replace(entry=None)
+        del self._unsettled[settlement.number]
+        return None
 
     def _write(self, settlement: Settlement) -> None:
         number, entry, lease, tokens = settlement
@@ -302,7 +300,9 @@ class RedisStore:
             request["lease"] = {"worker": lease.worker, "id": lease.id, "tokens": tokens}
             request["lease"]["shares"] = shares
         self._run("settle", request)
-        self._settled(settlement)
+        del self._unsettled[number]
+        if lease is not None:
+            self._leases.discard(lease.id)
 
     def _reap(self, **what: bool) -> int:
         total = 0

@@ -64,9 +64,9 @@ def totals(
         for text, numbers in _rows(fields).items():
             hour, provider, model, outcome = json.loads(text)
             if first <= hour <= last:
-                row_ = {"key": name, "provider": provider, "model": model, "outcome": outcome}
-                row_ |= {"day": hour // 24, "hour": hour}
-                group = tuple(row_[dimension] for dimension in by)
+                values_of = {"key": name, "provider": provider, "model": model}
+                values_of |= {"outcome": outcome, "day": hour // 24, "hour": hour}
+                group = tuple(values_of[dimension] for dimension in by)
                 sums = found.setdefault(group, _zeros())
                 sums[:] = map(sum, zip(sums, numbers, strict=True))
     return [Sums(tuple(map(label, by, group)), *found[group]) for group in sorted(found)]

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,12 +51,13 @@ class Script(NamedTuple):
     sha: str
 
 
-@cache
-def script(name: str) -> Script:
-    """The script of that name, with what all scripts share before it."""
-    names = ("common", "accounts", "leases", name)
-    text = "\n".join((_LUA / f"{part}.lua").read_text() for part in names)
+def _script(name: str) -> Script:
+    parts = ("common", "accounts", "leases", name)
+    text = "\n".join((_LUA / f"{part}.lua").read_text() for part in parts)
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+_SCRIPTS = {name: _script(name) for name in ("admit", "heartbeat", "move", "settle", "standing")}
 
 
 class Link:
@@ -72,7 +72,7 @@ class Link:
 
     def run(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
         """The result of a script. It may run twice: the second time must do nothing."""
-        text, sha = script(name)
+        text, sha = _SCRIPTS[name]
         payload = msgspec.json.encode(request)
 
         def use(connection: ConnectionInterface) -> Any:
@@ -84,14 +84,13 @@ class Link:
         result: dict[str, Any] = msgspec.json.decode(self._with_connection(use))
         return result
 
-    def commands(self, commands: Iterable[tuple[str | int, ...]]) -> list[Any]:
+    def commands(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         """The replies to several commands that only read, in one round trip."""
 
         def use(connection: ConnectionInterface) -> list[Any]:
-            todo = list(commands)
-            connection.send_packed_command(connection.pack_commands(todo))
+            connection.send_packed_command(connection.pack_commands(commands))
             # All are read before one is raised: the next user must not get what is left.
-            replies = [_reply(connection) for _ in todo]
+            replies = [_reply(connection) for _ in commands]
             for reply in replies:
                 if isinstance(reply, redis.exceptions.ResponseError):
                     raise reply

@@ -35,6 +35,7 @@ class RedisAddress:
             "socket_connect_timeout": CONNECT_SECONDS,
             "socket_timeout": REPLY_SECONDS,
             "socket_keepalive": True,
+            "max_connections": 2**31,  # ever made by one pool; store.redislink limits those in use
             "retry": Retry(NoBackoff(), 0),  # what may be repeated is known in store.redis
         }
         own = {name: value for name, value in options.items() if not name.startswith(_SENTINEL)}

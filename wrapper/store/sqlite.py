@@ -23,6 +23,7 @@ neither stops the worker nor loses a request: what waits is written later, and u
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import sqlite3
@@ -69,6 +70,10 @@ class Settlement(NamedTuple):
     lease: Lease | None
     tokens: int
 
+    def shed(self) -> Settlement | None:
+        """What stays where the row is lost: the end of the lease."""
+        return None if self.lease is None else self._replace(bound=None)
+
 
 class SqliteStore:
     """Opened in each process at its first use."""
@@ -86,11 +91,11 @@ class SqliteStore:
         self._cursor: sqlite3.Cursor | None = None
         self._inode = 0
         self._look_at = 0.0
-        self._waiting: Waiting[Settlement] = Waiting(str(path))
+        self._waiting: Waiting[Settlement] = Waiting(str(path), Settlement.shed)
         self._down_until = 0.0
         self._worker = ""
         self._last_lease = 0
-        self._beat_at = -LEASE_SECONDS
+        self._beat_at = -math.inf
         # Cursors of a parent process: kept, so that nothing closes them here.
         self._inherited: list[sqlite3.Cursor] = []
 
@@ -106,9 +111,23 @@ class SqliteStore:
             lease.settled = True
         bound = values(entry)
         if lease is None or not lease.subjects:
+            if self._settled_at_once(bound):
+                return
             self._settle(Settlement(bound, None, 0))
         else:
             self._settle(Settlement(bound, lease, true_tokens(entry, lease)))
+
+    def _settled_at_once(self, bound: Values) -> bool:
+        """The usual case: the file is open in this process, and no other one is writing to it."""
+        if self._pid != os.getpid() or self._cursor is None or self._waiting:
+            return False
+        if time.monotonic() >= self._look_at:
+            return False  # it is time to look whether the file is still there
+        try:
+            self._cursor.execute(SETTLE, bound)
+        except (sqlite3.Error, OverflowError, UnicodeEncodeError):
+            return False  # nothing was written: the long way says what is wrong, or waits
+        return True
 
     def release(self, lease: Lease) -> None:
         if lease.subjects and not lease.settled:
@@ -130,7 +149,6 @@ class SqliteStore:
         if lease.settled or (old and old.name) == (provider and provider.name):
             return
         kept = [subject for subject in lease.subjects if subject is not old]
-
         gained = [provider] if provider else []
 
         def work(cursor: sqlite3.Cursor) -> Lease | Refused | None:
@@ -156,10 +174,6 @@ class SqliteStore:
         if self._waiting:
             self._waiting.write(self._write)
 
-    def _any_worker(self) -> bool:
-        """Whether any process has leases: else there is nothing to renew and nothing to end."""
-        return self._here().execute("SELECT 1 FROM worker LIMIT 1").fetchone() is not None
-
     def reap(self) -> int:
         total = 0
         while True:
@@ -184,9 +198,8 @@ class SqliteStore:
         if self._missing():
             return [] if by else [_NOTHING]
         text, bound = query(since, until, by, key)
-        return [
-            sums(row, by) for row in self._try(lambda: self._here().execute(text, bound).fetchall())
-        ]
+        rows = self._try(lambda: self._here().execute(text, bound).fetchall())
+        return [sums(row, by) for row in rows]
 
     def close(self) -> None:
         self._own()
@@ -208,10 +221,10 @@ class SqliteStore:
         if self._cursor is not None:
             self._inherited.append(self._cursor)
         self._cursor = None
-        self._waiting = Waiting(str(self._path))
+        self._waiting = Waiting(str(self._path), Settlement.shed)
         self._worker = secrets.token_hex(8)
         self._last_lease = 0
-        self._beat_at = -LEASE_SECONDS
+        self._beat_at = -math.inf
         self._pid = pid
 
     def _missing(self) -> bool:
@@ -227,6 +240,10 @@ class SqliteStore:
             # Opening may yield to a greenlet that opens it too: one of the two is dropped, idle.
             self._cursor = cursor
         return self._cursor
+
+    def _any_worker(self) -> bool:
+        """Whether any process has leases: else there is nothing to renew and nothing to end."""
+        return self._here().execute("SELECT 1 FROM worker LIMIT 1").fetchone() is not None
 
     def _moment(self) -> Moment:
         return Moment(self._clock(), self._wall())
@@ -308,6 +325,7 @@ class SqliteStore:
             result = work(cursor)
             cursor.execute("COMMIT")
         except BaseException as error:
+            self._beat_at = -math.inf  # it may have been in this transaction
             if cursor.connection.in_transaction:
                 cursor.execute("ROLLBACK")
             if isinstance(error, _IMPOSSIBLE):

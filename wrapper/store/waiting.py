@@ -17,24 +17,31 @@ T = TypeVar("T")
 
 
 class Waiting(Generic[T]):
-    """Oldest first. Safe for greenlets that yield while they write."""
+    """Oldest first. Safe for greenlets that yield while they write.
 
-    def __init__(self, where: str) -> None:
+    Where there are too many, `shed` is asked what has to stay of the oldest one, or None. (The
+    end of a lease stays: there are no more of those than requests in flight.)
+    """
+
+    def __init__(self, where: str, shed: Callable[[T], T | None]) -> None:
         self._where = where
+        self._shed = shed
+        self._rests: deque[T] = deque()
         self._items: deque[T] = deque()
         self._retry_at = 0.0
         self._lost = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._items)
+    def __len__(self) -> int:
+        return len(self._rests) + len(self._items)
 
-    def add(self, item: T) -> T | None:
-        """Keep `item`. Where there are too many the oldest one is lost: that one."""
+    def add(self, item: T) -> None:
+        """Keep `item` until it is written."""
         self._items.append(item)
-        if len(self._items) <= MAX_WAITING:
-            return None
-        self._lost += 1
-        return self._items.popleft()
+        if len(self._items) > MAX_WAITING:
+            self._lost += 1
+            rest = self._shed(self._items.popleft())
+            if rest is not None:
+                self._rests.append(rest)
 
     def failed(self) -> None:
         """Note that writing failed: nothing is tried for a while."""
@@ -48,17 +55,16 @@ class Waiting(Generic[T]):
         """
         if not now and time.monotonic() < self._retry_at:
             lost = f", {self._lost} are lost" if self._lost else ""
-            waiting = len(self._items)
-            raise StoreError(f"{self._where}: {waiting} requests wait to be written{lost}")
+            raise StoreError(f"{self._where}: {len(self)} requests wait to be written{lost}")
         impossible: Impossible | None = None
-        while self._items:
-            item = self._items.popleft()
+        while queue := self._rests or self._items:
+            item = queue.popleft()
             try:
                 write(item)
             except Impossible as error:
                 impossible = error
             except BaseException:
-                self._items.appendleft(item)
+                queue.appendleft(item)
                 self.failed()
                 raise
         if impossible is not None:

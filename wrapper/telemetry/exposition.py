@@ -12,8 +12,10 @@ import copy
 import fcntl
 import os
 import re
+import resource
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -97,6 +99,9 @@ class _Families:
                     continue
             if family.name == metrics.COST_FAMILY:
                 family.samples = [s._replace(value=usd(s.value)) for s in family.samples]
+            if family.name == metrics.WORKER_CPU_FAMILY:
+                family.type = "counter"
+                family.samples = [s._replace(name=f"{s.name}_total") for s in family.samples]
             yield family
 
 
@@ -191,10 +196,24 @@ def seed(totals: Iterable[Sums]) -> None:
 def worker_started() -> None:
     """Lay out this worker's files for all inherited series, before the first request."""
     metrics.IN_FLIGHT.inc(0)
+    measure_worker()
+
+
+def measure_worker() -> None:
+    """Take the memory and CPU time of this worker; called now and then in each."""
+    worker, used = str(os.getpid()), resource.getrusage(resource.RUSAGE_SELF)
+    metrics.WORKER_CPU[worker,].set(used.ru_utime + used.ru_stime)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        metrics.WORKER_MEMORY[worker,].set(pages * resource.getpagesize())
+    except OSError:  # not Linux: the peak, in KiB (in bytes on macOS)
+        peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        metrics.WORKER_MEMORY[worker,].set(peak)
 
 
 def worker_exited(pid: int) -> None:
     """Remove an exited worker's gauges, keep its sums, and count its unsettled requests as lost."""
+    metrics.WORKER_RESTARTS.inc()
     unsettled = 0.0
     path = _directory() / f"gauge_livesum_{pid}.db"
     if path.exists():

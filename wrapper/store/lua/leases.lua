@@ -23,14 +23,14 @@ end
 -- Ends leases of a worker, up to `limit`, then forgets the worker: how many.
 local function end_leases(worker, limit)
   local key = prefix .. ':leases:' .. worker
-  local pairs_ = redis.call('HRANDFIELD', key, limit, 'WITHVALUES')
-  for index = 1, #pairs_, 2 do
-    local lease = cjson.decode(pairs_[index + 1])
+  local entries = redis.call('HRANDFIELD', key, limit, 'WITHVALUES')
+  for index = 1, #entries, 2 do
+    local lease = cjson.decode(entries[index + 1])
     give_back(lease, lease.s, -lease.t)
-    redis.call('HDEL', key, pairs_[index])
+    redis.call('HDEL', key, entries[index])
   end
   if redis.call('EXISTS', key) == 0 then redis.call('ZREM', prefix .. ':workers', worker) end
-  return #pairs_ / 2
+  return #entries / 2
 end
 
 -- The workers without a heartbeat for too long. Where nobody has had one for that long (the store
@@ -106,9 +106,9 @@ local function examine()
 end
 
 local function standings(accounts)
-  local found = {}
-  for index, account_ in ipairs(accounts) do found[index] = standing(account_) end
-  return found
+  local result = {}
+  for index, found in ipairs(accounts) do result[index] = standing(found) end
+  return result
 end
 
 -- Reserves the request's demand in all of its subjects, or in none: the result for the caller, and
