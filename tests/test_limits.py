@@ -617,6 +617,7 @@ def test_what_a_deleted_key_reserved_is_settled(make: Make, store: dict[str, str
 
 # --- a store that is away -----------------------------------------------------------------------
 
+
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits to be written is tried again soon."""

@@ -204,7 +204,9 @@ def _read_body(
     if request.endpoint.json_body or is_json_type(kind) or (as_json and not is_form):
         content = context.record.content = RequestBody(environ, length, server.max_body_bytes)
         return _read_json(request, content.read_all(), kind)
-    if is_form and (routed or principal.is_restricted):
+    # A budget can only be kept where the model, and so the price, is known before it is sent.
+    budget = context.snapshot.limits.has_budget(principal.name) and request.endpoint.metered
+    if is_form and (routed or principal.is_restricted or budget):
         finder = FieldFinder(content_type, "model", scan_all=True)
         content = context.record.content = RequestBody(environ, length, server.max_upload_bytes)
         return request._replace(body=spool_form(content, finder), model=finder.value)
