@@ -206,8 +206,6 @@ class RawResponse:
         self.head = head
         self.body = body
         self._release: Callable[[], None] | None = release
-        if body.complete:  # a response without a body: nothing is read that would end it
-            self.close()
 
     def read1(self) -> bytes:
         """The bytes that have come, waiting for some; empty at a clean end only.
