@@ -216,7 +216,9 @@ def _read_body(
         counted = length is None or length > SMALL
         memory = _memory(context, principal) if counted else None
         return _read_json(request, content.read_all(memory), kind)
-    if is_form and (routed or principal.is_restricted):
+    # A budget can only be kept where the model, and so the price, is known before it is sent.
+    budget = context.snapshot.limits.has_budget(principal.name) and request.endpoint.metered
+    if is_form and (routed or principal.is_restricted or budget):
         finder = FieldFinder(content_type, "model", scan_all=True)
         content = context.record.content = RequestBody(environ, length, server.max_upload_bytes)
         form = spool_form(content, finder, _memory(context, principal), _disk(context, principal))
