@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 import tomllib
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from wrapper.auth import digest
 from wrapper.config import ApiKey, ConfigError, keyfile, load_keys
-from wrapper.config.keyfile import KeyFileError
+from wrapper.config.keyfile import Changes, KeyFileError
 
 DIGEST = digest("x")
 FULL = ApiKey(
@@ -30,6 +31,12 @@ FULL = ApiKey(
     Decimal("1E+1"),
     "day",
     datetime.date(2027, 1, 1),
+    owner='"ann" \\ bob',
+    description="für alle",
+    endpoints=("realtime",),
+    unpriced="allow",
+    store_failure="allow",
+    enforce=False,
 )
 FILE = """\
 # who is who
@@ -203,6 +210,71 @@ def test_commands_at_the_same_time_lose_no_key(path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(load_keys({"WRAPPER_KEYS": str(path)})) == sorted(names)
+
+
+# --- changes of a key ---
+
+
+def added(amount: str) -> Callable[[ApiKey], Changes]:
+    def changes_of(key: ApiKey) -> Changes:
+        return {"budget_usd": (key.budget_usd or Decimal(0)) + Decimal(amount)}
+
+    return changes_of
+
+
+def test_a_change_replaces_the_value_and_keeps_comments_and_layout(path: Path) -> None:
+    text = (
+        f'# all\r\n[keys.a]\r\nsha256 = "{DIGEST}"\r\nbudget_usd   =   5.50   # prepaid\r\n'
+        'budget_period = "total"\r\n# end\r\n'
+    )
+    path.write_bytes(text.encode())
+    key = keyfile.change(path, "a", added("2"))
+    assert key.budget_usd == Decimal("7.50")
+    assert path.read_bytes().decode() == text.replace("5.50", "7.50")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("[keys.a]\nsha256 = 'D' # x\n# y", "[keys.a]\nsha256 = 'D' # x\nowner = \"o\"\n# y"),
+        ("[keys.a]\nsha256 = 'D'", "[keys.a]\nsha256 = 'D'\nowner = \"o\"\n"),
+        ("[keys]\n  a.sha256 = 'D'\n", "[keys]\n  a.sha256 = 'D'\n  a.owner = \"o\"\n"),
+        ("[keys.a]\r\nsha256='D'\r\n", "[keys.a]\r\nsha256='D'\r\nowner=\"o\"\r\n"),
+    ],
+)
+def test_a_setting_that_is_new_follows_the_digest(path: Path, before: str, after: str) -> None:
+    path.write_bytes(before.replace("D", DIGEST).encode())
+    assert keyfile.change(path, "a", lambda _: {"owner": "o"}).owner == "o"
+    assert path.read_bytes().decode() == after.replace("D", DIGEST)
+
+
+def test_a_setting_can_be_removed_and_several_changed_at_once(path: Path) -> None:
+    path.write_text(
+        f'[keys.a]\nsha256 = [\n"{DIGEST}",\n"{"0" * 64}"] # two\nrotated_until = 2027-01-01\n'
+    )
+    keyfile.change(path, "a", lambda key: {"sha256": key.sha256, "rotated_until": None})
+    assert path.read_text() == f'[keys.a]\nsha256 = "{DIGEST}" # two\n'
+
+
+def test_a_change_of_an_inline_table_is_refused_with_what_to_write(path: Path) -> None:
+    text = f'[keys]\na = {{ sha256 = "{DIGEST}" }}\n'
+    path.write_text(text)
+    with pytest.raises(KeyFileError, match=r"change 'a' with an editor: owner = \"o\""):
+        keyfile.change(path, "a", lambda _: {"owner": "o"})
+    assert path.read_text() == text
+
+
+def test_a_file_with_a_mistake_is_not_changed(path: Path) -> None:
+    text = f'[keys.a]\nsha256 = "{DIGEST}"\n[keys.b]\n'
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"line 3: keys\.b\.sha256"):
+        keyfile.change(path, "a", lambda _: {"owner": "o"})
+    path.write_text(text.replace("[keys.b]\n", ""))
+    with pytest.raises(KeyFileError, match=r"there is no key 'c' \(there are: a\)"):
+        keyfile.change(path, "c", lambda _: {"owner": "o"})
+    with pytest.raises(ConfigError, match="budget_usd"):
+        keyfile.change(path, "a", added("-1"))
+    assert path.read_text() == text.replace("[keys.b]\n", "")
 
 
 # --- any file ---

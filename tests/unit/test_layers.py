@@ -53,7 +53,6 @@ ROOMS = {
     "dotenv": {"config"},
     "sqlite3": {"store"},
     "redis": {"store"},
-    "tomlkit": {"config"},
     "yaml": {"blueprints"},
 }
 
