@@ -66,7 +66,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_new_file_has_the_key_and_is_readable_by_its_owner_alone(path: Path) -> None:
-    keyfile.create(path, FULL)
+    keyfile.add(path, [FULL])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert load_keys({"WRAPPER_KEYS": str(path)}) == {"a.b": FULL}
     assert [found.name for found in path.parent.iterdir()] == ["keys.toml"]
@@ -79,7 +79,7 @@ def test_what_is_at_its_default_is_not_written() -> None:
 def test_a_key_is_appended_and_all_bytes_before_it_stay(path: Path) -> None:
     before = FILE.replace("\n", "\r\n").encode()
     path.write_bytes(before)
-    keyfile.create(path, ApiKey("new", DIGEST))
+    keyfile.add(path, [ApiKey("new", DIGEST)])
     after = path.read_bytes()
     assert after.startswith(before)
     assert tomllib.loads(after.decode())["keys"]["new"] == {"sha256": DIGEST}
@@ -90,7 +90,7 @@ def test_the_mode_of_an_old_file_stays_and_a_link_stays_a_link(path: Path) -> No
     real.write_text("")
     real.chmod(0o640)
     path.symlink_to("real.toml")
-    keyfile.create(path, ApiKey("new", DIGEST))
+    keyfile.add(path, [ApiKey("new", DIGEST)])
     assert path.is_symlink()
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
     assert "[keys.new]" in real.read_text()
@@ -99,7 +99,7 @@ def test_the_mode_of_an_old_file_stays_and_a_link_stays_a_link(path: Path) -> No
 def test_a_name_that_is_taken_is_refused_and_nothing_changes(path: Path) -> None:
     path.write_text(FILE)
     with pytest.raises(KeyFileError, match=r"there is a key 'third\.one' already"):
-        keyfile.create(path, ApiKey("third.one", DIGEST))
+        keyfile.add(path, [ApiKey("third.one", DIGEST)])
     assert path.read_text() == FILE
 
 
@@ -110,14 +110,14 @@ def test_a_name_that_is_taken_is_refused_and_nothing_changes(path: Path) -> None
 def test_a_form_that_cannot_be_extended_is_refused_with_a_message(path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(KeyFileError, match="keys"):
-        keyfile.create(path, ApiKey("new", DIGEST))
+        keyfile.add(path, [ApiKey("new", DIGEST)])
     assert path.read_text() == text
 
 
 @pytest.mark.parametrize("data", [b"[keys", b"caf\xe9", b"[keys.a]\n[keys.a]"])
 def test_a_broken_file_is_reported_and_stays(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    for call in (lambda: keyfile.create(path, FULL), lambda: keyfile.revoke(path, "a")):
+    for call in (lambda: keyfile.add(path, [FULL]), lambda: keyfile.revoke(path, "a")):
         with pytest.raises(ConfigError, match=r"keys\.toml"):
             call()
     assert path.read_bytes() == data
@@ -184,7 +184,7 @@ def test_revoking_nobody_says_who_there_is(path: Path) -> None:
 
 def test_a_directory_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="No such file or directory"):
-        keyfile.create(tmp_path / "missing" / "keys.toml", FULL)
+        keyfile.add(tmp_path / "missing" / "keys.toml", [FULL])
 
 
 def test_a_file_mounted_alone_cannot_be_replaced_and_the_message_says_what_to_do(
@@ -195,14 +195,14 @@ def test_a_file_mounted_alone_cannot_be_replaced_and_the_message_says_what_to_do
 
     monkeypatch.setattr(Path, "replace", busy)
     with pytest.raises(KeyFileError, match="mount its directory"):
-        keyfile.create(path, FULL)
+        keyfile.add(path, [FULL])
     assert list(path.parent.iterdir()) == []
 
 
 def test_commands_at_the_same_time_lose_no_key(path: Path) -> None:
     names = [f"key-{number}" for number in range(16)]
     threads = [
-        threading.Thread(target=keyfile.create, args=(path, ApiKey(name, digest(name))))
+        threading.Thread(target=keyfile.add, args=(path, [ApiKey(name, digest(name))]))
         for name in names
     ]
     for thread in threads:
@@ -350,7 +350,7 @@ def test_any_file_loses_or_wins_exactly_one_key(path: Path, text: str, name: str
     assert isinstance(keys, dict)
     path.write_bytes(text.encode())
     if name not in keys:
-        keyfile.create(path, ApiKey(name, DIGEST))
+        keyfile.add(path, [ApiKey(name, DIGEST)])
         assert path.read_bytes().startswith(text.encode())
         after = tomllib.loads(path.read_bytes().decode())
         assert after == {**before, "keys": {**keys, name: {"sha256": DIGEST}}}
@@ -373,6 +373,6 @@ def test_a_key_that_comes_and_goes_leaves_the_file_as_it_was(
     before = parsed(text)
     assume(before is not None and name not in (before.get("keys") or {}))
     path.write_bytes(text.encode())
-    keyfile.create(path, ApiKey(name, DIGEST))
+    keyfile.add(path, [ApiKey(name, DIGEST)])
     keyfile.revoke(path, name)
     assert path.read_bytes().rstrip(b"\n") == text.encode().rstrip(b"\n")

@@ -53,7 +53,7 @@ ROOMS = {
     "dotenv": {"config"},
     "sqlite3": {"store"},
     "redis": {"store"},
-    "yaml": {"blueprints"},
+    "yaml": {"blueprints", "cli"},
 }
 
 

@@ -17,15 +17,15 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
 from wrapper.config.fields import Table
 from wrapper.config.files import ProblemFound, Unreadable, parse_toml, read_text, replace_file
-from wrapper.config.keys import read_keys
+from wrapper.config.keys import NOTHING, read_keys
 from wrapper.config.problems import ConfigError, Problem, quote
-from wrapper.config.settings import ApiKey
+from wrapper.config.settings import ApiKey, Group
 from wrapper.config.statements import located, statements
 
 Tables = dict[str, object]
@@ -48,6 +48,7 @@ _SETTINGS = (
     "tokens_per_minute",
     "max_concurrent",
     "budget_usd",
+    "budget_period",
     "unpriced",
     "store_failure",
     "enforce",
@@ -62,24 +63,46 @@ class KeyFileError(Exception):
     """The file stays as it was; the message says why and what to do."""
 
 
-def create(path: Path, key: ApiKey) -> None:
-    """Appends `key`. Raises `KeyFileError`, or `ConfigError` for a file that is not TOML."""
+def add(
+    path: Path,
+    keys: Sequence[ApiKey],
+    groups: Sequence[Group] = (),
+    *,
+    defaults: ApiKey = NOTHING,
+) -> None:
+    """Appends keys and groups; what is as in `defaults` is not written.
+
+    Raises `KeyFileError`, or `ConfigError` for a file that is not TOML.
+    """
     with _locked(path) as target:
         text = _read(target)
-        tables, keys = _parsed(text or "", path)
-        if keys is None:
-            raise KeyFileError(f"{path}: keys is not a table: write [keys.NAME] tables")
-        if key.name in keys:
-            raise KeyFileError(
-                f"{path}: there is a key {quote(key.name)} already: revoke it first, or choose"
-                " another name"
-            )
-        added = render(key)
-        _, new = _parsed(added, path)
-        wanted = {**tables, "keys": {**keys, **(new or {})}}
-        result = _append(_HEAD if text is None else text, added)
-        _check(path, result, wanted, "it has no room for another [keys.NAME] table")
+        tables, _ = _parsed(text or "", path)
+        result = _HEAD if text is None else text
+        for kind, named in (("group", groups), ("key", keys)):
+            if not named:
+                continue
+            before = tables.get(f"{kind}s", {})
+            if not isinstance(before, dict):
+                hint = f"write [{kind}s.NAME] tables"
+                raise KeyFileError(f"{path}: {kind}s is not a table: {hint}")
+            for each in named:
+                if each.name in before:
+                    raise KeyFileError(
+                        f"{path}: there is a {kind} {quote(each.name)} already: remove it first,"
+                        " or choose another name"
+                    )
+                added = render(each, defaults)
+                result = _append(result, added)
+                before = {**before, **_named(parse_toml(added, str(path)))}
+            tables = {**tables, f"{kind}s": before}
+        _check(path, result, tables, "it has no room for another [keys.NAME] table")
         replace_file(target, result.encode())
+
+
+def _named(tables: Tables) -> Tables:
+    """What is in the only table of `tables`."""
+    (inner,) = tables.values()
+    return inner if isinstance(inner, dict) else {}
 
 
 def revoke(path: Path, name: str) -> None:
@@ -143,17 +166,19 @@ def _described(changes: Changes) -> str:
     )
 
 
-def render(key: ApiKey) -> str:
-    """The table of a key; settings at their default are left out."""
-    plain = ApiKey("", "")
-    lines = [f"[keys.{key.name if _BARE.fullmatch(key.name) else literal(key.name)}]"]
-    lines.append(f"sha256 = {literal(key.sha256)}")
+def render(of: ApiKey | Group, defaults: ApiKey = NOTHING) -> str:
+    """The table of a key or a group; a key's settings that are as in `defaults` are left out."""
+    name = of.name if _BARE.fullmatch(of.name) else literal(of.name)
+    if isinstance(of, ApiKey):
+        plain: ApiKey | Group = defaults
+        lines = [f"[keys.{name}]", f"sha256 = {literal(of.sha256)}"]
+    else:
+        plain = Group("")
+        lines = [f"[groups.{name}]"]
     for setting in _SETTINGS:
-        value = getattr(key, setting)
-        if value != getattr(plain, setting):
+        value = getattr(of, setting, None)
+        if value is not None and value != getattr(plain, setting, None):
             lines.append(f"{setting} = {literal(value)}")
-            if setting == "budget_usd":
-                lines.append(f"budget_period = {literal(key.budget_period)}")
     return "\n".join((*lines, ""))
 
 

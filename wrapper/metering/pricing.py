@@ -82,6 +82,10 @@ class Prices:
                 return rate.cost(usage)
         return None
 
+    def knows(self, provider: str, host: str, model: str) -> bool:
+        """Whether there is any price for the model."""
+        return self._find(provider, host, model.lower()) is not None
+
     def names(self, provider: str, host: str) -> set[str]:
         """The models that are listed with a price for this provider."""
         listed = self._overrides.keys() | self._models(provider, host).keys()
