@@ -75,6 +75,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def _add_create(actions: Subparsers) -> None:
     parser = actions.add_parser(
         "create",
+        usage="%(prog)s NAME [options]",  # NAME first: options with several words swallow it
         help="create a key and print its secret once",
         description="Creates a key and prints its secret once; the keys file gets its SHA-256."
         " What is not given is as in [defaults] of the keys file.",
