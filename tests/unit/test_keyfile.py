@@ -76,6 +76,13 @@ def test_what_is_at_its_default_is_not_written() -> None:
     assert keyfile.render(ApiKey("web-app", DIGEST)) == f'[keys.web-app]\nsha256 = "{DIGEST}"\n'
 
 
+def test_a_period_is_not_written_without_a_budget(path: Path) -> None:
+    path.write_text('[defaults]\nbudget_period = "day"\n')
+    keyfile.add(path, [ApiKey("a", DIGEST)], defaults=ApiKey("", "", budget_period="day"))
+    keyfile.add(path, [ApiKey("b", digest("b"))], defaults=ApiKey("", "", budget_period="day"))
+    assert list(load_keys({"WRAPPER_KEYS": str(path)})) == ["a", "b"]
+
+
 def test_a_key_is_appended_and_all_bytes_before_it_stay(path: Path) -> None:
     before = FILE.replace("\n", "\r\n").encode()
     path.write_bytes(before)

@@ -176,6 +176,8 @@ def render(of: ApiKey | Group, defaults: ApiKey = NOTHING) -> str:
         plain = Group("")
         lines = [f"[groups.{name}]"]
     for setting in _SETTINGS:
+        if setting == "budget_period" and of.budget_usd is None:
+            continue  # a period needs a budget
         value = getattr(of, setting, None)
         if value is not None and value != getattr(plain, setting, None):
             lines.append(f"{setting} = {literal(value)}")
