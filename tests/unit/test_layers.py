@@ -54,8 +54,7 @@ ROOMS = {
     "dotenv": {"config"},
     "sqlite3": {"store"},
     "redis": {"store"},
-    "tomlkit": {"config"},
-    "yaml": {"blueprints"},
+    "yaml": {"blueprints", "cli"},
 }
 
 

@@ -28,6 +28,7 @@ from wrapper.config.settings import (
     Target,
     frozen,
 )
+from wrapper.config.statements import located
 from wrapper.config.storeurl import REDIS_FORMS, is_redis, parse_redis
 
 DEFAULT_CONFIG = "config/gateway.toml"
@@ -236,13 +237,15 @@ def load(
 def _gateway(environ: Mapping[str, str], sources: Sources, problems: list[Problem]) -> Gateway:
     path = config_path(environ)
     try:
-        data = open_toml(sources, path, "set WRAPPER_CONFIG to the path of gateway.toml")
+        data, text = open_toml(sources, path, "set WRAPPER_CONFIG to the path of gateway.toml")
     except ProblemFound as found:
         problems.append(found.problem)
         return Gateway(Server(), {}, (), {})
     secrets = SecretReader(environ, sources, path.parent)
     watch: list[Path] = []
-    gateway = read_gateway(Table(data, "", str(path), problems), secrets, watch)
+    found_here: list[Problem] = []
+    gateway = read_gateway(Table(data, "", str(path), found_here), secrets, watch)
+    problems += located(found_here, text)
     for file in watch:
         sources.watch(file)
     return gateway
@@ -252,13 +255,16 @@ def _keys(environ: Mapping[str, str], sources: Sources, problems: list[Problem])
     """The keys and groups; none where there is no keys file, as on the first start."""
     path = keys_path(environ)
     try:
-        data = open_toml(sources, path, "")
+        data, text = open_toml(sources, path, "")
     except ProblemFound as found:
         cause = found.__cause__
         if not (isinstance(cause, Unreadable) and cause.missing):
             problems.append(found.problem)
         return KeyFile()
-    return read_keys(Table(data, "", str(path), problems))
+    found_here: list[Problem] = []
+    keys = read_keys(Table(data, "", str(path), found_here))
+    problems += located(found_here, text)
+    return keys
 
 
 def load_keys(environ: Mapping[str, str]) -> Mapping[str, ApiKey]:

@@ -127,6 +127,10 @@ class Prices:
             )
             return found
 
+    def knows(self, provider: str, host: str, model: str) -> bool:
+        """Whether there is any price for the model."""
+        return self._prices(provider, host, model, "") is not None
+
     def names(self, provider: str, host: str) -> set[str]:
         """The models that are listed with a price for this provider."""
         listed = self._overrides.keys() | self._models(provider, host).keys()
