@@ -253,10 +253,14 @@ def _read_level(body: _Body, found: JsonUsage, start: _Report | None = None) -> 
         reported = _without_usage(body) if usage in _EMPTY else read_usage(usage, start)
         if reported is None:
             reported = found.usage
-        if reported is not None:
-            found.usage = _priced_apart(body, reported, found)
     except DECODING_ERRORS:
         found.unreadable = True
+        return
+    if reported is not None:
+        try:
+            found.usage = _priced_apart(body, reported, found)
+        except DECODING_ERRORS:
+            found.usage = reported._replace(unreadable=reported.unreadable or "tools")
 
 
 def _read_start(body: _Body, found: JsonUsage) -> None:
