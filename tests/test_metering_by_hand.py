@@ -122,9 +122,11 @@ def waits_before_its_content(_: Provider, sock: Any) -> None:
     end(sock)
 
 
-def answer(body: bytes, kind: str = "application/json") -> Script:
+def answer(body: bytes, kind: str = "application/json", status: int = 200) -> Script:
     def script(_: Provider, sock: Any) -> None:
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"HTTP/1.1 {status} OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         sock.sendall(head.encode() + body)
 
     return script
@@ -141,6 +143,7 @@ SCRIPTS: dict[str, Script] = {
     "verbose": answer(b'{"task":"transcribe","duration":7.5,"text":"hello"}'),
     "lines": answer(LINES, "application/x-ndjson"),
     "tts-1": answer(b"\xff\xfb", "audio/mpeg"),
+    "tts-1-hd": answer(b'{"error":{"message":"no"}}', status=400),
     "gpt-4o-mini-tts": answer(b"\xff\xfb", "audio/mpeg"),
     "gpt-4o": answer(json.dumps({"model": "gpt-4.1-nano", "usage": USAGE}).encode()),
     "gpt-4.1": answer(json.dumps({"service_tier": "scale", "usage": USAGE}).encode()),
@@ -281,6 +284,9 @@ def test_speech_is_billed_by_its_characters_where_its_model_is(scripted: Gateway
     assert line["cost_usd"] == pytest.approx(11 * 15 / 10**6)
     line = call(scripted, "v1/audio/speech", "gpt-4o-mini-tts", input="hello", voice="v")
     assert (line["unmetered"], line["units"]) == ("not_metered_type", None)
+    got = raw.exchange(scripted.port, request(scripted, "v1/audio/speech", "tts-1-hd", input="no"))
+    line = scripted.log_line(got.header("x-request-id") or "")
+    assert (line["status"], line["units"], line["cost_usd"]) == (400, None, None)
 
 
 def test_the_model_that_answered_is_priced_and_a_part_without_a_price_is_named(

@@ -444,6 +444,8 @@ def test_anthropic_counts_cached_and_written_tokens_beside_its_input() -> None:
     assert usage_of(plain) == Usage(5, 6, 11)
     fast = usage_of({**plain, "speed": "fast", "service_tier": "standard"})
     assert fast.service_tier == "fast"
+    assert usage_of({**plain, "inference_geo": "global"}).service_tier == ""
+    assert usage_of({**plain, "inference_geo": "us"}).service_tier == "standard in us"
 
 
 def test_a_stream_of_anthropic_reports_in_two_events() -> None:

@@ -107,6 +107,7 @@ class _Report(msgspec.Struct):
     server_tool_use: dict[str, Any] | None = None
     service_tier: str | None = None
     speed: str | None = None
+    inference_geo: str | None = None
     # Rerank
     search_units: _Count = None
 
@@ -476,9 +477,18 @@ def _usage(report: _Report, unreadable: str) -> Usage | None:
         by_kind is not None,
         units,
         (),
-        _FAST if report.speed == _FAST else report.service_tier or "",
+        _service_tier(report)
+        if report.speed or report.inference_geo
+        else report.service_tier or "",
         unreadable,
     )
+
+
+def _service_tier(report: _Report) -> str:
+    """Anthropic bills its fast mode, and inference that is bound to a region, at other prices."""
+    tier = _FAST if report.speed == _FAST else report.service_tier or ""
+    anywhere = report.inference_geo in (None, "", "global", "not_available")
+    return tier if anywhere else f"{tier or 'standard'} in {report.inference_geo}"
 
 
 def _is_split(details: _Details) -> bool:
