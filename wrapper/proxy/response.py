@@ -47,6 +47,8 @@ _EVENT_ENDS = (b"\n\n", b"\r\n", b"\r\r", b"")
 REST_SECONDS = 0.1
 REST_BYTES = 1 << 16
 
+_CHARACTER = "character"  # the unit of speech
+
 _decode_input = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
@@ -262,7 +264,7 @@ class StreamingBody:
             self._response.close()
         if not record.model:
             record.model = request.named_model[:MAX_NAME]
-        if extracted.usage is None and self._ended and request.endpoint.by_character:
+        if request.endpoint.by_character and self._ended and 200 <= record.status < 300:
             extracted = self._by_character(extracted)
         metering = self._context.snapshot.settings.server.metering
         record.completed(extracted, request.endpoint, ended=self._ended, metering=metering)
@@ -278,10 +280,12 @@ class StreamingBody:
         """Speech reports nothing; some models are billed by the characters of the request."""
         upstream, record = self._attempt.upstream, self._context.record
         priced = self._context.snapshot.prices.has_unit
-        if not priced(upstream.provider.name, upstream.host, record.model, "character"):
+        if extracted.usage is not None or not priced(
+            upstream.provider.name, upstream.host, record.model, _CHARACTER
+        ):
             return extracted
         try:
             text = _decode_text(_decode_input(self._request.body)["input"])  # type: ignore[arg-type]
         except (ValueError, KeyError, TypeError):
             return extracted
-        return ExtractedUsage(Usage(0, 0, 0, units=(("character", len(text)),)), None, None)
+        return ExtractedUsage(Usage(0, 0, 0, units=((_CHARACTER, len(text)),)), None, None)
