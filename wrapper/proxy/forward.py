@@ -70,12 +70,17 @@ def forward(
         return _begin(context, forwarded)
     except errors.UpstreamError as error:
         request.release()
-        if (sent or error.sent) and request.method in _NOT_REPEATABLE:
-            error.headers += (("x-should-retry", "false"),)
+        _mark_not_repeatable(error, request, sent=sent or error.sent)
         raise
     except BaseException:
         request.release()
         raise
+
+
+def _mark_not_repeatable(error: errors.UpstreamError, request: ProxyRequest, *, sent: bool) -> None:
+    """Tell the SDKs not to repeat what a provider may still be working on."""
+    if sent and request.method in _NOT_REPEATABLE:
+        error.headers += (("x-should-retry", "false"),)
 
 
 def _attempt(
