@@ -94,6 +94,21 @@ def test_a_provider_without_a_free_connection_is_a_503_and_others_still_serve(
     eventually(lambda: chat.call(gateway, model="gpt-x").status == 200, what="one is free again")
 
 
+@pytest.mark.parametrize(
+    ("method", "orders"), [("HEAD", ""), ("HEAD", "status=404"), ("GET", "status=204")]
+)
+def test_responses_without_a_body_give_their_connection_back(
+    gateway: Gateway, method: str, orders: str
+) -> None:
+    """Of the provider's two connections each would hold one for ever."""
+    key = gateway.secrets["web-app"]
+    headers = chat.told(orders)
+    asked = raw.request(gateway.port, method, "/openai/v1/models", key=key, headers=headers)
+    answers = [gateway.exchange(asked, head_only=method == "HEAD").status for _ in range(5)]
+    assert 503 not in answers
+    assert chat.call(gateway, model="gpt-x").status == 200
+
+
 def test_concurrent_large_bodies_of_callers_with_their_own_provider_key_are_limited(
     gateway_factory: GatewayFactory,
 ) -> None:

@@ -10,6 +10,10 @@ interrupted.
 
 Invariant: a provider never goes on working for a client that has gone.
 
+All requests of a worker share one event loop. Whatever goes on without a wait for as long as the
+other side likes (bytes that never stop coming, a body that has to be searched) calls
+`yield_if_due` between two pieces of its work, and then takes a few milliseconds at a time.
+
 This is the only module below `server` that knows gevent. Without a gunicorn socket (unit tests,
 Flask's test client) a scope keeps deadlines on the socket timeouts alone.
 """
@@ -17,6 +21,7 @@ Flask's test client) a scope keeps deadlines on the socket timeouts alone.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -28,17 +33,21 @@ CLIENT_GONE: Final = "client_gone"
 TIMEOUT: Final = "timeout"
 DRAINED: Final = "drained"
 IDLE_CHECKS: Final = 4  # per idle timeout
-YIELD_BYTES: Final = 1 << 18  # that a request may move without letting the others run
+TURN: Final = 0.005  # seconds of work in one turn of the event loop
 UPLOAD_CHECK: Final = 0.5  # seconds between two checks of a client whose bytes are waiting
 _CLOSED_BY_PEER: Final = frozenset({7, 8})  # Linux: TCP_CLOSE, TCP_CLOSE_WAIT
 
 
 class Interrupted(BaseException):
-    """Why a wait ended early; a BaseException so that no library takes it for a failed socket."""
+    """Why a wait ended early; a BaseException so that no library takes it for a failed socket.
+
+    `sent`: the provider may have seen the request.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.sent = False
 
 
 class Scopes(set["CancelScope"]):
@@ -85,8 +94,11 @@ class CancelScope:
     def close(self) -> None:
         """No interruption after this."""
         self._scopes.discard(self)
-        if self._timer is not None or self._idle is not None or self._io is not None:
-            self._stop("_timer", "_idle", "_io")
+        for watcher in (self._timer, self._idle, self._io):
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
+        self._timer = self._idle = self._io = None
 
     def watch_client(self, *, uploading: bool = False) -> None:
         """Begin to watch for the client's leaving.
@@ -205,14 +217,13 @@ def within(seconds: float) -> Iterator[None]:
         timer.close()
 
 
-def yield_after(moved: int) -> int:
-    """Let the worker's other requests run after each 256 KiB; `moved` is what came since then.
+def yield_if_due() -> None:
+    """Let the worker's other requests run once this turn of the event loop has lasted `TURN`.
 
-    Returns the new `moved`. Reading and writing wait only when there is nothing to read and no
-    room to write, so a large body between two fast peers would otherwise keep the worker for
-    itself. A sleep of zero would not do: the loop polls sockets only when it goes round.
+    To be called between two pieces of work on bytes from outside. Reading and writing wait only
+    when there is nothing to read and no room to write, and how much work a byte makes is up to its
+    sender: so time is measured, and for all requests together, from when the loop last looked at
+    its sockets. A sleep of zero would not do: the loop looks only when it goes round.
     """
-    if moved < YIELD_BYTES:
-        return moved
-    gevent.sleep(1e-6)
-    return 0
+    if time.time() - get_hub().loop.now() > TURN:
+        gevent.sleep(1e-6)

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from wrapper.cli.exports import COLUMNS
 from wrapper.config import ApiKey, Price, Provider, Route, Server, example_models, load
+from wrapper.endpoints import endpoint_table
 from wrapper.metering import usage as record
 from wrapper.metering.pricing import Prices
 from wrapper.routing import Routes
@@ -224,3 +225,7 @@ def test_the_columns_of_an_export_and_the_reasons_are_documented() -> None:
 
 def test_the_readme_fits_a_screen_and_a_half() -> None:
     assert len(README.splitlines()) <= 120
+
+
+def test_the_table_of_endpoints_is_the_codes_own() -> None:
+    assert endpoint_table() in (ROOT / "docs" / "usage.md").read_text()

@@ -141,7 +141,8 @@ def test_image_tokens_have_their_own_price(prices: Prices) -> None:
 
 def test_cached_tokens_of_no_known_kind_are_not_guessed_at(prices: Prices) -> None:
     assert openai(prices, "image", Usage(100, 0, 100, cached=10, image_prompt=60)) is None
-    assert openai(prices, "image", Usage(100, 0, 100, cached=10)) == 100 * 5_000_000
+    text_only = Usage(100, 0, 100, cached=10, prompt_split=True)
+    assert openai(prices, "image", text_only) == 100 * 5_000_000
 
 
 def test_a_long_prompt_has_the_price_of_its_tier(prices: Prices) -> None:

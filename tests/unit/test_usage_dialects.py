@@ -41,7 +41,13 @@ def read_stream(*events: Any) -> ExtractedUsage:
 ANSWERS: dict[str, tuple[dict[str, Any], Usage]] = {
     "chat": (
         {"object": "chat.completion", "model": "gpt-6-luna", "choices": [{}], "usage": CHAT},
-        Usage(19, 10, 29, 7, 3, audio_prompt=2, audio_completion=1),
+        Usage(
+            *(19, 10, 29, 7, 3),
+            audio_prompt=2,
+            audio_completion=1,
+            prompt_split=True,
+            completion_split=True,
+        ),
     ),
     "old completions": (
         {"object": "text_completion", "model": "davinci-002", "choices": [{"text": "x"}]}
@@ -77,7 +83,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], Usage]] = {
                 "total_tokens": 59,
             },
         },
-        Usage(14, 45, 59, audio_prompt=14),
+        Usage(14, 45, 59, audio_prompt=14, prompt_split=True),
     ),
     "transcription by length": (
         {"text": "hello", "usage": {"type": "duration", "seconds": 12.5}},
@@ -94,7 +100,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], Usage]] = {
                 "input_tokens_details": {"text_tokens": 10, "image_tokens": 40},
             },
         },
-        Usage(50, 4160, 4210, image_prompt=40),
+        Usage(50, 4160, 4210, image_prompt=40, prompt_split=True),
     ),
     "groq chat": (
         {
@@ -144,7 +150,7 @@ def test_a_stream_of_openai_ends_with_its_usage() -> None:
         {"model": "gpt-6-luna", "choices": [], "usage": CHAT},
         "[DONE]",
     )
-    assert extracted == ExtractedUsage(ANSWERS["chat"][1], "gpt-6-luna", None)
+    assert extracted == ExtractedUsage(ANSWERS["chat"][1], "gpt-6-luna", None, terminal=True)
 
 
 def test_groq_reports_usage_three_times_and_the_last_one_counts() -> None:
@@ -180,7 +186,9 @@ def test_a_stream_of_responses_is_read(kind: str) -> None:
         {"type": "response.output_text.delta", "delta": "hi"},
         {"type": f"response.{kind}", "response": answer},
     )
-    assert extracted == ExtractedUsage(usage, "gpt-6.1-sol", None, error=kind == "failed")
+    assert extracted == ExtractedUsage(
+        usage, "gpt-6.1-sol", None, error=kind == "failed", terminal=True
+    )
 
 
 @pytest.mark.parametrize("kind", ["transcript.text.done", "image_generation.completed"])
@@ -221,8 +229,8 @@ def test_an_error_that_is_null_is_none() -> None:
         {"prompt_tokens": 10**40},
         {"prompt_tokens": [1]},
         {"seconds": -3},
-        {"prompt_tokens": 1, "prompt_tokens_details": {"cached_tokens": -1}},
-        {"prompt_tokens": 1, "prompt_tokens_details": [1]},
+        {"prompt_tokens": -1, "prompt_tokens_details": {"cached_tokens": "3"}},
+        {"prompt_tokens": 1, "total_tokens": "2"},
         [1, 2],
         "many",
         7,

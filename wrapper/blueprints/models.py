@@ -26,7 +26,9 @@ bp = Blueprint("models", __name__)
 FRESH = 60.0  # seconds
 RETRY = 10.0  # seconds after a failure
 TIMEOUT = 5.0  # seconds; the list is not worth a longer wait
-MAX_LIST = 8 << 20  # bytes
+MAX_LIST = 4 << 20  # bytes
+MAX_MODELS = 5000  # of one provider; some have hundreds
+MAX_OBJECTS = 50_000  # in one list: decoding them takes some ten milliseconds
 
 Model = dict[str, Any]
 
@@ -44,12 +46,14 @@ class _List(msgspec.Struct):
 _decode = msgspec.json.Decoder(_List | list[Any]).decode
 
 
+@bp.get("/models")
 @bp.get("/v1/models")
 def list_models() -> Response:
     """The models this key may call, in OpenAI's list format."""
     return _json({"object": "list", "data": list(_callable().values())})
 
 
+@bp.get("/models/<path:model>")
 @bp.get("/v1/models/<path:model>")
 def get_model(model: str) -> Response:
     """One of them."""
@@ -133,6 +137,8 @@ def read_list(text: bytes, provider: str) -> list[Model]:
     An entry is an object with an `id`, `name` or `model`, or a name alone; what OpenAI's format
     wants beside that is filled in. Raises DECODING_ERRORS where there is no list that can be read.
     """
+    if text.count(b"{") > MAX_OBJECTS or text.count(b",") > 100 * MAX_MODELS:
+        raise ValueError("it is too long")
     found = _decode(text)
     entries = found if isinstance(found, list) else found.data
     if entries is None and isinstance(found, _List):
@@ -143,7 +149,7 @@ def read_list(text: bytes, provider: str) -> list[Model]:
     readable = [model for model in models if model is not None]
     if entries and not readable:
         raise ValueError("its entries have neither 'id' nor 'name'")
-    return readable
+    return readable[:MAX_MODELS]
 
 
 def _model(entry: Any, provider: str) -> Model | None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from wrapper.auth import digest, expired, new_secret
 from wrapper.cli import NOT_ENFORCED, CommandError, columns
 from wrapper.config import ApiKey, ConfigError, keyfile, keys_path, load_keys
-from wrapper.config.keyfile import PERIODS, wrong_name
-from wrapper.config.settings import is_broken_glob
+from wrapper.config.keys import wrong_name
+from wrapper.config.settings import BUDGET_PERIODS, is_broken_glob
 
 if TYPE_CHECKING:
     from wrapper.cli import Subparsers
@@ -58,7 +58,7 @@ def _add_create(actions: Subparsers) -> None:
     parser.add_argument("--concurrency", type=_limit, metavar="N", help="requests at once")
     parser.add_argument("--budget", type=_budget, metavar="USD", help="budget per day or month")
     parser.add_argument(
-        "--per", choices=PERIODS, help="period of --budget, in UTC (default: month)"
+        "--per", choices=BUDGET_PERIODS, help="period of --budget, in UTC (default: month)"
     )
     parser.add_argument(
         "--expires",

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from wrapper.config.keys import KeyFile
 from wrapper.config.loading import (
     Listen,
     config_path,
@@ -15,6 +16,7 @@ from wrapper.config.loading import (
     keys_path,
     listen,
     load,
+    load_key_file,
     load_keys,
     needs_demo,
     prices_path,
@@ -24,6 +26,7 @@ from wrapper.config.problems import ConfigError, Problem
 from wrapper.config.settings import (
     MAX_IN_FLIGHT,
     ApiKey,
+    Group,
     Price,
     Provider,
     Route,
@@ -37,6 +40,8 @@ __all__ = [
     "MAX_IN_FLIGHT",
     "ApiKey",
     "ConfigError",
+    "Group",
+    "KeyFile",
     "Listen",
     "Price",
     "Problem",
@@ -52,6 +57,7 @@ __all__ = [
     "keys_path",
     "listen",
     "load",
+    "load_key_file",
     "load_keys",
     "needs_demo",
     "prices_path",

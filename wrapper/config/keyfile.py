@@ -1,10 +1,8 @@
-"""keys.toml: read into `ApiKey`s, and edited one key at a time.
+"""Edits keys.toml one key at a time. `wrapper.config.keys` reads it.
 
-The names of keys become metric labels and log fields, so they are short, printable and never
-secrets. People edit the file too, so it is never written from what was read: a new key is
+People edit the file too, so it is never written from what was read: a new key is
 appended, and a revoked one is taken out of tomlkit's document. Invariants:
 
-- A key with a problem is not a key.
 - An edit leaves every other byte as it was, comments included. The new text is parsed and compared
   with what it must say before it replaces the old one; a spelling that cannot be edited so is
   refused.
@@ -14,19 +12,16 @@ appended, and a revoked one is taken out of tomlkit's document. Invariants:
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wrapper.config.fields import Table, kind
 from wrapper.config.files import ProblemFound, Unreadable, parse_toml, read_text, replace_file
 from wrapper.config.problems import ConfigError, Problem, quote
-from wrapper.config.settings import ApiKey, is_broken_glob
+from wrapper.config.settings import ApiKey
 
 if TYPE_CHECKING:
     from tomlkit.items import Item, Key
@@ -39,101 +34,6 @@ _HEAD = """\
 # The gateway's keys. A key's secret is not in here, only its SHA-256.
 # `python -m wrapper keys create NAME` adds one; a change is in force within two seconds.
 """
-
-RESERVED_NAMES = frozenset(("none", "client", "other"))
-"""Metric labels with a meaning of their own."""
-
-PERIODS = ("month", "day")
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def wrong_name(name: str) -> str | None:
-    """Why `name` cannot be a key's name; None if it can."""
-    if name in RESERVED_NAMES:
-        return "is reserved"
-    if name.startswith("sk-"):
-        return "looks like a secret"
-    if not _NAME.fullmatch(name):
-        return "is not 1 to 64 letters, digits and . _ @ - that start with a letter or a digit"
-    return None
-
-
-def read_keys(top: Table) -> dict[str, ApiKey]:
-    """All keys of the file. Problems go to `top.problems`."""
-    keys: dict[str, ApiKey] = {}
-    owners: dict[str, str] = {}
-    for name, table in top.named_tables("keys"):
-        why = wrong_name(name)
-        if why:
-            table.problem("", f"the name {why}", "choose another name")
-        key = _key(name, table)
-        if key.sha256 and key.sha256 in owners:
-            other = owners[key.sha256]
-            table.problem("sha256", f"is also that of keys.{other}", "give each key its own")
-        owners.setdefault(key.sha256, name)
-        keys[name] = key
-    top.close()
-    return keys
-
-
-def _key(name: str, table: Table) -> ApiKey:
-    wanted = 'model names or globs such as "gpt-*"'
-    period = table.text("budget_period", "month", wanted='"month" or "day"')
-    if period not in PERIODS:
-        table.problem("budget_period", "is not a period", 'write "month" or "day"')
-    key = ApiKey(
-        name=name,
-        sha256=_sha256(table),
-        models=table.texts("models", ("*",), wanted=wanted),
-        requests_per_minute=table.whole("requests_per_minute", None),
-        tokens_per_minute=table.whole("tokens_per_minute", None),
-        max_concurrent=table.whole("max_concurrent", None),
-        budget_usd=table.number("budget_usd", None, high="1e9", above=True),
-        budget_period=period,
-        expires=_date(table),
-    )
-    for model in filter(is_broken_glob, key.models):
-        table.problem("models", f"{quote(model)} has a bracket that is not closed", "close it")
-    if "budget_period" in table.data and "budget_usd" not in table.data:
-        table.problem("budget_period", "has no budget", "add budget_usd, or remove it")
-    table.close()
-    return key
-
-
-def _sha256(table: Table) -> str:
-    """The digest. Messages do not repeat the value: it may be the secret itself."""
-    value = table.get("sha256")
-    wanted = "write the SHA-256 of the secret, 64 lower-case hexadecimal digits"
-    if isinstance(value, str) and _SHA256.fullmatch(value):
-        return value
-    if value is None:
-        table.problem("sha256", "is missing", wanted)
-    elif not isinstance(value, str):
-        table.problem("sha256", f"is {kind(value)}", wanted)
-    else:
-        table.problem("sha256", "is no SHA-256", wanted)
-    return ""
-
-
-def _date(table: Table) -> datetime.date | None:
-    """A date in UTC. Of a date with a time only the day counts: the key ends early, not late."""
-    value = table.get("expires")
-    wanted = "write a date without quotes, such as 2027-01-01"
-    if value is None:
-        return None
-    if isinstance(value, datetime.datetime):
-        try:
-            moment = value if value.tzinfo is None else value.astimezone(datetime.UTC)
-        except OverflowError:
-            table.problem("expires", "is out of range", wanted)
-            return None
-        return moment.date()
-    if isinstance(value, datetime.date):
-        return value
-    table.problem("expires", f"is {kind(value)}", wanted)
-    return None
 
 
 class KeyFileError(Exception):

@@ -16,7 +16,7 @@ from pathlib import Path
 from wrapper.config.fields import SecretReader, Table
 from wrapper.config.files import ProblemFound, Sources, Unreadable, open_toml, read_text
 from wrapper.config.gateway import Gateway, read_gateway
-from wrapper.config.keyfile import read_keys
+from wrapper.config.keys import KeyFile, read_keys
 from wrapper.config.problems import ENVIRONMENT, ConfigError, Problem, quote, suggest
 from wrapper.config.settings import (
     DEFAULT_STORE,
@@ -28,6 +28,7 @@ from wrapper.config.settings import (
     Target,
     frozen,
 )
+from wrapper.config.storeurl import REDIS_FORMS, is_redis, parse_redis
 
 DEFAULT_CONFIG = "config/gateway.toml"
 DEFAULT_KEYS = "config/keys.toml"
@@ -155,10 +156,14 @@ def store_url(environ: Mapping[str, str]) -> str:
 def read_store_url(environ: Mapping[str, str], problems: list[Problem]) -> str:
     """As `store_url`, but adds to `problems`. Does not repeat the value: it may hold a password."""
     url = environ.get("WRAPPER_STORE") or DEFAULT_STORE
-    wanted = "write sqlite:///path/of/the/file.db"
-    if re.fullmatch(r"rediss?://\S+", url):
-        wrong = "a Redis store is not built yet"
-        wanted = "use sqlite:///path/of/the/file.db"
+    wanted = "write sqlite:///path/of/the/file.db or redis://host:6379/0"
+    if is_redis(url):
+        try:
+            parse_redis(url)
+        except ValueError as error:
+            wrong, wanted = str(error), REDIS_FORMS
+        else:
+            return url
     elif not url.startswith("sqlite:///"):
         wrong = "is not the address of a store"
     elif not url.removeprefix("sqlite:///").strip("/") or not url.isprintable() or "?" in url:
@@ -213,12 +218,13 @@ def load(
     _check_demo(environ, in_environ)
     problems = [*in_environ, *problems, *in_keys]
     if problems:
-        raise ConfigError(problems, sources.files, None if in_keys else frozen(keys))
+        raise ConfigError(problems, sources.files, None if in_keys else keys)
     settings = Settings(
         server=gateway.server,
         providers=frozen(gateway.providers),
         routes=gateway.routes,
-        keys=frozen(keys),
+        keys=keys.keys,
+        groups=keys.groups,
         prices=frozen(gateway.prices),
         files=sources.files,
         stamps=sources.stamps,
@@ -242,10 +248,8 @@ def _gateway(environ: Mapping[str, str], sources: Sources, problems: list[Proble
     return gateway
 
 
-def _keys(
-    environ: Mapping[str, str], sources: Sources, problems: list[Problem]
-) -> dict[str, ApiKey]:
-    """The keys; none where there is no keys file, as on the first start."""
+def _keys(environ: Mapping[str, str], sources: Sources, problems: list[Problem]) -> KeyFile:
+    """The keys and groups; none where there is no keys file, as on the first start."""
     path = keys_path(environ)
     try:
         data = open_toml(sources, path, "")
@@ -253,18 +257,23 @@ def _keys(
         cause = found.__cause__
         if not (isinstance(cause, Unreadable) and cause.missing):
             problems.append(found.problem)
-        return {}
+        return KeyFile()
     return read_keys(Table(data, "", str(path), problems))
 
 
 def load_keys(environ: Mapping[str, str]) -> Mapping[str, ApiKey]:
     """The keys only. Raises `ConfigError`."""
+    return load_key_file(environ).keys
+
+
+def load_key_file(environ: Mapping[str, str]) -> KeyFile:
+    """The keys and groups only. Raises `ConfigError`."""
     problems: list[Problem] = []
     sources = Sources()
-    keys = _keys(environ, sources, problems)
+    found = _keys(environ, sources, problems)
     if problems:
         raise ConfigError(problems, sources.files)
-    return frozen(keys)
+    return found
 
 
 def _check_demo(environ: Mapping[str, str], problems: list[Problem]) -> None:

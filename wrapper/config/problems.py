@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wrapper.config.settings import ApiKey
+    from wrapper.config.keys import KeyFile
 
 ENVIRONMENT = "environment"
 """The value of `Problem.file` where the mistake is in a variable and not in a file."""
@@ -41,19 +41,19 @@ class Problem:
 class ConfigError(Exception):
     """The configuration cannot be used. `str()` gives one problem per line.
 
-    `files` are all files that were read (watch these to see a correction); `keys` are the keys of
-    the keys file where that file itself has no problem.
+    `files` are all files that were read (watch these to see a correction); `key_file` is
+    what the keys file says, where that file itself has no problem.
     """
 
     def __init__(
         self,
         problems: Iterable[Problem],
         files: tuple[Path, ...] = (),
-        keys: Mapping[str, ApiKey] | None = None,
+        key_file: KeyFile | None = None,
     ) -> None:
         self.problems = tuple(problems)
         self.files = files
-        self.keys = keys
+        self.key_file = key_file
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from wrapper.config.fields import SECRET_WANTED, SecretReader, Table, kind
 from wrapper.config.files import Unreadable, read_text
-from wrapper.config.settings import MAX_IN_FLIGHT, Provider
+from wrapper.config.limits import check_period, read_limits
+from wrapper.config.settings import MAX_IN_FLIGHT, MAX_OUTPUT_TOKENS, Provider
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*")
@@ -68,6 +69,9 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
     stream_usage = table.text(
         "stream_usage", reports, pattern=_STREAM_USAGE, wanted='"ask" or "sent"'
     )
+    limits = read_limits(table)
+    check_period(table, limits)
+    default_output_tokens = table.whole("default_output_tokens", None, high=MAX_OUTPUT_TOKENS)
     table.close()
     if base_url is None:
         return None
@@ -83,7 +87,9 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
         ca_file=ca_file,
         ca_pem=ca_pem,
         stream_usage=stream_usage,
+        default_output_tokens=default_output_tokens,
         **timeouts,
+        **limits,
     )
 
 

@@ -30,6 +30,7 @@ READ_SIZE = 65536
 MAX_HEAD = 65536
 MAX_CHUNK_LINE = 1024
 MAX_TRAILERS = 64
+MAX_PIECES = 1024  # chunks in one piece: a millisecond of work, however small they are
 MAX_INTERIM = 16
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
@@ -364,6 +365,9 @@ class ChunkedBody(Body):
         pieces: list[bytes] = []
         position, size = 0, len(data)
         while position < size:
+            if len(pieces) == MAX_PIECES:
+                self.connection.unread(data[position:])
+                break
             left = self._left
             if left > 2:
                 end = min(position + left - 2, size)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import brotli
 
+from wrapper.cancellation import yield_if_due
 from wrapper.metering.usage import TOO_LARGE, UNREADABLE, ExtractedUsage, UsageExtractor
 
 # The copy is decompressed in pieces of this size …
@@ -130,6 +131,7 @@ class DecodingExtractor:
                 self._reason = TOO_LARGE
                 return
             self._inner.feed(piece)
+            yield_if_due()
 
     def flush(self) -> bytes:
         if self._reason is None:

@@ -15,14 +15,12 @@ from typing import IO, Any, Final
 from gunicorn.http.errors import ParseException
 
 from wrapper import errors
-from wrapper.cancellation import YIELD_BYTES, yield_after
+from wrapper.cancellation import yield_if_due
 from wrapper.formats.multipart import FieldFinder
 
 PIECE: Final = 65536
-# Chunks may be of one byte each, and cost a microsecond or two then: a piece of a chunked body is
-# smaller, and after one that took long the other requests of the worker run.
+# Chunks may be of one byte each, and cost a microsecond or two then.
 CHUNKED_PIECE: Final = 16384
-LONG: Final = 0.005  # seconds
 IN_MEMORY: Final = 1 << 20  # bytes of a form that are kept in memory
 
 log = logging.getLogger("wrapper")
@@ -46,7 +44,7 @@ class RequestBody:
         self._input = environ["wsgi.input"]
         self._limit = limit
         self._form = form
-        self._moved = 0  # bytes since other requests could run
+        self._spool: IO[bytes] | None = None  # where the body is kept, if it is
         self.length = length  # None: chunked
         self.received = 0
         self.waited = 0.0  # seconds spent waiting for the client
@@ -76,12 +74,10 @@ class RequestBody:
                 errors.IncompleteBody("The request body ended early or its framing is malformed.")
             ) from None
         finally:
-            took = time.perf_counter() - began
-            self.waited += took
+            self.waited += time.perf_counter() - began
         self.received += len(data)
-        self._moved += len(data)
-        if took > LONG or self._moved >= YIELD_BYTES:
-            self._moved = yield_after(YIELD_BYTES)
+        if self.received >= CHUNKED_PIECE:
+            yield_if_due()
         if self.received > self._limit:
             raise self._too_large()
         if self._form is not None:
@@ -101,6 +97,16 @@ class RequestBody:
         """The whole body in memory."""
         data = self.read(self.length) if self.length else b""
         return data if self.ended else data + b"".join(self)
+
+    def spool(self) -> IO[bytes]:
+        """A temporary file to keep the body in, until `close`."""
+        self._spool = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # see close()
+        return self._spool
+
+    def close(self) -> None:
+        """Give back what the body holds."""
+        if self._spool is not None:
+            self._spool.close()
 
     def _too_large(self) -> errors.GatewayError:
         return self._closing(
@@ -146,14 +152,10 @@ class SpooledForm:
         yield from self._pieces(self._size - position)
 
     def _pieces(self, count: int) -> Iterator[bytes]:
-        moved = 0
         while count and (piece := self._file.read(min(PIECE, count))):
             count -= len(piece)
             yield piece
-            moved = yield_after(moved + len(piece))
-
-    def close(self) -> None:
-        self._file.close()
+            yield_if_due()
 
 
 Body = bytes | RequestBody | SpooledForm | None
@@ -165,23 +167,19 @@ def spool_form(body: RequestBody, finder: FieldFinder) -> SpooledForm:
 
     Raises InvalidBody where two readers could disagree about the field, NoRoom for a full disk.
     """
-    file: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # SpooledForm.close
+    file = body.spool()
     begins = b""
-    try:
-        for piece in body:
-            begins = begins or piece.lstrip()[:1]
-            finder.feed(piece)
-            keep(piece, file)
-            if finder.problem:
-                break
-        finder.end()
-        # Text before a form means nothing, except to a reader of JSON.
-        problem = "it begins as a JSON object does" if begins == b"{" else finder.problem
-        if problem:
-            raise errors.InvalidBody(f"The form cannot be read: {problem}.")
-    except BaseException:
-        file.close()
-        raise
+    for piece in body:
+        begins = begins or piece.lstrip()[:1]
+        finder.feed(piece)
+        keep(piece, file)
+        if finder.problem:
+            break
+    finder.end()
+    # Text before a form means nothing, except to a reader of JSON.
+    problem = "it begins as a JSON object does" if begins == b"{" else finder.problem
+    if problem:
+        raise errors.InvalidBody(f"The form cannot be read: {problem}.")
     return SpooledForm(file, body.received, finder.spans)
 
 

@@ -7,25 +7,20 @@ here, it is no longer in flight, and a request that is not in flight is in the l
 
 from __future__ import annotations
 
-import logging
 import time
 
+from wrapper.cancellation import CancelScope
 from wrapper.record import NO_KEY, RequestRecord
-from wrapper.runtime import RequestContext, Runtime, Snapshot
+from wrapper.runtime import Runtime, Snapshot
 from wrapper.store import Entry, StoreError
 
-log = logging.getLogger("wrapper")
 
-
-def finalize(context: RequestContext) -> None:
-    """The response has been sent, or will never be."""
-    if context.scope in context.runtime.scopes:  # a streaming body has closed it
-        context.scope.close()
-    finalize_record(context.record, context.runtime, context.snapshot)
-
-
-def finalize_record(record: RequestRecord, runtime: Runtime, snapshot: Snapshot) -> None:
-    """As `finalize`, for a record alone: what never became a request has no context."""
+def finalize(
+    record: RequestRecord, runtime: Runtime, snapshot: Snapshot, scope: CancelScope | None = None
+) -> None:
+    """The response has been sent, or will never be; `scope` may still watch over its request."""
+    if scope is not None and scope in runtime.scopes:
+        scope.close()
     telemetry = runtime.telemetry
     metering, counts = snapshot.settings.server.metering, record.is_proxy_request
     record.finish()
@@ -33,9 +28,14 @@ def finalize_record(record: RequestRecord, runtime: Runtime, snapshot: Snapshot)
         if counts and metering:
             if record.usage is not None:
                 host = snapshot.upstreams[record.provider].host
-                price = snapshot.prices.cost
-                record.cost = price(record.provider, host, record.model, record.usage)
+                record.cost, record.unpriced = snapshot.prices.price(
+                    record.provider, host, record.model, record.served_model, record.usage
+                )
+            elif record.unmetered is not None:
+                record.cost = runtime.admission.bound(record.lease)
             _settle(record, runtime)
+        elif record.lease is not None:
+            _release(record, runtime)
     finally:
         try:
             telemetry.count(record, proxy_request=counts, metering=metering)
@@ -45,7 +45,10 @@ def finalize_record(record: RequestRecord, runtime: Runtime, snapshot: Snapshot)
 
 
 def _settle(record: RequestRecord, runtime: Runtime) -> None:
-    """Write the request to the ledger. A failing store is logged and never fails the request."""
+    """Write the request to the ledger and end its lease, in one step.
+
+    A failing store is logged and never fails the request.
+    """
     if record.api_key == NO_KEY:
         return  # an unauthenticated request belongs to no key, and must not cost a write
     entry = Entry(
@@ -59,10 +62,16 @@ def _settle(record: RequestRecord, runtime: Runtime) -> None:
         unmetered=record.unmetered is not None,
     )
     try:
-        runtime.store.settle(entry)
+        runtime.admission.settle(entry, record.lease)
     except StoreError as error:
-        if not runtime.store_failing:
-            log.error("cannot record usage: %s", error)
-        runtime.store_failing = True
+        runtime.store_failed(error)
     else:
-        runtime.store_failing = False
+        runtime.store_works()
+
+
+def _release(record: RequestRecord, runtime: Runtime) -> None:
+    """End the lease of a request that is not metered."""
+    try:
+        runtime.admission.release(record.lease)
+    except StoreError as error:
+        runtime.store_failed(error)

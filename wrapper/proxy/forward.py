@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from wrapper import errors
-from wrapper.cancellation import CLIENT_GONE, DRAINED, CancelScope, Interrupted
+from wrapper.cancellation import CLIENT_GONE, DRAINED, TIMEOUT, CancelScope, Interrupted
 from wrapper.proxy import timeouts
+from wrapper.proxy.admit import move
 from wrapper.proxy.beginning import is_enough, is_failure, read_beginning
 from wrapper.proxy.body import RequestBody
 from wrapper.proxy.failover_and_retry import may_fail_over
@@ -47,40 +48,32 @@ def forward(
     sent = False
     body = request.body
     context.scope.watch_client(uploading=isinstance(body, RequestBody) and not body.ended)
-    headers = headers_up(context.environ)
+    own_account = attempts[0].credential is not None
+    headers = headers_up(context.environ, own_account=own_account)
     try:
-        for attempt in attempts[:-1]:
+        for index, attempt in enumerate(attempts):
+            last = index == len(attempts) - 1
             try:
+                if index:
+                    move(context, attempt)
                 forwarded = _attempt(context, request, attempt, headers)
-                if not may_fail_over(request, forwarded.response.status):
+                if last or not may_fail_over(request, forwarded.response.status):
                     if not is_enough(forwarded.response, forwarded.first):
                         forwarded = _begin(context, forwarded)
-                    if not is_failure(forwarded.response, forwarded.first):
+                    if last or not is_failure(forwarded.response, forwarded.first):
                         return forwarded
                     context.record.upstream_failed("error_event")
             except errors.UpstreamError as error:
                 sent = sent or error.sent
-                if not may_fail_over(request, error):
+                if last or not may_fail_over(request, error):
                     raise
                 continue
             forwarded.response.close()
-        forwarded = _attempt(context, request, attempts[-1], headers)
-        if is_enough(forwarded.response, forwarded.first):
-            return forwarded
-        return _begin(context, forwarded)
     except errors.UpstreamError as error:
-        request.release()
-        _mark_not_repeatable(error, request, sent=sent or error.sent)
+        if (sent or error.sent) and request.method in _NOT_REPEATABLE:
+            error.headers += (("x-should-retry", "false"),)
         raise
-    except BaseException:
-        request.release()
-        raise
-
-
-def _mark_not_repeatable(error: errors.UpstreamError, request: ProxyRequest, *, sent: bool) -> None:
-    """Tell the SDKs not to repeat what a provider may still be working on."""
-    if sent and request.method in _NOT_REPEATABLE:
-        error.headers += (("x-should-retry", "false"),)
+    raise AssertionError("a request has at least one target")
 
 
 def _attempt(
@@ -158,6 +151,7 @@ def _send(
         sent = _Upload(body, scope)
         upload = timeouts.body_seconds(body.length, context.snapshot.settings.server)
     timeouts.arm_first_byte(scope, upstream.provider, upload)
+    response = None
     try:
         with scope:
             response = upstream.send(
@@ -168,6 +162,9 @@ def _send(
             first = response.read_first()
             refused = strip_usage and _refuses_stream_options(upstream, response, first)
     except Interrupted as interruption:
+        received = interruption.sent or response is not None
+        if received and interruption.reason != TIMEOUT and request.endpoint.metered:
+            context.record.unanswered()
         raise interrupted(context, interruption.reason) from None
     if not refused:
         return Forwarded(attempt, response, first, strip_usage)

@@ -132,24 +132,21 @@ class ProxyRequest(NamedTuple):
             raise errors.InvalidBody(f"The body cannot be changed: {error}.") from None
         return Prepared(body, headers)
 
-    def release(self) -> None:
-        """Give back what the body holds."""
-        if isinstance(self.body, SpooledForm):
-            self.body.close()
-
 
 def read_request(context: RequestContext, principal: Principal, *, routed: bool) -> ProxyRequest:
     """Read the request, within the time that a body of its size may take.
 
     `routed`: the request's model decides where it goes, so that it has to be found. Raises
-    Overloaded where the worker has no room for the request, Drained, RequestTimeout, and the errors
-    of a body that cannot be read.
+    Overloaded where the worker has no room for the request, UpgradeRequired, Drained,
+    RequestTimeout, and the errors of a body that cannot be read.
     """
     environ, scope = context.environ, context.scope
     server = context.snapshot.settings.server
     if len(context.runtime.scopes) >= server.max_in_flight:
         raise overloaded()
     scope.open()
+    if "HTTP_UPGRADE" in environ or "HTTP_SEC_WEBSOCKET_KEY" in environ:
+        _refuse_websocket(environ)
     _refuse_ambiguous_head(environ)
     length = content_length(environ)
     timeouts.arm_request_body(scope, environ.get("gunicorn.socket"), length, server)
@@ -299,6 +296,19 @@ def _refuse_ambiguous_head(environ: Mapping[str, Any]) -> None:
     for name in _METHOD_OVERRIDES:
         if environ.get(name, method).strip().upper() != method:
             raise errors.BadRequest("The request names two methods: send the one you mean.")
+
+
+def _refuse_websocket(environ: Mapping[str, Any]) -> None:
+    """Refuse a WebSocket handshake (RFC 6455 section 4.1) with the status that makes clients which
+    can do without one go on over HTTP. Any other Upgrade is ignored (RFC 9110 section 7.8).
+
+    A proxy in front may have removed the hop-by-hop headers; the handshake's own are left then.
+    """
+    upgrade = environ.get("HTTP_UPGRADE", "").lower().replace(",", " ").split()
+    connection = environ.get("HTTP_CONNECTION", "").lower().replace(",", " ").split()
+    asked = "websocket" in upgrade and "upgrade" in connection
+    if environ["REQUEST_METHOD"] == "GET" and (asked or "HTTP_SEC_WEBSOCKET_KEY" in environ):
+        raise errors.UpgradeRequired("WebSockets are not relayed here: use HTTP.")
 
 
 def _wrong_field(problem: str) -> errors.GatewayError:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from wrapper import errors
 from wrapper.auth import Principal
-from wrapper.proxy.model_access import requested_model, with_model
+from wrapper.proxy.model_access import check_endpoint, requested_model, with_model
 from wrapper.proxy.request import ProxyRequest
 from wrapper.runtime import RequestContext
 from wrapper.upstream import Upstream
@@ -33,23 +33,22 @@ def resolve(
     """
     if path is None:
         path = below_first_segment(request.target)
+    if request.endpoint.surface is not None:
+        check_endpoint(context, principal, request)
     model = requested_model(principal, request, path)
     routes = context.snapshot.routes
     # A file or a batch lives at one provider: another one could only respond that it has none.
     targets = routes.for_model(model) if model else routes.catch_all()[:1]
     if not targets:
         raise errors.UnknownUrl("No route leads there: the configuration has no '*' route.")
-    asks = request.stream and request.endpoint.ask_stream_usage
-    asks = asks and context.snapshot.settings.server.metering
     attempts = []
     for target in targets:
-        name = target.model or model
+        upstream, name = context.snapshot.upstreams[target.provider], target.model or model
         rename = name != model
         changed = with_model(path, name) if rename and request.model is None else path
-        upstream = _upstream(context, target.provider)
-        there = context.snapshot.upstreams[target.provider].base_path + changed + request.query
-        ask = asks and upstream.provider.stream_usage == "ask"
-        attempts.append(UpstreamAttempt(upstream, there, name, rename, ask_usage=ask))
+        attempts.append(
+            _attempt(context, request, upstream, upstream.base_path + changed, name, rename)
+        )
     return attempts
 
 
@@ -58,31 +57,32 @@ def resolve_provider(
 ) -> list[UpstreamAttempt]:
     """The one target of a provider's own path, with the caller's own credential if they use one."""
     path = below_first_segment(request.target)
+    if request.endpoint.surface is not None:
+        check_endpoint(context, principal, request)
     model = requested_model(principal, request, path)
-    if principal.credential is None:
-        upstream = _upstream(context, provider)
-    else:
-        upstream = context.snapshot.upstreams[provider]
-    ask = _asks_usage(context, request, upstream)
-    target = path + request.query
-    return [UpstreamAttempt(upstream, target, model, False, principal.credential, ask)]
+    upstream, credential = context.snapshot.upstreams[provider], principal.credential
+    return [_attempt(context, request, upstream, path, model, credential=credential)]
 
 
-def _upstream(context: RequestContext, provider: str) -> Upstream:
-    """The provider, or the demo provider in place of one without a credential."""
-    upstream, demo = context.snapshot.upstreams[provider], context.snapshot.settings.stand_in
-    if demo and not upstream.usable:
-        return context.snapshot.upstreams[demo]
-    return upstream
-
-
-def _asks_usage(context: RequestContext, request: ProxyRequest, upstream: Upstream) -> bool:
-    return (
+def _attempt(
+    context: RequestContext,
+    request: ProxyRequest,
+    upstream: Upstream,
+    path: str,
+    model: str,
+    rename: bool = False,
+    credential: str | None = None,
+) -> UpstreamAttempt:
+    settings = context.snapshot.settings
+    if settings.stand_in and credential is None and not upstream.usable:
+        upstream = context.snapshot.upstreams[settings.stand_in]  # the demo provider
+    ask_usage = (
         request.stream
         and request.endpoint.ask_stream_usage
         and upstream.provider.stream_usage == "ask"
-        and context.snapshot.settings.server.metering
+        and settings.server.metering
     )
+    return UpstreamAttempt(upstream, path + request.query, model, rename, credential, ask_usage)
 
 
 def below_first_segment(target: str) -> str:

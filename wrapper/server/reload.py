@@ -12,7 +12,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from wrapper.config import ConfigError, Settings, load
+from wrapper import telemetry
+from wrapper.config import ConfigError, KeyFile, Settings, load
 from wrapper.config.watch import Reloader, accept, load_or_last_good
 from wrapper.metering.pricing import Prices
 from wrapper.runtime import Runtime, load_prices
@@ -23,7 +24,7 @@ log = logging.getLogger("wrapper")
 
 
 class ConfigReloader:
-    """Checks the files once a second in `run`, which never returns.
+    """Checks the files once a second in `run`, which never returns, and measures the worker.
 
     `accepted` is the directory with copies of the files in force. The constructor itself may
     apply another configuration than the worker inherited: that may be out of date by now, and
@@ -50,6 +51,7 @@ class ConfigReloader:
     def run(self) -> None:
         while True:
             time.sleep(POLL_SECONDS)
+            telemetry.measure_worker()
             try:
                 self._reloader.poll()
             except Exception:  # the next change of the keys must still come into force
@@ -60,8 +62,9 @@ class ConfigReloader:
         try:
             self._prices = load_prices(settings, self._environ)
         except ConfigError as error:
+            key_file = KeyFile(settings.keys, settings.groups)
             # With the keys, so that a revoked one is refused although the prices are broken.
-            raise ConfigError(error.problems, settings.files, settings.keys) from None
+            raise ConfigError(error.problems, settings.files, key_file) from None
         return settings
 
     def _apply(self, settings: Settings) -> None:
@@ -70,6 +73,7 @@ class ConfigReloader:
         with contextlib.suppress(OSError):
             accept(settings, self._environ, self._accepted)
         providers, keys = len(settings.providers), len(settings.keys)
+        telemetry.reloaded(success=True)
         log.info("configuration reloaded: %d providers, %d keys", providers, keys)
         if before.stand_in and not settings.stand_in:
             log.warning("demo provider removed: a provider has a credential")
@@ -77,4 +81,5 @@ class ConfigReloader:
             log.warning("no keys configured: every request is refused")
 
     def _report(self, error: ConfigError) -> None:
+        telemetry.reloaded(success=False)
         log.error("configuration not reloaded: %s", error)

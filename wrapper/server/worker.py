@@ -1,23 +1,19 @@
 """gunicorn's gevent worker: strict parsing, errors in OpenAI's shape, a graceful shutdown.
 
-Invariants: a head that another server could read in a second way is refused; a response is never
-lost because its connection was closed too early; when the worker stops, every open request ends
-with an error event and is recorded.
+Invariants: a response is never lost because its connection was closed too early; when the worker
+stops, every open request ends with an error event and is recorded.
 """
 
 from __future__ import annotations
 
-import re
 import signal
 import socket
 import struct
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 import gevent
 from gunicorn import util
-from gunicorn.http.errors import InvalidRequestLine, ObsoleteFolding
-from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
@@ -25,9 +21,10 @@ from gunicorn.workers.ggevent import GeventWorker
 from wrapper.proxy.timeouts import HEAD
 from wrapper.runtime import Runtime, runtime_of
 from wrapper.server import lifecycle
+from wrapper.server.head_timeout import HeadTimeout
 from wrapper.server.malformed import malformed_response
+from wrapper.server.strict_request import StrictRequest
 
-INVALID_TARGET = re.compile(rb"[A-Z]+ /[^ \r\n]*[\x00-\x1f\x7f-\xff][^ \r\n]* HTTP/1\.[01]\b")
 BODY_PIECE = 65536  # bytes
 PIPELINED_IN_A_ROW = 8  # requests of one connection, before the other connections are served
 LINGER_SECONDS = 2
@@ -35,93 +32,6 @@ QUIT_DRAIN_SECONDS = 1  # for open requests to end, where the stop is not gracef
 QUIT_SECONDS = 5  # then SIGALRM ends a worker that should have exited
 DRAIN_AHEAD = 5  # seconds before gunicorn's graceful timeout
 IDLE_SECONDS = 0.5  # a head that is being sent arrives within this time
-
-
-class InvalidTarget(InvalidRequestLine):  # type: ignore[misc]  # gunicorn has no types
-    """The request target has characters that no URI has (RFC 3986 section 2)."""
-
-
-class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
-    """A request whose head is checked against the grammar again.
-
-    The C parser accepts a bare LF as line terminator, folded lines, and several spaces in the
-    request line; another server on the way may not (RFC 9112 sections 2.2, 3 and 5.2).
-    """
-
-    def parse(self, unreader: Any) -> Any:
-        timeout = HeadTimeout.waiting.get(gevent.getcurrent())
-        if timeout is not None and self.req_number > 1:
-            timeout.idle()
-            unreader.unread(unreader.read())
-            timeout.begun()
-        return super().parse(unreader)
-
-    def parse_request_line(self, line_bytes: bytes) -> None:
-        try:
-            super().parse_request_line(line_bytes)
-        except InvalidRequestLine as error:
-            raise _classified(error, line_bytes) from None
-
-    def _parse_fast(self, unreader: Any, buf: bytearray) -> bytes:
-        try:
-            rest: bytes = super()._parse_fast(unreader, buf)
-        except InvalidRequestLine as error:
-            raise _classified(error, bytes(buf)) from None
-        head = bytes(buf[: len(buf) - len(rest)])
-        if head.count(b"\n") != head.count(b"\r\n"):
-            raise InvalidRequestLine("bare LF as line terminator")
-        if b"\r\n " in head or b"\r\n\t" in head:
-            raise ObsoleteFolding("folded line")
-        if head.lstrip(b"\r\n").split(b"\r\n", 1)[0].count(b" ") != 2:
-            raise InvalidRequestLine("several spaces")
-        return rest
-
-
-def _classified(error: InvalidRequestLine, head: bytes) -> InvalidRequestLine:
-    """`InvalidTarget` where only the target of the request line is wrong, else `error`."""
-    return InvalidTarget("") if INVALID_TARGET.match(head) else error
-
-
-class HeadTimeout(gevent.Timeout):  # type: ignore[misc]  # gevent has no types
-    """Bounds the wait for a request's head: `head` seconds from its first byte, or, for the first
-    request of a connection, from the connection on.
-
-    In between a kept connection may be idle for `keepalive` seconds.
-    """
-
-    waiting: ClassVar[dict[Any, HeadTimeout]] = {}  # by the greenlet that waits
-
-    def __init__(self, head: float, keepalive: float) -> None:
-        super().__init__(head, False)
-        self._head, self._keepalive = head, keepalive
-        self._other: Any = None  # runs in place of this one's own timer, and throws this one
-        self.since = 0.0
-
-    def idle(self) -> None:
-        """Begin to wait for the first byte of a further request."""
-        self._restart(self._keepalive)
-
-    def begun(self) -> None:
-        """The first byte is here."""
-        self._restart(self._head)
-
-    def _restart(self, seconds: float) -> None:
-        self.cancel()
-        if self._other is not None:
-            self._other.close()
-        self._other = gevent.Timeout.start_new(seconds, self)
-
-    def __enter__(self) -> HeadTimeout:
-        self.waiting[gevent.getcurrent()] = self
-        self.since = time.monotonic()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> Any:
-        self.waiting.pop(gevent.getcurrent(), None)
-        if self._other is not None:
-            self._other.close()
-        return super().__exit__(*error)
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -137,9 +47,11 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Called by gunicorn once, before the first worker.
 
         The proxy reads a body in pieces of 64 KiB. If gunicorn received more at once, the rest
-        would be copied again for each piece, and the worker's other requests would wait.
+        would be copied again for each piece, and the worker's other requests would wait. A 426
+        says with `Upgrade` what is supported; the application sends that header with no other.
         """
         RequestParser.mesg_class = StrictRequest
+        util.hop_headers.discard("upgrade")
         SocketUnreader.max_body_chunk = BODY_PIECE
 
     def start(self) -> None:
@@ -173,7 +85,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         req.body.force_close = req.force_close  # the application closes the connection with it
-        sock.settimeout(self._runtime.snapshot.settings.server.body_timeout)
+        server = self._runtime.snapshot.settings.server
+        if server.root_path:
+            strip_root(req, server.root_path)
+        sock.settimeout(server.body_timeout)
         try:
             return super().handle_request(listener_name, req, sock, addr)
         except TimeoutError:  # the client stopped reading
@@ -224,6 +139,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         for greenlet, timeout in list(HeadTimeout.waiting.items()):
             if time.monotonic() - timeout.since > IDLE_SECONDS:
                 greenlet.kill(block=False)
+
+
+def strip_root(req: Any, root: str) -> None:
+    """Take `root` off the request's target, where it begins with it."""
+    if req.uri.startswith(root) and req.uri[len(root) : len(root) + 1] in ("/", "?", ""):
+        rest = req.uri[len(root) :]
+        req.uri = rest if rest.startswith("/") else "/" + rest
+        req.path = req.path[len(root) :] or "/"
 
 
 def linger(sock: Any) -> None:

@@ -14,12 +14,12 @@ import requests
 from requests.exceptions import RequestException
 
 from wrapper import errors
-from wrapper.cancellation import Interrupted, within
+from wrapper.cancellation import Interrupted, within, yield_if_due
 from wrapper.config import Provider
 from wrapper.metering.decoding import decoder_for
 from wrapper.upstream.adapter import ProviderAdapter, RawResponse
 from wrapper.upstream.failures import gateway_error
-from wrapper.upstream.headers import headers_down, headers_up
+from wrapper.upstream.headers import headers_down, headers_up, is_of_account, with_own
 from wrapper.upstream.unfold import UnfoldedBody
 
 __all__ = ["Upstream", "UpstreamResponse", "headers_up"]
@@ -76,8 +76,11 @@ class UpstreamResponse:
 
     def read_first(self) -> bytes:
         """Bytes that come before the head goes down: a response that breaks off here is none."""
+        if self.body.complete:  # there is none, as after HEAD
+            self.close()
+            return b""
         try:
-            return b"" if self.body.complete else self._raw.read1()
+            return self._raw.read1()
         except RequestException as error:
             self.close()
             raise gateway_error(error, self._provider) from error
@@ -100,8 +103,8 @@ class Upstream:
         self.host = urlsplit(provider.origin).hostname or ""
         self._adapter = ProviderAdapter(provider)
         self._timeout = (provider.connect_timeout, provider.first_byte_timeout)
-        self._own = _headers(provider, with_secrets=True)
-        self._open = _headers(provider, with_secrets=False)
+        self._own = _headers(provider)
+        self._open = _headers_for_others(provider)
         self._credential = f"Bearer {provider.api_key.reveal()}" if provider.api_key else None
         self.takes_stream_options: bool | None = None
         """Whether it accepts `stream_options`; None until one stream has shown it."""
@@ -120,7 +123,8 @@ class Upstream:
         `headers_up`. `credential` is the caller's own `Authorization`, used instead of the
         gateway's: then no secret of the gateway goes up. Raises the kinds of UpstreamError.
         """
-        prepared = {**headers, **(self._own if credential is None else self._open)}
+        own = self._own if credential is None else self._open
+        prepared = with_own(headers, own) if own else {**headers}
         if credential or self._credential:
             prepared["Authorization"] = credential or self._credential or ""
         # Content-Length where it is known, else chunks (RFC 9112 section 6).
@@ -147,7 +151,7 @@ class Upstream:
         At most `timeout` seconds and `limit` bytes. Raises UpstreamError, also for a status that is
         not 200.
         """
-        body = b""
+        body = bytearray()
         try:
             with within(timeout), self.session() as session:
                 response = session.get(
@@ -160,13 +164,14 @@ class Upstream:
                     pieces = response.iter_content(None)
                     while len(body) < limit and (piece := next(pieces, b"")):
                         body += piece
+                        yield_if_due()
         except Interrupted:
             raise errors.UpstreamTimeout(f"No response within {timeout:g} s.") from None
         except RequestException as error:
             raise gateway_error(error, self.provider.name) from error
         if response.status_code != 200:
             raise errors.UpstreamError(f"The provider responded {response.status_code}.")
-        return body
+        return bytes(body)
 
     def session(self) -> requests.Session:
         """An ordinary session to this provider, with its credential: for what is not the hot path.
@@ -190,10 +195,15 @@ class Upstream:
         self._adapter.close()
 
 
-def _headers(provider: Provider, *, with_secrets: bool) -> dict[str, str]:
+def _headers(provider: Provider) -> dict[str, str]:
     """The headers that the configuration adds."""
+    return {name.title(): value for name, value in provider.headers}
+
+
+def _headers_for_others(provider: Provider) -> dict[str, str]:
+    """Those of them that go with a caller's own credential: none of the gateway's account."""
     return {
         name.title(): value
         for name, value in provider.headers
-        if with_secrets or name.lower() not in provider.secret_headers
+        if name.lower() not in provider.secret_headers and not is_of_account(name)
     }

@@ -1,0 +1,191 @@
+"""One party cannot stop the others: what a worker does for one of them never holds up the rest.
+
+Each test runs an attack that would take a worker for seconds, and asks the same worker something
+small all the while. A worker that does the work in turns answers within some ten milliseconds; one
+that does not answers when the attack is over. The limit lies between the two, far from both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness import chat, raw
+from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
+from harness.gateway import Gateway
+
+if TYPE_CHECKING:
+    from harness.simulator import Simulator
+
+LONGEST = 1.0  # seconds that a health check may wait: right is a hundredth, wrong is ATTACK
+ATTACK = 2.5  # seconds
+EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+Talk = Callable[[Any], None]
+
+
+class Provider:
+    """A provider that reads one request of each connection and then does as `talk` does."""
+
+    def __init__(self, port: int) -> None:
+        self.talk: Talk = lambda _: None
+        self.config = f"""
+[providers.odd]
+base_url = "http://127.0.0.1:{port}/v1"
+total_timeout = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Provider]:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                received = b""
+                while b"\r\n\r\n" not in received:
+                    received += self.request.recv(65536) or b"\r\n\r\n"
+                made.talk(self.request)
+
+    class Server(socketserver.ThreadingTCPServer):
+        request_queue_size = 64
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        made = Provider(server.server_address[1])
+        try:
+            yield made
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+@pytest.fixture(scope="module")
+def attacked(provider: Provider, simulator: Simulator) -> Iterator[Gateway]:
+    """One worker with `provider` beside the usual ones."""
+    config = CONFIG.replace("{simulator}", simulator.url) + provider.config
+    with Gateway(config, keys=KEYS, env=PROVIDER_KEYS) as gateway:
+        yield gateway
+        gateway.assert_clean()
+
+
+def endless(head: bytes, piece: bytes) -> Talk:
+    """Sends `head`, and `piece` again and again, until the other side leaves or ATTACK is over."""
+    pieces = piece * max(1, 200_000 // len(piece))
+
+    def talk(sock: Any) -> None:
+        sock.sendall(head)
+        end = time.monotonic() + ATTACK
+        while time.monotonic() < end:
+            sock.sendall(pieces)
+
+    return talk
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@contextlib.contextmanager
+def others_are_served(gateway: Gateway) -> Iterator[None]:
+    """No health check on a connection that is open already waits for LONGEST meanwhile."""
+    waits: list[float] = []
+    over = threading.Event()
+    request = raw.request(gateway.port, "GET", "/healthz")
+
+    def ask() -> None:
+        with raw.Connection(gateway.port, deadline=60) as connection:
+            while not over.wait(0.01):
+                began = time.monotonic()
+                assert connection.send(request).read().status == 200
+                waits.append(time.monotonic() - began)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        asking.join()
+    assert max(waits, default=0.0) < LONGEST
+
+
+def read_and_drop(gateway: Gateway, request: bytes, deadline: float = 30.0) -> None:
+    """Send `request` and read whatever comes, until the gateway closes the connection."""
+    with raw.Connection(gateway.port, deadline=deadline) as connection:
+        connection.send(request)
+        with contextlib.suppress(ConnectionError):
+            assert connection.is_closed_by_peer()
+
+
+def asked(gateway: Gateway, body: bytes | None = None) -> bytes:
+    """A streamed chat at the odd provider, which closes the connection when it is over."""
+    body = chat.body("m", stream=True) if body is None else body
+    return raw.request(
+        gateway.port,
+        "POST",
+        "/odd/v1/chat/completions",
+        body,
+        key=gateway.secrets["web-app"],
+        headers=(("Connection", "close"),),
+    )
+
+
+# --- a provider ---------------------------------------------------------------------------------
+
+USAGE_ONLY = (
+    b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}\n\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        pytest.param(EVENTS + b"\r\n", USAGE_ONLY, id="usage chunks that are taken out"),
+        pytest.param(EVENTS + CHUNKED, chunk(b"a"), id="chunks of one byte"),
+        pytest.param(EVENTS + b"\r\n", b"\n", id="blank lines"),
+    ],
+)
+def test_an_endless_response_delays_nobody_and_ends_at_its_deadline(
+    attacked: Gateway, provider: Provider, head: bytes, piece: bytes
+) -> None:
+    provider.talk = endless(head, piece)
+    before = len(list(attacked.log()))
+    with others_are_served(attacked):
+        read_and_drop(attacked, asked(attacked))
+    lines = attacked.log_lines(lambda line: line["provider"] == "odd", count=1)
+    assert len(list(attacked.log())) > before
+    assert lines[-1]["duration_ms"] < (1 + ATTACK / 2) * 1000  # not what the provider pleased
+
+
+def test_a_compressed_stream_that_unfolds_delays_nobody(
+    attacked: Gateway, provider: Provider
+) -> None:
+    event = b'data: {"choices":[{"delta":{"content":"a"}}],"usage":{"a":[1,1]}}\n\n'
+    packed = gzip.compress(event * 400_000)
+
+    def talk(sock: Any) -> None:
+        head = EVENTS + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+        sock.sendall(head + packed)
+
+    provider.talk = talk
+    with others_are_served(attacked):
+        read_and_drop(attacked, asked(attacked))
+
+
+def test_an_endless_list_of_models_delays_nobody(attacked: Gateway, provider: Provider) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + CHUNKED
+    provider.talk = endless(head, chunk(b" "))
+    request = raw.request(attacked.port, "GET", "/v1/models", key=attacked.secrets["web-app"])
+    with others_are_served(attacked):
+        answer = raw.exchange(attacked.port, request, deadline=30)
+    assert answer.status == 200
