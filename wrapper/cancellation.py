@@ -217,13 +217,23 @@ def within(seconds: float) -> Iterator[None]:
         timer.close()
 
 
+class _Turn:
+    """The present turn of the event loop: its number, and when its first piece of work ended."""
+
+    number = -1
+    began = 0.0
+
+
 def yield_if_due() -> None:
     """Let the worker's other requests run once this turn of the event loop has lasted `TURN`.
 
     To be called between two pieces of work on bytes from outside. Reading and writing wait only
     when there is nothing to read and no room to write, and how much work a byte makes is up to its
-    sender: so time is measured, and for all requests together, from when the loop last looked at
-    its sockets. A sleep of zero would not do: the loop looks only when it goes round.
+    sender: so time is measured, and for all requests of the turn together. A sleep of zero would
+    not do: the loop looks at its sockets only when it goes round.
     """
-    if time.time() - get_hub().loop.now() > TURN:
+    number, now = get_hub().loop.iteration, time.monotonic()
+    if number != _Turn.number:
+        _Turn.number, _Turn.began = number, now
+    elif now - _Turn.began > TURN:
         gevent.sleep(1e-6)

@@ -20,6 +20,7 @@ RANKS = {
     "config": 1,
     "formats": 1,
     "cancellation": 1,
+    "capacity": 1,
     "endpoints": 1,
     "auth": 2,
     "routing": 2,

@@ -13,9 +13,12 @@ import msgspec
 
 from wrapper import errors
 from wrapper.auth import Principal
+from wrapper.cancellation import yield_if_due
 from wrapper.endpoints import ADMIN
-from wrapper.proxy.request import ProxyRequest
+from wrapper.proxy.request import MAX_LOOKED_INTO, ProxyRequest
 from wrapper.runtime import RequestContext
+
+_NULL = msgspec.Raw(b"null")
 
 
 class _FurtherModels(msgspec.Struct):
@@ -23,9 +26,9 @@ class _FurtherModels(msgspec.Struct):
     compound systems, and the fallbacks of gateways such as LiteLLM.
     """
 
-    tools: Any = None
-    compound_custom: Any = None
-    fallbacks: Any = None
+    tools: msgspec.Raw = _NULL
+    compound_custom: msgspec.Raw = _NULL
+    fallbacks: msgspec.Raw = _NULL
 
 
 _decode_further = msgspec.json.Decoder(_FurtherModels).decode
@@ -80,10 +83,28 @@ def _models_inside(request: ProxyRequest) -> list[str]:
     if not isinstance(request.body, bytes) or not request.body:
         return []
     further = _decode_further(request.body)  # it has been read as an object already
-    tools, fallbacks = _items(further.tools, list), _items(further.fallbacks, list)
-    compound = _items(_items(further.compound_custom, dict).get("models"), dict)
+    yield_if_due()
+    tools = _items(_value("tools", further.tools), list)
+    fallbacks = _items(_value("fallbacks", further.fallbacks), list)
+    custom = _items(_value("compound_custom", further.compound_custom), dict)
+    compound = _items(custom.get("models"), dict)
+    yield_if_due()
     named = [each.get("model") for each in (*tools, *fallbacks) if isinstance(each, dict)]
     return [name for name in (*named, *fallbacks, *compound.values()) if isinstance(name, str)]
+
+
+def _value(field: str, text: msgspec.Raw) -> Any:
+    """What a field says that may name models. Raises InvalidBody where it cannot be looked into."""
+    if len(text) > MAX_LOOKED_INTO:
+        raise errors.InvalidBody(
+            f"'{field}' is larger than {MAX_LOOKED_INTO} bytes: this API key may call some models"
+            " only, and it may name others.",
+            param=field,
+        )
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise errors.InvalidBody(f"'{field}' cannot be read: {error}.", param=field) from None
 
 
 def _items(value: Any, kind: type) -> Any:

@@ -21,17 +21,21 @@ import msgspec
 
 from wrapper import errors
 from wrapper.auth import Principal
-from wrapper.cancellation import TIMEOUT, Interrupted
+from wrapper.cancellation import TIMEOUT, Interrupted, yield_if_due
+from wrapper.capacity import HOLDERS_PART, UNAUTHENTICATED_PART, Holding
 from wrapper.endpoints import Endpoint, find_endpoint
 from wrapper.formats import jsonbytes
 from wrapper.formats.multipart import FieldFinder
 from wrapper.metering import set_include_usage
 from wrapper.proxy import timeouts
 from wrapper.proxy.body import (
+    PIECE,
+    SMALL,
     Body,
     RequestBody,
     SpooledForm,
     content_length,
+    overloaded,
     spool_form,
 )
 from wrapper.record import MAX_NAME
@@ -43,7 +47,8 @@ _METHOD_OVERRIDES: Final = (
     "HTTP_X_METHOD_OVERRIDE",
 )
 _CHARSET: Final = re.compile(r";[ \t]*charset[ \t]*=[ \t]*\"?([^\";, \t]*)")
-LARGE: Final = 1 << 20  # bytes of a body
+# Bytes of a field that may name models: the values of more take seconds and hundreds of megabytes.
+MAX_LOOKED_INTO: Final = 1 << 20
 _READ_FIELDS: Final = frozenset({"model", "models", "stream", "stream_options"})
 
 # Characters and sequences of a path that one reader takes for something else than another:
@@ -135,6 +140,8 @@ class ProxyRequest(NamedTuple):
         """Those that the body names in `models`, as OpenRouter takes them: to be tried in place of
         `model`. Raises InvalidBody where they cannot be read.
         """
+        if len(self.models) > MAX_LOOKED_INTO:
+            raise errors.InvalidBody("'models' is too long.", param="models")
         try:
             return _decode_names(self.models) or []
         except msgspec.DecodeError:
@@ -177,6 +184,8 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     server = context.snapshot.settings.server
     if len(context.runtime.scopes) >= server.max_in_flight:
         raise overloaded()
+    if principal.credential is not None:
+        _take_newcomers_place(context, principal.credential)
     scope.open()
     if "HTTP_UPGRADE" in environ or "HTTP_SEC_WEBSOCKET_KEY" in environ:
         _refuse_websocket(environ)
@@ -207,17 +216,18 @@ def _read(
     if length == 0:
         # An explicit Content-Length: 0 is repeated, a missing one stays missing.
         return request._replace(body=b"" if environ.get("CONTENT_LENGTH") else None)
-    if principal.credential is None or (length is not None and length <= LARGE):
-        return _read_body(context, request, principal, length, routed)
-    # No key of the gateway stands behind callers who use their own provider key: limit how many
-    # of their large bodies are read at once.
-    slots = context.runtime.large_bodies
-    if not slots.acquire(blocking=False):
-        raise overloaded()
-    try:
-        return _read_body(context, request, principal, length, routed)
-    finally:
-        slots.release()
+    return _read_body(context, request, principal, length, routed)
+
+
+def _take_newcomers_place(context: RequestContext, credential: str) -> None:
+    """Callers whom nothing has authenticated yet have few places: they must not keep key owners
+    out. A credential that a provider has accepted lately is no newcomer's.
+    """
+    newcomers, server = context.runtime.capacity.newcomers, context.snapshot.settings.server
+    if not newcomers.is_known(credential):
+        if len(newcomers) >= server.max_in_flight_unauthenticated:
+            raise overloaded()
+        newcomers.add(context.scope)
 
 
 def _read_body(
@@ -236,15 +246,35 @@ def _read_body(
     as_json = principal.is_restricted or (routed and request.endpoint.metered)
     if request.endpoint.json_body or is_json_type(kind) or (as_json and not is_form):
         content = context.record.content = RequestBody(environ, length, server.max_body_bytes)
-        return _read_json(request, content.read_all(), kind)
-    if is_form and (routed or principal.is_restricted):
+        counted = length is None or length > SMALL
+        memory = _memory(context, principal) if counted else None
+        return _read_json(request, content.read_all(memory), kind)
+    # A budget can only be kept where the model, and so the price, is known before it is sent.
+    budget = context.snapshot.limits.has_budget(principal.name) and request.endpoint.metered
+    if is_form and (routed or principal.is_restricted or budget):
         finder = FieldFinder(content_type, "model", scan_all=True)
         content = context.record.content = RequestBody(environ, length, server.max_upload_bytes)
-        return request._replace(body=spool_form(content, finder), model=finder.value)
+        form = spool_form(content, finder, _memory(context, principal), _disk(context, principal))
+        return request._replace(body=form, model=finder.value)
     beside = FieldFinder(content_type, "model") if is_form else None
     content = RequestBody(environ, length, server.max_upload_bytes, beside)
     context.record.content = content
     return request._replace(body=content, form=beside)
+
+
+def _memory(context: RequestContext, principal: Principal) -> Holding:
+    limit = context.snapshot.settings.server.body_memory_bytes
+    return Holding(context.runtime.capacity.memory, principal.name, limit, _part(context))
+
+
+def _disk(context: RequestContext, principal: Principal) -> Holding:
+    limit = context.snapshot.settings.server.upload_disk_bytes
+    return Holding(context.runtime.capacity.disk, principal.name, limit, _part(context))
+
+
+def _part(context: RequestContext) -> int:
+    is_newcomer = context.scope in context.runtime.capacity.newcomers
+    return UNAUTHENTICATED_PART if is_newcomer else HOLDERS_PART
 
 
 def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRequest:
@@ -255,21 +285,7 @@ def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRe
         raise errors.InvalidJson("JSON is UTF-8: leave the charset out of Content-Type.")
     if not body:
         return request._replace(body=body)
-    try:
-        if not body.isascii():
-            body.decode("utf-8")
-        fields = _decode(body)
-        ambiguous = jsonbytes.has_duplicate(body, _READ_FIELDS)
-    except UnicodeDecodeError as error:
-        raise errors.InvalidJson(f"The body is not UTF-8 (byte {error.start}).") from None
-    except msgspec.ValidationError as error:
-        raise _wrong_field(str(error)) from None
-    except msgspec.DecodeError as error:
-        raise errors.InvalidJson(f"The body is not valid JSON: {error}.") from None
-    except RecursionError:
-        raise errors.InvalidJson("The body is nested too deep.") from None
-    except ValueError as error:
-        raise errors.InvalidBody(f"The body cannot be read: {error}.") from None
+    fields, ambiguous = _fields(body)
     if ambiguous:
         raise errors.InvalidBody(
             "A field is given twice, or in capitals: 'model', 'models', 'stream' or "
@@ -285,12 +301,27 @@ def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRe
     )
 
 
-def overloaded() -> errors.Overloaded:
-    """The response to a request that the worker has no room for."""
-    return errors.Overloaded(
-        "The gateway is serving as many requests as it can; try again shortly.",
-        headers=(("Retry-After", "1"),),
-    )
+def _fields(body: bytes) -> tuple[_Fields, bool]:
+    """The fields of a JSON body, and whether two readers could find different ones."""
+    try:
+        if not body.isascii():
+            body.decode("utf-8")
+        if len(body) > PIECE:  # each step takes some ten milliseconds for the largest body
+            yield_if_due()
+        fields = _decode(body)
+        if len(body) > PIECE:
+            yield_if_due()
+        return fields, jsonbytes.has_duplicate(body, _READ_FIELDS)
+    except UnicodeDecodeError as error:
+        raise errors.InvalidJson(f"The body is not UTF-8 (byte {error.start}).") from None
+    except msgspec.ValidationError as error:
+        raise _wrong_field(str(error)) from None
+    except msgspec.DecodeError as error:
+        raise errors.InvalidJson(f"The body is not valid JSON: {error}.") from None
+    except RecursionError:
+        raise errors.InvalidJson("The body is nested too deep.") from None
+    except ValueError as error:
+        raise errors.InvalidBody(f"The body cannot be read: {error}.") from None
 
 
 def split_target(environ: Mapping[str, Any]) -> tuple[str, str]:

@@ -65,6 +65,13 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
     strip = forwarded.strip_usage and record.stream and not encoding
     has_length = response.length is not None and not strip and response.status != 204
     metering = context.snapshot.settings.server.metering
+    if record.content is not None and isinstance(request.body, bytes):
+        # It has been sent, and streams last for minutes.
+        request = request._replace(body=None)
+        record.content.close()
+    credential = forwarded.attempt.credential
+    if credential is not None and request.method == "POST" and response.status < 300:
+        context.runtime.capacity.newcomers.accepted(context.scope, credential)
     body = StreamingBody(
         context,
         request,

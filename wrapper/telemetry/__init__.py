@@ -174,8 +174,8 @@ class Telemetry:
             metrics.CACHED[labels].inc(usage.cached)
             if record.cost is None:
                 metrics.UNPRICED[provider, model].inc()
-            else:
-                metrics.COST[labels].inc(record.cost)
+        if record.cost is not None:
+            metrics.COST[labels].inc(record.cost)
         if record.relayed and 200 <= record.status < 300:
             self._observe_speed(record, (provider, model))
 
