@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -135,3 +136,25 @@ def test_callers_whom_nothing_has_authenticated_leave_room_for_key_owners(
         assert call("sk-own-accepted-before").status == 200
         assert chat.call(gateway).status == 200
     eventually(lambda: call("sk-own-made-up").status == 200, what="places are free again")
+
+
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2500,
+    reason="the limit of open files is too low",
+)
+def test_one_worker_takes_1000_streams_as_it_is_shipped(
+    gateway_factory: GatewayFactory, simulator: Simulator
+) -> None:
+    gateway = gateway_factory()
+    book = chat.mark()
+    with ExitStack() as held:
+        streams = [
+            held.enter_context(
+                chat.begin(gateway, orders="stall=1; events=2", book=book, stream=True, deadline=60)
+            )
+            for _ in range(1000)
+        ]
+        assert {stream.read_head().status for stream in streams} == {200}
+        assert gateway.get("/healthz")[0] == 200
+        assert simulator.stats()["open"] == 1000
+    eventually(lambda: simulator.stats()["open"] == 0, 30, what="the end of the streams")

@@ -22,7 +22,8 @@ from wrapper.config import Settings, prices_path
 from wrapper.metering.pricing import Prices
 from wrapper.record import RequestRecord
 from wrapper.routing import Routes
-from wrapper.store import StoreError, UsageStore
+from wrapper.store import StoreError, UsageStore, beside
+from wrapper.store.objects import ObjectPlaces
 from wrapper.telemetry import Telemetry
 from wrapper.upstream import Upstream
 
@@ -51,6 +52,7 @@ class Runtime:
     ) -> None:
         self.store = store
         self.admission = Admission(store)
+        self.objects = ObjectPlaces(beside(settings.store, "-objects"))
         self.telemetry = telemetry
         self.scopes = Scopes()
         self.capacity = Capacity()

@@ -11,8 +11,10 @@ says what was wrong.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -59,12 +61,32 @@ _ENCODED_SLASH: Final = re.compile("%2[fF]")
 _BAD_QUERY: Final = re.compile(r"[\x00-\x20\x7f#]")
 
 
+_NOTHING: Final = msgspec.Raw(b"")
+
+
+class _Identified(msgspec.Struct):
+    id: str = ""
+
+
 class _Fields(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
     models: msgspec.Raw = msgspec.Raw(b"[]")
+    # Stored objects that the request builds on.
+    previous_response_id: msgspec.Raw = _NOTHING
+    conversation: msgspec.Raw = _NOTHING
+    input_file_id: msgspec.Raw = _NOTHING
+    training_file: msgspec.Raw = _NOTHING
+    assistant_id: msgspec.Raw = _NOTHING
+    file_id: msgspec.Raw = _NOTHING
 
 
+_OBJECTS: Final = attrgetter(
+    *("previous_response_id", "conversation", "input_file_id", "training_file"),
+    *("assistant_id", "file_id"),
+)
+_MAX_ID: Final = 300  # bytes of a field that can be an object's id, or an object with one
+_decode_id = msgspec.json.Decoder(str | _Identified).decode
 _decode = msgspec.json.Decoder(_Fields).decode
 _decode_names = msgspec.json.Decoder(list[str] | None).decode
 
@@ -83,8 +105,8 @@ class ProxyRequest(NamedTuple):
     """One request as the relay needs it.
 
     `target` is the raw path, `query` the raw `?query`. `model` is None where none could be read;
-    `models` are further ones that the body names, as JSON. `form` reads beside a form that streams
-    through.
+    `models` are further ones that the body names, as JSON, `objects` the fields of the body that
+    may name stored objects. `form` reads beside a form that streams through.
     """
 
     method: str
@@ -96,6 +118,17 @@ class ProxyRequest(NamedTuple):
     stream: bool = False
     models: msgspec.Raw = msgspec.Raw(b"[]")
     form: FieldFinder | None = None
+    objects: tuple[msgspec.Raw, ...] = ()
+
+    @property
+    def object_ids(self) -> list[str]:
+        """The ids of stored objects that the body names."""
+        ids = []
+        for text in self.objects:
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                named = _decode_id(text) if 2 < len(bytes(text)) < _MAX_ID else ""
+                ids.append(named if isinstance(named, str) else named.id)
+        return [name for name in ids if name]
 
     @property
     def named_model(self) -> str:
@@ -258,8 +291,13 @@ def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRe
             "A field is given twice, or in capitals: 'model', 'models', 'stream' or "
             "'stream_options'."
         )
+    builds = request.endpoint.creates is not None or fields.model is None
     return request._replace(
-        body=body, model=fields.model, models=fields.models, stream=bool(fields.stream)
+        body=body,
+        model=fields.model,
+        models=fields.models,
+        stream=bool(fields.stream),
+        objects=_OBJECTS(fields) if builds else (),
     )
 
 

@@ -34,6 +34,7 @@ from wrapper.metering import (
 )
 from wrapper.proxy.admit import rate_limit_headers
 from wrapper.proxy.forward import Forwarded, interrupted
+from wrapper.proxy.objects import remember_created
 from wrapper.proxy.request import ProxyRequest, is_json_type
 from wrapper.record import CLIENT_ABORT, MAX_NAME
 from wrapper.runtime import RequestContext
@@ -61,6 +62,8 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
     record.status = response.status
     record.stream = content_type.startswith("text/event-stream")
     record.upstream_request_id = response.request_id
+    if request.endpoint.creates is not None:
+        remember_created(context, request, forwarded)
     strip = forwarded.strip_usage and record.stream and not encoding
     has_length = response.length is not None and not strip and response.status != 204
     metering = context.snapshot.settings.server.metering
