@@ -75,7 +75,10 @@ def context(made: dict[str, Any], server: Server | None = None) -> RequestContex
     """What a request with this environ is read with."""
     scopes: Any = Scopes()
     runtime: Any = SimpleNamespace(scopes=scopes, capacity=Capacity())
-    snapshot: Any = SimpleNamespace(settings=SimpleNamespace(server=server or Server()))
+    snapshot: Any = SimpleNamespace(
+        settings=SimpleNamespace(server=server or Server()),
+        limits=SimpleNamespace(has_budget=lambda _: False),
+    )
     scope = CancelScope(scopes, made.get("gunicorn.socket"))
     record, target = RequestRecord(made["REQUEST_METHOD"]), split_target(made)
     return RequestContext(made, target, record, runtime, snapshot, scope)
@@ -468,7 +471,7 @@ def test_an_upload_leaves_room_on_the_volume_for_the_ledger(
     form += b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     form += b"a" * (20 << 20) + b"\r\n--b--\r\n"
 
-    def read(free: int, length: int = -1) -> ProxyRequest:
+    def read(free: int, length: int = -1) -> RequestRecord:
         volume = SimpleNamespace(f_frsize=1, f_blocks=400 << 20, f_bavail=free)
         monkeypatch.setattr("os.statvfs", lambda _: volume)
         made = environ(
@@ -477,11 +480,14 @@ def test_an_upload_leaves_room_on_the_volume_for_the_ledger(
             kind="multipart/form-data; boundary=b",
             length=length or None,
         )
-        return read_request(context(made), UNRESTRICTED, routed=True)
+        reading = context(made)
+        try:
+            assert read_request(reading, UNRESTRICTED, routed=True).model == "m"
+        finally:
+            reading.record.finish()
+        return reading.record
 
-    request = read(free=80 << 20)
-    assert request.model == "m"
-    request.release()
+    assert read(free=80 << 20).bytes_in == len(form)
     for length in (-1, 0):  # known at the start, and found out on the way
         with pytest.raises(errors.NoRoom):
             read(free=60 << 20 if length else 40 << 20, length=length)
