@@ -17,7 +17,6 @@ from typing import Any  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wrapper.config import MAX_IN_FLIGHT  # noqa: E402
 from wrapper.server import lifecycle  # noqa: E402
 
 _listen = lifecycle.prepare()
@@ -28,7 +27,7 @@ graceful_timeout = _listen.graceful_timeout
 
 # By name: prometheus_client must not be imported before `prepare` has set its directory.
 worker_class = "wrapper.server.worker.Worker"
-worker_connections = MAX_IN_FLIGHT + 50  # so that health checks are still answered
+worker_connections = lifecycle.worker_connections()
 preload_app = True  # the code is loaded once: workers start at once and share its memory
 keepalive = 15  # also the timeout for a request's head; SDKs reuse idle connections for 5 s
 timeout = 60

@@ -22,6 +22,7 @@ RANKS = {
     "cancellation": 1,
     "capacity": 1,
     "endpoints": 1,
+    "output": 1,
     "auth": 2,
     "routing": 2,
     "metering": 2,

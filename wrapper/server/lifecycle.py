@@ -26,9 +26,18 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from wrapper.config import ConfigError, Listen, Settings, environment, listen, load, needs_demo
+from wrapper.config import (
+    MAX_IN_FLIGHT,
+    ConfigError,
+    Listen,
+    Settings,
+    environment,
+    listen,
+    load,
+    needs_demo,
+)
 from wrapper.config.watch import accept
-from wrapper.server.logging import set_up_logging
+from wrapper.server.logging import protect_stderr, set_up_logging
 
 # The modules below import prometheus_client, which must see PROMETHEUS_MULTIPROC_DIR at its own
 # import: functions import them after `prepare`.
@@ -40,7 +49,9 @@ RUN_DIR = "WRAPPER_RUN_DIR"
 DEMO_URL = "WRAPPER_DEMO_URL"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # only unique names are created there
 OPEN_FILE_LIMITS = (65536, 10240)  # tried in this order
-MIN_OPEN_FILES = 2500  # of a worker with as many connections as it accepts
+# Descriptors of a worker: its own, then for each five a place for a request with its connection to
+# a provider (twice two) and one more connection.
+OWN_FILES = 64
 
 log = logging.getLogger("wrapper")
 
@@ -58,6 +69,7 @@ def prepare() -> Listen:
         environ = environment()
         found = listen(environ)
         os.environ.update(environ)
+        protect_stderr()
         _create_run_directory()
         set_up_logging(found.log_level)
         raise_open_file_limit()
@@ -100,8 +112,32 @@ def raise_open_file_limit() -> None:
             with contextlib.suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
                 soft = most
-    if soft < MIN_OPEN_FILES:
-        log.warning("open file limit of %d is too low for a full worker: see ulimit -Hn", soft)
+    places = most_in_flight(soft)
+    if places < MAX_IN_FLIGHT:
+        log.warning(
+            "open file limit of %d: a worker serves at most %d requests at once; see ulimit -Hn",
+            soft,
+            places,
+        )
+
+
+def most_in_flight(open_files: int | None = None) -> int:
+    """How many requests a worker can serve at once with that many open files (now its limit).
+
+    Running out of descriptors fails requests that have begun; a place that is not given is a 503.
+    """
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if open_files is None else open_files
+    if files == resource.RLIM_INFINITY:
+        return MAX_IN_FLIGHT
+    return max(1, min(MAX_IN_FLIGHT, 2 * ((files - OWN_FILES) // 5)))
+
+
+def worker_connections() -> int:
+    """How many connections a worker accepts: half as many more as it can serve requests at once,
+    for those that are idle and for short requests such as health checks.
+    """
+    places = most_in_flight()
+    return places + max(2, places // 2)
 
 
 def _start_demo_provider() -> None:
@@ -164,6 +200,7 @@ def start_worker(runtime: Runtime) -> None:
     from wrapper.server.reload import ConfigReloader
 
     telemetry.worker_started()
+    runtime.capacity.places = most_in_flight()
     reloader = ConfigReloader(runtime, dict(os.environ), _accepted(), os.environ.get(DEMO_URL))
     threading.Thread(target=reloader.run, name="reload", daemon=True).start()
 

@@ -7,10 +7,12 @@ with an error event and is recorded.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
 import struct
+import sys
 import time
 from typing import Any
 
@@ -25,6 +27,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from wrapper.runtime import Runtime, runtime_of
 from wrapper.server import lifecycle
 from wrapper.server.malformed import malformed_response
+from wrapper.server.watchdog import Watchdog
 
 INVALID_TARGET = re.compile(rb"[A-Z]+ /[^ \r\n]*[\x00-\x1f\x7f-\xff][^ \r\n]* HTTP/1\.[01]\b")
 BODY_PIECE = 65536  # bytes
@@ -33,6 +36,7 @@ LINGER_SECONDS = 2
 QUIT_DRAIN_SECONDS = 1  # for open requests to end, where the stop is not graceful
 QUIT_SECONDS = 5  # then SIGALRM ends a worker that should have exited
 DRAIN_AHEAD = 5  # seconds before gunicorn's graceful timeout
+SLOW_SECONDS = 0.5  # a response of the gateway itself has been sent within this time
 IDLE_SECONDS = 0.5  # a head that is being sent arrives within this time
 
 
@@ -74,19 +78,28 @@ def _classified(error: InvalidRequestLine, head: bytes) -> InvalidRequestLine:
 
 
 class HeadTimeout(gevent.Timeout):  # type: ignore[misc]  # gevent has no types
-    """Bounds the wait for a request's head; `waiting` maps each waiting greenlet to its start."""
+    """Bounds the wait for a request's head; `waiting` maps each waiting greenlet to its start, and
+    `answering` each that has a head.
+    """
 
-    def __init__(self, seconds: float, waiting: dict[Any, float]) -> None:
+    def __init__(
+        self, seconds: float, waiting: dict[Any, float], answering: dict[Any, float]
+    ) -> None:
         super().__init__(seconds, False)
         self._waiting = waiting
+        self._answering = answering
 
     def __enter__(self) -> HeadTimeout:
-        self._waiting[gevent.getcurrent()] = time.monotonic()
+        greenlet = gevent.getcurrent()
+        self._answering.pop(greenlet, None)
+        self._waiting[greenlet] = time.monotonic()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> Any:
-        self._waiting.pop(gevent.getcurrent(), None)
+        greenlet = gevent.getcurrent()
+        self._waiting.pop(greenlet, None)
+        self._answering[greenlet] = time.monotonic()
         return super().__exit__(*error)
 
 
@@ -97,7 +110,13 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(*args, **kwargs)
         self.wsgi: Any = None  # the application, from `load_wsgi` on
         self._quitting = False
-        self._waiting: dict[Any, float] = {}  # greenlets that wait for a head, since when
+        # By the greenlets of the connections: sockets; those that wait for a head, since when; the
+        # others, since when.
+        self._clients: dict[Any, Any] = {}
+        self._waiting: dict[Any, float] = {}
+        self._answering: dict[Any, float] = {}
+        self._crowded = self.worker_connections * 5 // 6
+        self._lost_lines = getattr(sys.stderr, "lost", 0)  # in the master, before
 
     @classmethod
     def setup(cls) -> None:
@@ -113,6 +132,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Follow the configuration files, and drain when the worker stops."""
         lifecycle.start_worker(self._runtime)
         gevent.spawn(self._drain_at_stop)
+        Watchdog(self._runtime.telemetry.event_loop_lagged, self._look_around).start()
 
     def interrupt(self) -> None:
         """Ctrl-C or SIGQUIT: end open requests with an error event and record them, do not wait."""
@@ -171,7 +191,49 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def timeout_ctx(self) -> HeadTimeout:
         """The context in which gunicorn waits for a request's head."""
-        return HeadTimeout(self.cfg.keepalive, self._waiting)
+        return HeadTimeout(self.cfg.keepalive, self._waiting, self._answering)
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve one connection."""
+        greenlet = gevent.getcurrent()
+        self._clients[greenlet] = client
+        try:
+            self._make_room()
+            super().handle(listener, client, addr)
+        finally:
+            for each in (self._clients, self._waiting, self._answering):
+                each.pop(greenlet, None)
+
+    def _make_room(self) -> None:
+        """Close connections before there is no place for another one, health checks among them.
+
+        Those go first that have waited longest for a request, be they idle or slow to send its
+        head, then those that take their time with a response of the gateway itself. What is with
+        a provider stays: `max_in_flight` bounds it.
+        """
+        too_many = len(self._clients) - self._crowded
+        if too_many <= 0:
+            return
+        proxied = {scope.greenlet for scope in self._runtime.scopes}
+        slow = time.monotonic() - SLOW_SECONDS
+        answering = [
+            greenlet
+            for greenlet, since in self._answering.items()
+            if since < slow and greenlet not in proxied
+        ]
+        for greenlet in [*self._waiting, *answering][:too_many]:
+            self._waiting.pop(greenlet, None)
+            client = self._clients.pop(greenlet, None)
+            with contextlib.suppress(OSError, AttributeError):
+                client._sock.shutdown(socket.SHUT_RDWR)  # wakes its greenlet with the end
+
+    def _look_around(self) -> None:
+        """Several times a second."""
+        self._make_room()
+        lost = getattr(sys.stderr, "lost", 0)
+        if lost > self._lost_lines:
+            self._runtime.telemetry.lines_lost(lost - self._lost_lines)
+            self._lost_lines = lost
 
     def _drain_at_stop(self) -> None:
         """When the worker stops, close idle connections at once, and end what is still open with

@@ -62,6 +62,14 @@ UNSETTLED = Gauge(
     "Proxy requests that are not settled yet.",
     multiprocess_mode="livesum",
 )
+LOST_LINES = Series(
+    Counter("log_lines_lost", "Lines of the log that could not be written.", ("stream",))
+)
+LOOP_LAG = Histogram(
+    "event_loop_lag_seconds",
+    "How much later than asked a worker's event loop went on, measured ten times a second.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
 LOST = Counter("unsettled_requests", "Proxy requests whose worker died before they were settled.")
 CALLS = Series(
     Counter("api_key_requests", "Proxy requests by key and outcome.", (*_KEY_LABELS, "outcome"))
