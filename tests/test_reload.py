@@ -218,3 +218,26 @@ def test_sighup_with_broken_files_changes_nothing(gateway: Gateway) -> None:
     (gateway.directory / ".env").unlink()
     assert statuses(gateway) == {200}
     assert gateway.process.poll() is None
+
+
+def test_a_reload_says_what_cannot_be_used_any_more(gateway: Gateway) -> None:
+    secret = gateway.directory / "secret"
+    secret.write_text("sk-of-a-provider")
+    config = (
+        gateway.config_file.read_text()
+        + f"""
+[providers.filed]
+base_url = "http://127.0.0.1:9/v1"
+api_key = {{ file = "{secret}" }}
+"""
+    )
+    config = config.replace('targets = ["openai"]', 'targets = ["filed"]')
+    gateway.reconfigure(config)
+    assert "not configured any more" not in gateway.stderr()
+    before = gateway.reloads()
+    secret.unlink()
+    gateway.wait_for_reload(before)
+    text = gateway.stderr()
+    assert text.count("provider 'filed' not configured any more") == 2  # by each worker
+    assert text.count("route 'gpt-*' has no configured provider") == 2
+    assert "sk-of-a-provider" not in text

@@ -21,6 +21,7 @@ RANKS = {
     "formats": 1,
     "cancellation": 1,
     "capacity": 1,
+    "child": 1,
     "endpoints": 1,
     "output": 1,
     "auth": 2,

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -32,10 +33,13 @@ from wrapper.config import (
     Listen,
     Settings,
     environment,
+    keys_path,
     listen,
     load,
     needs_demo,
 )
+from wrapper.config.loading import prepare_keys
+from wrapper.config.prepared import Prepared
 from wrapper.config.watch import accept
 from wrapper.server.logging import protect_stderr, set_up_logging
 
@@ -161,7 +165,7 @@ def load_app() -> GatewayApp:
 
     environ = dict(os.environ)
     try:
-        settings = load(environ, environ.get(DEMO_URL))
+        settings = load(environ, environ.get(DEMO_URL), prepared=_prepared(environ))
         prices = load_prices(settings, environ)
         app = create_app(settings, prices, environ.get("LOG_LEVEL", "info"))
         runtime = runtime_of(app)
@@ -176,6 +180,17 @@ def load_app() -> GatewayApp:
         accept(settings, environ, _accepted())
     _log_unconfigured(settings)
     return app
+
+
+def _prepared(environ: Mapping[str, str]) -> Prepared | None:
+    """The keys, read once for this process and the workers where they are many."""
+    if RUN_DIR not in environ:
+        return None
+    prepared = Prepared(_accepted())
+    if prepared.is_needed(keys_path(environ)):
+        with contextlib.suppress(OSError):
+            prepare_keys(environ, prepared)
+    return prepared
 
 
 def _log_unconfigured(settings: Settings) -> None:

@@ -12,11 +12,10 @@ import copy
 import fcntl
 import os
 import re
-import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.values import MutexValue, ValueClass
 from prometheus_flask_exporter import PrometheusMetrics
 
+from wrapper.child import in_child
 from wrapper.metering import PICO
 from wrapper.store import Sums
 from wrapper.telemetry import instruments as metrics
@@ -68,7 +68,7 @@ class Exporter(PrometheusMetrics):  # type: ignore[misc]  # has no types
         encoder, content_type = choose_encoder("" if _MALFORMED_VERSION.search(accept) else accept)
         families = _Families(names)
         with self._lock:  # one scrape at a time in a worker
-            text = encoder(families) if _SINGLE_PROCESS else _in_child(lambda: encoder(families))
+            text = encoder(families) if _SINGLE_PROCESS else in_child(lambda: encoder(families))
         return text.decode("utf-8"), content_type
 
 
@@ -124,36 +124,6 @@ def _locked(how: int) -> Iterator[None]:
     with (_directory() / "lock").open("a") as file:
         fcntl.flock(file, how)
         yield
-
-
-def _in_child(work: Callable[[], bytes]) -> bytes:
-    """Run `work` in a forked child and return its result.
-
-    The child closes every inherited connection first, so that it keeps none of them open, and
-    then only computes and writes.
-    """
-    reading, writing = socket.socketpair()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.nice(5)
-            fd = os.dup2(writing.fileno(), 3)
-            os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-            os.set_blocking(fd, True)
-            data = memoryview(work())
-            while data:
-                data = data[os.write(fd, data) :]
-            status = 0
-        finally:
-            os._exit(status)
-    writing.close()
-    with reading:
-        pieces = list(iter(lambda: reading.recv(65536), b""))
-    _, code = os.waitpid(pid, 0)
-    if code:
-        raise RuntimeError("the workers' metrics could not be added up")
-    return b"".join(pieces)
 
 
 def usd(pico: float) -> float:
