@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
@@ -30,23 +30,31 @@ PLACES = 54  # for requests at once, with so many files
 CROWD = 120  # more than all connections of the worker, fewer than its queue takes
 
 
-class FewFiles(Gateway):
-    """A gateway whose processes may open FILES files."""
+class Guarded(Gateway):
+    """A gateway that is started by another program, which limits it."""
+
+    guard: tuple[str, ...] = ()
 
     def launch(self) -> subprocess.Popen[bytes]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        guard = ["prlimit", f"--nofile={FILES}:{FILES}", "--"]
-        start, processes_start = processes.start, processes.start
-        assert (soft, hard) != (FILES, FILES)
-
-        def limited(command: list[str], **how: object) -> subprocess.Popen[bytes]:
-            return start([*guard, *command], **how)  # type: ignore[arg-type]
-
-        processes.start = limited  # type: ignore[assignment]
-        try:
+        with mock.patch.object(processes, "start", self._start):
             return super().launch()
-        finally:
-            processes.start = processes_start
+
+    def _start(self, command: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
+        return START([*self.guard, *command], **how)
+
+
+START = processes.start
+
+
+class FewFiles(Guarded):
+    guard = ("prlimit", f"--nofile={FILES}:{FILES}", "--")
+
+
+class LittleSharedMemory(Guarded):
+    """In a mount namespace of its own."""
+
+    mount = "mount -t tmpfs -o size=600k none /dev/shm && exec"
+    guard = ("unshare", "--mount", "sh", "-c", mount + ' "$@"', "sh")
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +188,19 @@ def test_every_worker_measures_its_event_loop(small: Gateway) -> None:
         lambda: small.metrics().value("event_loop_lag_seconds_count") > 1,
         what="measurements of the event loop",
     )
+
+
+def test_full_shared_memory_costs_metrics_and_nothing_else(simulator: Simulator) -> None:
+    check = [*LittleSharedMemory.guard, "true"]
+    if subprocess.run(check, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    config = CONFIG.replace("{simulator}", simulator.url)
+    keys: dict[str, Any] = {f"key-{number}-{'x' * 50}": {} for number in range(40)}
+    with LittleSharedMemory(config, keys=keys, env=PROVIDER_KEYS) as gateway:
+        (worker,) = gateway.workers()
+        for name in keys:
+            for model in ("llama-a", "llama-b", "llama-c"):
+                assert chat.call(gateway, key=name, model=model).status == 200
+        assert gateway.workers() == [worker]
+        assert gateway.stderr().count("no room for metrics") >= 1
+        assert gateway.metrics().value("http_requests_total", path="/v1/chat/completions") == 120

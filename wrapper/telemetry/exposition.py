@@ -32,6 +32,7 @@ from wrapper.child import in_child
 from wrapper.metering import PICO
 from wrapper.store import Sums
 from wrapper.telemetry import instruments as metrics
+from wrapper.telemetry.mapped import MappedValues
 
 # A malformed version makes prometheus_client raise.
 _MALFORMED_VERSION = re.compile(
@@ -74,7 +75,6 @@ class Exporter(PrometheusMetrics):  # type: ignore[misc]  # has no types
 
 _mark_dead: Any = mark_process_dead
 _values: Any = MmapedDict.read_all_values_from_file  # untyped
-_Sums: Any = MmapedDict
 _Collector: Any = MultiProcessCollector
 
 
@@ -185,8 +185,12 @@ def _merge(worker: Path, dead: Path) -> None:
         return
     except struct.error:  # never laid out; left in place, it would break every scrape
         values = []
-    sums = _Sums(str(dead))
+    sums = MappedValues(str(dead))
+    before = {key: sums.read_value(key)[0] for key, *_ in values}
+    if sums.full:  # the worker's file stays, and nothing is counted twice
+        sums.close()
+        return
     for key, value, *_ in values:
-        sums.write_value(key, sums.read_value(key)[0] + value, 0.0)
+        sums.write_value(key, before[key] + value, 0.0)
     sums.close()
     worker.unlink()

@@ -12,6 +12,8 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from wrapper.telemetry import mapped as mapped  # before the first metric is made
+
 
 class Series(dict[tuple[str, ...], Any]):
     """The labelled series of one metric, by their label values: `CALLS[key, provider, …].inc()`.
