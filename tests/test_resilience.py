@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import socketserver
 import threading
 import time
@@ -252,3 +253,18 @@ def test_bodies_are_held_within_a_budget_of_memory(attacked: Gateway, provider: 
         assert [connection.read().status for connection in waiting] == [200] * 4
         assert begin("web-app").read().status == 200  # the memory has been given back
     assert processes.memory(worker).peak - before < 10 * len(body)
+
+
+# --- an operator --------------------------------------------------------------------------------
+
+
+def test_thousands_of_keys_are_read_beside_the_requests(attacked: Gateway) -> None:
+    many = "".join(
+        f'[keys.many{n}]\nsha256 = "{hashlib.sha256(b"%d" % n).hexdigest()}"\n' for n in range(9000)
+    )
+    before, text = attacked.reloads(), attacked.keys_file.read_text()
+    with others_are_served(attacked):
+        attacked.write_keys(text + many)
+        attacked.wait_for_reload(before, deadline=30)
+    assert "9005 keys" in attacked.stderr()
+    assert chat.call(attacked).status == 200

@@ -8,6 +8,7 @@ whom nothing has authenticated yet get a small part.
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from typing import Final
@@ -97,9 +98,10 @@ class Newcomers(set[Hashable]):
 
 
 class Capacity:
-    """The shared amounts of one worker."""
+    """The shared amounts of one worker. `places` are requests at once, as the system allows."""
 
     def __init__(self) -> None:
+        self.places = sys.maxsize
         self.memory = Budget()
         self.disk = Budget()
         self.newcomers = Newcomers()

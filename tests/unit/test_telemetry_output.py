@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -10,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from wrapper.telemetry import request_log
-from wrapper.telemetry.request_log import Output
+from wrapper.output import Output, Stderr
 
 LINE = b"x" * 999 + b"\n"
 
@@ -25,11 +25,10 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def test_a_pipe_without_a_reader_is_waited_for_once(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    pipe: tuple[int, int],
 ) -> None:
-    monkeypatch.setattr(request_log, "TIMEOUT", 0.2)
     reading, writing = pipe
-    out = Output(writing)
+    out = Output(writing, 0.2)
     for _ in range(64):  # a pipe's 64 KiB
         out.write(LINE)
     began = time.monotonic()
@@ -70,3 +69,18 @@ def test_a_file_is_appended_to(tmp_path: Path) -> None:
         file.flush()
         Output(file.fileno()).write(LINE)
     assert (tmp_path / "log").read_bytes() == b"before\n" + LINE
+
+
+def test_what_was_lost_on_stderr_is_counted_and_told(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    stderr = Stderr(fd=writing)
+    for _ in range(70):
+        print(LINE.decode(), end="", file=stderr)
+    assert 0 < stderr.lost < 10
+    os.read(reading, 65536)
+    print("half a line", end="", file=stderr)
+    assert os.get_blocking(writing)  # that belongs to others too
+    print(" and the rest", file=stderr)
+    told, line = os.read(reading, 65536).decode().splitlines()[-2:]
+    assert json.loads(told)["message"].endswith(f": {stderr.lost}")
+    assert line == "half a line and the rest"

@@ -182,7 +182,8 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     """
     environ, scope = context.environ, context.scope
     server = context.snapshot.settings.server
-    if len(context.runtime.scopes) >= server.max_in_flight:
+    in_flight = len(context.runtime.scopes)
+    if in_flight >= server.max_in_flight or in_flight >= context.runtime.capacity.places:
         raise overloaded()
     if principal.credential is not None:
         _take_newcomers_place(context, principal.credential)

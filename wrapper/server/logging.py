@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
+
+from gevent.monkey import get_original
+
+from wrapper.output import Stderr
+
+
+def protect_stderr() -> None:
+    """From now on a stderr that nobody reads costs lines and holds nothing up.
+
+    The wait for a slow reader is the system's own, a short one: this is also written to where
+    greenlets cannot wait.
+    """
+    select = get_original("select", "select")
+    sys.stderr = Stderr(lambda fd, seconds: bool(select((), (fd,), (), seconds)[1]))
 
 
 def set_up_logging(level: str) -> None:

@@ -87,6 +87,14 @@ class Telemetry:
     def _has_label(self, model: str) -> bool:
         return model == NO_MODEL or model in self.models
 
+    def event_loop_lagged(self, seconds: float) -> None:
+        """The worker's event loop went on that much later than asked."""
+        metrics.LOOP_LAG.observe(round(seconds * STEPS) / STEPS)
+
+    def lines_lost(self, count: int) -> None:
+        """So many lines of stderr could not be written."""
+        metrics.LOST_LINES["stderr",].inc(count)
+
     def request_started(self, record: RequestRecord, *, is_probe: bool) -> None:
         """A request has arrived; a probe (health check, scrape) is not counted as in flight."""
         record.in_flight = not is_probe

@@ -2,27 +2,24 @@
 
 Invariant: no secret, query string or body gets into a line, and no text from a caller makes it
 longer than a pipe takes at once. Where stdout fails or is not read, lines are dropped; no
-request fails, and none waits for longer than `TIMEOUT`.
+request fails, and none waits for longer than a second.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import select
-import stat
 import time
 from typing import Any
 
 import msgspec
 
 from wrapper.metering import PICO
+from wrapper.output import Output
 from wrapper.record import RequestRecord
-from wrapper.telemetry.instruments import METHODS, OTHER
+from wrapper.telemetry.instruments import LOST_LINES, METHODS, OTHER
 
 MAX_MODEL_LENGTH = 200  # characters of a name in the log; a caller may send megabytes
 MAX_ID_LENGTH = 200  # a line longer than a pipe takes at once mixes with another worker's
-TIMEOUT = 1.0  # seconds for a slow reader; other requests are served meanwhile
 
 _MIN_STATUS = {"debug": 0, "info": 0, "warning": 400, "error": 500}
 
@@ -45,6 +42,7 @@ class RequestLog:
         try:
             self._output.write(_encode(line(record)) + b"\n")
         except OSError as error:
+            LOST_LINES["stdout",].inc()
             if not self._failing:
                 log.error("request lines cannot be written to stdout: %s", error.strerror)
             self._failing = True
@@ -100,42 +98,3 @@ def _timestamp(at: float) -> str:
     return (
         time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((at - whole) * 1000):03d}Z"
     )
-
-
-class Output:
-    """Writes whole lines to `fd` without blocking; a slow reader is waited for once."""
-
-    def __init__(self, fd: int = 1) -> None:
-        self._inherited = fd
-        self._fd = -1
-        self._may_wait = True
-
-    def write(self, line: bytes) -> None:
-        """Raises OSError (BlockingIOError: it is not read) where the line was not written."""
-        if self._fd < 0:
-            self._fd = _non_blocking(self._inherited)
-        may_wait = self._may_wait
-        self._may_wait = False  # after a failure lines are dropped at once
-        while line:
-            try:
-                line = line[os.write(self._fd, line) :]
-            except BlockingIOError:
-                if not may_wait or not select.select((), (self._fd,), (), TIMEOUT)[1]:
-                    raise
-        self._may_wait = True
-
-
-def _non_blocking(fd: int) -> int:
-    """A non-blocking descriptor for the same file.
-
-    Why: O_NONBLOCK on `fd` itself would apply to every process that shares it, such as the master
-    and the shell. Linux reopens a pipe or a terminal under this name (proc(5)). A regular file
-    never blocks, and what cannot be reopened (a socket, another system) is used as it is.
-    """
-    kind = os.fstat(fd).st_mode
-    if stat.S_ISFIFO(kind) or os.isatty(fd):
-        try:
-            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        except OSError:
-            return fd
-    return fd
