@@ -223,48 +223,47 @@ FIRST_SCREEN = Section(
 )  # fmt: skip
 
 
-def per(metric: str, label: str, window: str, what: str, unit: str, width: int = 12) -> Panel:
-    """Bars by key or model, a day or an hour each."""
-    names = {COST: "Cost", CALLS: "API calls", TOKENS: "Tokens"}
-    period = {"1d": "day", "1h": "hour"}[window]
-    several = WITH_KEY if metric == CALLS else CHOSEN
-    expr = f"sum by ({label}) ({added(metric, window, several, ahead=True)})"
+def per_day(label: str) -> Panel:
+    """Bars of cost by key or model, one for each day."""
     of = "key" if label == "api_key" else label
     return chart(
-        f"{names[metric]} per {period} by {of}",
-        Line(expr, f"{{{{{label}}}}}"),
-        f"{what} in each {period} (UTC), one {of} on top of the other",
-        more="The last bar still grows."
-        + ("" if window == "1d" else " Of more than 40 days, only some hours are shown."),
-        unit=unit,
-        width=width,
+        f"Cost per day by {of}",
+        Line(f"sum by ({label}) ({added(COST, '1d', ahead=True)})", f"{{{{{label}}}}}"),
+        f"What was spent in each day (UTC), one {of} on top of the other",
+        more="The last bar still grows.",
+        unit=USD,
         bars=True,
         stacked=True,
-        interval=window,
-        days=30 if window == "1d" else None,
+        interval="1d",
+        days=30,
         to=BY_KEY if label == "api_key" else None,
     )
 
 
-PER_DAY = Section(
-    "Per day, the last 30",
-    [
-        Row(9, [
-            per(COST, "api_key", "1d", "What was spent", USD),
-            per(COST, "model", "1d", "What was spent", USD),
-        ]),
-    ],
-)  # fmt: skip
+def per_hour(title: str, metric: str, label: str, what: str, unit: str) -> Panel:
+    """A line of the last hour's sum at each moment."""
+    chosen = WITH_KEY if metric == CALLS else CHOSEN
+    return chart(
+        title,
+        Line(f"sum by ({label}) ({added(metric, '1h', chosen)})", f"{{{{{label}}}}}"),
+        f"At each moment: {what} of the hour before it",
+        unit=unit,
+        interval="1m",
+        to=BY_KEY if label == "api_key" else None,
+    )
+
+
+PER_DAY = Section("Per day, the last 30", [Row(9, [per_day("api_key"), per_day("model")])])
 PER_HOUR = Section(
     "Per hour",
     [
         Row(9, [
-            per(CALLS, "api_key", "1h", "Calls that came with a key", NUMBER),
-            per(TOKENS, "api_key", "1h", "Tokens, prompt and completion,", SHORT),
+            per_hour("API calls per hour by key", CALLS, "api_key", "the calls with a key", NUMBER),
+            per_hour("Tokens per hour by key", TOKENS, "api_key", "the tokens", SHORT),
         ]),
         Row(9, [
-            per(COST, "api_key", "1h", "What was spent", USD),
-            per(COST, "model", "1h", "What was spent", USD),
+            per_hour("Cost per hour by key", COST, "api_key", "the cost", USD),
+            per_hour("Cost per hour by model", COST, "model", "the cost", USD),
         ]),
     ],
 )  # fmt: skip

@@ -80,7 +80,7 @@ class Board:
         return [p for section in self.sections for row in section.rows for p in row.panels]
 
     def json(self) -> Json:
-        """The file's content, without what the SDK writes of deprecated options."""
+        """The file's content, without the SDK's defaults that newer schemas do not have."""
         board = builders.Dashboard(self.title).uid(self.uid).description(self.description)
         board.tags([TAG]).timezone(self.timezone).editable().version(1).refresh(self.refresh)
         board.tooltip(models.DashboardCursorSync.CROSSHAIR).time(f"now-{self.span}", "now")
@@ -100,6 +100,9 @@ class Board:
         made: Json = json.loads(json.dumps(board.build(), cls=JSONEncoder))
         made |= {"schemaVersion": SCHEMA_VERSION, "weekStart": ""}
         made["annotations"] = {"list": [_event(event) for event in self.events]}
+        for variable in made["templating"]["list"]:
+            for name in ("auto", "auto_min", "auto_count"):  # of variables of another kind
+                variable.pop(name, None)
         for panel in made["panels"]:
             _tidy(panel)
         return made

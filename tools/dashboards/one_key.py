@@ -108,13 +108,18 @@ SUMMARY = Section(
 )  # fmt: skip
 
 
-def _per(metric: str, window: str, title: str, shows: str, unit: str) -> Panel:
-    expr = f"sum by (model) ({added(metric, window, KEY, ahead=True)})"
-    return chart(
-        title, Line(expr, "{{model}}"), shows, more="The last bar still grows.",
-        unit=unit, bars=True, stacked=True, interval=window, width=12,
-        days=30 if window == "1d" else None,
-    )  # fmt: skip
+def _per_hour(metric: str, title: str, shows: str, unit: str) -> Panel:
+    line = Line(f"sum by (model) ({added(metric, '1h', KEY)})", "{{model}}")
+    return chart(title, line, shows, unit=unit, interval="1m")
+
+
+COST_PER_DAY = chart(
+    "Cost per day by model",
+    Line(f"sum by (model) ({added(COST, '1d', KEY, ahead=True)})", "{{model}}"),
+    "What was spent in each day (UTC), one model on top of the other",
+    more="The last bar still grows.",
+    unit=USD, bars=True, stacked=True, interval="1d", days=30,
+)  # fmt: skip
 
 
 MODELS = rows(
@@ -131,13 +136,13 @@ USE = Section(
     "What it used",
     [
         Row(8, [
-            _per(COST, "1d", "Cost per day by model", "What was spent in each day (UTC)", USD),
-            _per(COST, "1h", "Cost per hour by model", "What was spent in each hour", USD),
+            COST_PER_DAY,
+            _per_hour(COST, "Cost per hour by model", "At each moment: the cost of the hour before it", USD),
         ]),
         Row(7, [MODELS]),
         Row(8, [
-            _per(CALLS, "1h", "Calls per hour by model", "The key's calls in each hour", NUMBER),
-            _per(TOKENS, "1h", "Tokens per hour by model", "Prompt and completion", SHORT),
+            _per_hour(CALLS, "Calls per hour by model", "At each moment: the calls of the hour before it", NUMBER),
+            _per_hour(TOKENS, "Tokens per hour by model", "At each moment: the tokens of the hour before it", SHORT),
         ]),
     ],
 )  # fmt: skip
