@@ -258,7 +258,7 @@ PROVIDER = Section(
                 bars=True, stacked=True, interval="1m", width=8,
             ),
             chart(
-                "Keys limited, by reason",
+                "Limited keys by reason",
                 Line(f"sum by (api_key, reason) ({added('api_key_rejections', '$__interval', LIMITED)})", "{{api_key}}: {{reason}}"),
                 "Refusals because a key has reached a limit or its budget",
                 bars=True, stacked=True, interval="5m", width=8, nothing="no key was limited",
