@@ -225,6 +225,14 @@ def test_the_tables_totals_are_those_of_the_providers_books(stack: Stack, range_
         eventually(partial(agree, stack.prometheus, counted, expected), 20, what=counted)
 
 
+def test_a_month_is_compared_from_a_few_samples_of_each_counter(stack: Stack) -> None:
+    """Not from all that lie between, which would be half a million of each."""
+    expr = f"sum({queries_of.grown('token_usage', '30d', '')})"
+    data = stack.prometheus.api("query", query=expr, stats="all")
+    series = float(stack.prometheus.query("count(token_usage_total)")[0]["value"][1])
+    assert data["stats"]["samples"]["totalQueryableSamples"] <= 4 * series
+
+
 def test_the_annotations_are_queries(stack: Stack) -> None:
     for dashboard in dashboards():
         for event in dashboard["annotations"]["list"]:

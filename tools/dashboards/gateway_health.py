@@ -57,13 +57,13 @@ WRONG_NOW = rows(
     "What is wrong now",
     [
         Column(
-            "Severity", label="severity", width=75,
+            "Severity", label="severity", width=75, fixed=True,
             texts={"critical": ("critical", "red"), "warning": ("warning", "orange")},
         ),
-        Column("State", label="alertstate", width=65),
-        Column("Alert", label="alertname", width=165),
-        Column("About", label="about", width=120),
-        Column("What to do", label="todo", width=400, texts=advice(), wrap=True),
+        Column("State", label="alertstate", width=65, fixed=True),
+        Column("Alert", label="alertname", width=165, fixed=True),
+        Column("About", label="about", width=150, fixed=True),
+        Column("What to do", label="todo", width=380, texts=advice(), wrap=True),
         Column("#", _what(), unit=NUMBER, width=30),
     ],
     "Alerts that fire, and pending ones that will if it goes on, each with what to do",
@@ -440,7 +440,7 @@ BOARD = Board(
     refresh="10s",
     variables=VARIABLES,
     sections=[
-        Section("", [Row(6, [WRONG_NOW]), *TILES]),
+        Section("", [Row(8, [WRONG_NOW]), *TILES]),
         TRAFFIC, PROVIDER, SPEED, ITSELF, REQUESTS,
     ],
     events=EVENTS,

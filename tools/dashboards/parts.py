@@ -59,7 +59,7 @@ class Line:
 class Column:
     """A column of a table: a query's value, or a label where `expr` is empty.
 
-    `width` is in pixels; a label column may grow beyond it.
+    `width` is in pixels; a label column may grow beyond it unless it is `fixed`.
     """
 
     title: str
@@ -74,6 +74,7 @@ class Column:
     texts: dict[str, tuple[str, str]] = field(default_factory=dict)  # value → text, colour
     link: tuple[str, str] | None = None
     wrap: bool = False
+    fixed: bool = False
 
 
 def _value(id_val: str, value: object) -> models.DynamicConfigValue:
@@ -228,7 +229,7 @@ def rows(
 
 def _cell(column: Column) -> list[models.DynamicConfigValue]:
     """The settings of a column."""
-    growing = not column.expr
+    growing = not (column.expr or column.fixed)
     width = _value("custom.minWidth" if growing else "custom.width", column.width)
     settings = [width, *_format(column), *_bar(column)]
     if column.steps:
