@@ -244,7 +244,7 @@ def _heartbeat(runtime: Runtime) -> None:
         time.sleep(HEARTBEAT_SECONDS)
         # Also without limits: leases of a configuration before may be open, requests may wait to be
         # written.
-        if not (runtime.snapshot.limits or runtime.snapshot.settings.server.metering):
+        if not (runtime.snapshot.limits.any or runtime.snapshot.settings.server.metering):
             continue
         try:
             runtime.admission.heartbeat()

@@ -129,17 +129,18 @@ class Telemetry:
             return OTHER
         return name if name in self.models or name in self._known else OTHER
 
-    def model_label(self, record: RequestRecord) -> str:
-        """The model as a metric label: `ledger_model`, or `other` where there is no place left."""
-        name = self.ledger_model(record)
+    def model_label(self, name: str) -> str:
+        """A model of the ledger as a metric label: `other` where there is no place left."""
         return name if name in (NO_MODEL, OTHER) or self.models.add(name) else OTHER
 
     def store_failed(self) -> None:
         """The store could not be used."""
         metrics.STORE_FAILURES.inc()
 
-    def count(self, record: RequestRecord, *, proxy_request: bool, metering: bool) -> None:
-        """Count a finished record.
+    def count(
+        self, record: RequestRecord, model: str, *, proxy_request: bool, metering: bool
+    ) -> None:
+        """Count a finished record, whose model the ledger books as `model`.
 
         `proxy_request`: a caller's request for a provider was forwarded or refused. `metering`:
         usage is metered.
@@ -157,15 +158,16 @@ class Telemetry:
         if not unauthenticated or (method == "GET" and record.status < 400):
             metrics.DURATION[method, path].observe(round(record.duration * STEPS) / STEPS)
             metrics.OVERHEAD[path,].observe(round(record.overhead * STEPS) / STEPS)
-        for failure in record.upstream_errors:
-            metrics.UPSTREAM_ERRORS[failure].inc()
-        for failure in record.failovers:
-            metrics.FAILOVERS[failure].inc()
+        if record.upstream_errors:
+            for failure in record.upstream_errors:
+                metrics.UPSTREAM_ERRORS[failure].inc()
+            for failure in record.failovers:
+                metrics.FAILOVERS[failure].inc()
         if proxy_request and metering:
-            self._count_proxy_request(record)
+            self._count_proxy_request(record, self.model_label(model))
 
-    def _count_proxy_request(self, record: RequestRecord) -> None:
-        model, provider = self.model_label(record), record.provider or "none"
+    def _count_proxy_request(self, record: RequestRecord, model: str) -> None:
+        provider = record.provider or "none"
         labels = (record.api_key, provider, model)
         metrics.CALLS[*labels, record.outcome].inc()
         if record.outcome == REJECTED:
