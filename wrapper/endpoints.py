@@ -91,6 +91,7 @@ ENDPOINTS: Final = (
     Endpoint("/runs/{id}/cancel", reports_stored_usage=True),
     Endpoint("/graders/run", surface="graders"),
     Endpoint("/chatkit/sessions", surface="chatkit"),
+    Endpoint("/realtime", surface="realtime"),
     Endpoint("/realtime/calls", surface="realtime"),
     Endpoint("/realtime/client_secrets", surface="realtime"),
     Endpoint("/realtime/sessions", surface="realtime"),
@@ -109,6 +110,11 @@ FIRST_SEGMENTS: Final = frozenset(
     ]
 )
 """How the paths of the OpenAI API begin below `/v1`, which a client may leave out."""
+
+WITHOUT_MODEL: Final = FIRST_SEGMENTS - frozenset(
+    ["audio", "completions", "edits", "embeddings", "engines", "images", "realtime", "rerank"]
+)
+"""Those below which a request may name no model, because it uses none: stored objects and lists."""
 
 OTHER: Final = Endpoint("", method="")
 """Any other request: its usage is read where it reports one, and none is expected."""

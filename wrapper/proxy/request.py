@@ -57,11 +57,9 @@ _BAD_QUERY: Final = re.compile(r"[\x00-\x20\x7f#]")
 class _Fields(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
-    models: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 _decode = msgspec.json.Decoder(_Fields).decode
-_decode_names = msgspec.json.Decoder(list[str] | None).decode
 
 
 class Prepared(NamedTuple):
@@ -77,9 +75,8 @@ class Prepared(NamedTuple):
 class ProxyRequest(NamedTuple):
     """One request as the relay needs it.
 
-    `target` is the raw path, `query` the raw `?query`. `model` is None where none could be read;
-    `models` are further ones that the body names, as JSON. `form` reads beside a form that streams
-    through.
+    `target` is the raw path, `query` the raw `?query`. `model` is None where none could be read.
+    `form` reads beside a form that streams through.
     """
 
     method: str
@@ -89,23 +86,12 @@ class ProxyRequest(NamedTuple):
     body: Body = None
     model: str | None = None
     stream: bool = False
-    models: msgspec.Raw = msgspec.Raw(b"[]")
     form: FieldFinder | None = None
 
     @property
     def named_model(self) -> str:
         """The model that is known once the body has been sent; empty where there is none."""
         return self.model or (self.form.value if self.form else None) or ""
-
-    @property
-    def further_models(self) -> list[str]:
-        """Those that the body names in `models`, as OpenRouter takes them: to be tried in place of
-        `model`. Raises InvalidBody where they cannot be read.
-        """
-        try:
-            return _decode_names(self.models) or []
-        except msgspec.DecodeError:
-            raise errors.InvalidBody("'models' is not a list of names.", param="models") from None
 
     @property
     def body_is_consumed(self) -> bool:
@@ -242,9 +228,7 @@ def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRe
             "A field is given twice, or in capitals: 'model', 'models', 'stream' or "
             "'stream_options'."
         )
-    return request._replace(
-        body=body, model=fields.model, models=fields.models, stream=bool(fields.stream)
-    )
+    return request._replace(body=body, model=fields.model, stream=bool(fields.stream))
 
 
 def overloaded() -> errors.Overloaded:
