@@ -21,6 +21,12 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
+# Reasons of `unmetered_responses_total`, beside those of `wrapper.metering.usage`.
+NO_USAGE: Final = "no_usage"
+NOT_REPORTED: Final = "not_reported"  # the format that was asked for reports none
+DEFERRED: Final = "deferred"  # the work is done later; what it uses is reported elsewhere
+UNKNOWN: Final = "unknown_endpoint"
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -36,12 +42,19 @@ class Endpoint:
     json_body: bool = False
     # A 2xx reports what the request used; one without a readable report is counted as unmetered.
     metered: bool = False
+    # The reason that a 2xx without a report is counted under, where that is to be expected. Such a
+    # request is counted though it is not `metered`: it costs something, or may.
+    unreported: str = ""
+    # Billed by the characters of `input`, where the model has such a price.
+    by_character: bool = False
     # The usage in a response is that of a stored object and was counted when that was made.
     reports_stored_usage: bool = False
     # A stream reports its usage only when `stream_options.include_usage` asks for it.
     ask_stream_usage: bool = False
     # The provider chooses a model, at a price, where the request names none.
     default_model: bool = False
+    # The model writes nothing: there is no output to reserve.
+    input_only: bool = False
     # It names models where the gateway does not look, hands out a credential, or starts work that
     # no request of the key will show: keys with a budget or a model list need this name in their
     # `endpoints`.
@@ -63,40 +76,75 @@ ENDPOINTS: Final = (
     Endpoint("/completions", json_body=True, metered=True, ask_stream_usage=True),
     Endpoint("/responses", json_body=True, metered=True, creates="response"),
     Endpoint("/responses/compact", json_body=True, metered=True),
+    Endpoint("/responses/input_tokens"),
     Endpoint("/responses/{id}/cancel", reports_stored_usage=True),
-    Endpoint("/embeddings", json_body=True, metered=True),
-    Endpoint("/audio/transcriptions", metered=True),
-    Endpoint("/audio/translations", metered=True),
-    Endpoint("/audio/speech", json_body=True, metered=True),
+    Endpoint("/embeddings", json_body=True, metered=True, input_only=True),
+    Endpoint("/audio/transcriptions", metered=True, unreported=NOT_REPORTED),
+    Endpoint("/audio/translations", metered=True, unreported=NOT_REPORTED),
+    Endpoint("/audio/speech", json_body=True, metered=True, by_character=True),
     Endpoint("/images/generations", json_body=True, metered=True),
     Endpoint("/images/edits", metered=True),
     Endpoint("/images/variations", metered=True),
-    Endpoint("/videos", default_model=True, creates="video"),
-    Endpoint("/videos/edits", surface="videos", creates="video"),
-    Endpoint("/videos/extensions", surface="videos", creates="video"),
-    Endpoint("/remix", surface="videos", creates="video"),
+    Endpoint("/moderations"),
+    Endpoint("/rerank", json_body=True, metered=True),
+    Endpoint("/videos", metered=True, default_model=True, creates="video"),
+    Endpoint("/videos/edits", metered=True, surface="videos", creates="video"),
+    Endpoint("/videos/extensions", metered=True, surface="videos", creates="video"),
+    Endpoint("/remix", metered=True, surface="videos", creates="video"),
     Endpoint("/files", creates="file"),
     Endpoint("/uploads", creates="upload"),
+    Endpoint("/uploads/{rest}"),
     Endpoint("/vector_stores", creates="vector_store"),
+    Endpoint("/vector_stores/{id}"),
+    Endpoint("/vector_stores/{id}/files/{rest}"),
+    Endpoint("/vector_stores/{id}/file_batches/{rest}"),
     Endpoint("/conversations", creates="conversation"),
-    Endpoint("/containers", surface="containers", creates="container"),
+    Endpoint("/conversations/{rest}"),
+    Endpoint("/containers", surface="containers", unreported=NO_USAGE, creates="container"),
+    Endpoint("/containers/{rest}"),
     Endpoint("/assistants", creates="assistant"),
-    Endpoint("/fine_tuning/jobs", surface="fine_tuning", creates="fine_tuning_job"),
+    Endpoint("/assistants/{id}"),
+    Endpoint(
+        "/fine_tuning/jobs", surface="fine_tuning", unreported=DEFERRED, creates="fine_tuning_job"
+    ),
+    Endpoint("/fine_tuning/jobs/{rest}"),
     Endpoint("/evals", surface="evals", creates="eval"),
-    Endpoint("/batches", surface="batches", reports_stored_usage=True, creates="batch"),
+    Endpoint("/evals/{id}"),
+    Endpoint("/messages/count_tokens", json_body=True),
+    Endpoint(
+        "/messages/batches", surface="batches", reports_stored_usage=True, unreported=DEFERRED
+    ),
+    Endpoint("/threads/{id}/messages"),
+    Endpoint("/threads/{id}/messages/{id}"),
+    Endpoint("/messages", json_body=True, metered=True),
+    Endpoint(
+        "/batches",
+        surface="batches",
+        reports_stored_usage=True,
+        unreported=DEFERRED,
+        creates="batch",
+    ),
     Endpoint("/batches/{rest}", reports_stored_usage=True),
-    Endpoint("/threads", creates="thread"),
-    Endpoint("/runs", surface="assistants", creates="run"),
+    Endpoint("/runs", surface="assistants", unreported=DEFERRED, creates="run"),
     Endpoint("/runs/{id}", reports_stored_usage=True),
     Endpoint("/runs/{id}/cancel", reports_stored_usage=True),
-    Endpoint("/graders/run", surface="graders"),
-    Endpoint("/chatkit/sessions", surface="chatkit"),
-    Endpoint("/realtime", surface="realtime"),
-    Endpoint("/realtime/calls", surface="realtime"),
-    Endpoint("/realtime/client_secrets", surface="realtime"),
-    Endpoint("/realtime/sessions", surface="realtime"),
-    Endpoint("/realtime/transcription_sessions", surface="realtime"),
+    Endpoint("/threads", creates="thread"),
+    Endpoint("/threads/{id}"),
+    Endpoint("/graders/run", surface="graders", unreported=NO_USAGE),
+    Endpoint("/chatkit/sessions", surface="chatkit", unreported=NO_USAGE),
+    Endpoint("/realtime", surface="realtime", unreported=NO_USAGE),
+    Endpoint("/realtime/calls", surface="realtime", unreported=NO_USAGE),
+    Endpoint("/realtime/client_secrets", surface="realtime", unreported=NO_USAGE),
+    Endpoint("/realtime/sessions", surface="realtime", unreported=NO_USAGE),
+    Endpoint("/realtime/transcription_sessions", surface="realtime", unreported=NO_USAGE),
     # Ollama's own API, which a local provider may speak beside OpenAI's.
+    Endpoint("/api/chat", json_body=True, metered=True),
+    Endpoint("/api/generate", json_body=True, metered=True),
+    Endpoint("/api/embed", json_body=True, metered=True),
+    Endpoint("/api/embeddings", json_body=True, unreported=NOT_REPORTED),
+    Endpoint("/api/show"),
+    Endpoint("/api/pull"),
+    Endpoint("/api/push"),
     Endpoint("/api/copy", surface="ollama"),
     Endpoint("/api/create", surface="ollama"),
 )
@@ -105,19 +153,24 @@ FIRST_SEGMENTS: Final = frozenset(
     [
         *("assistants", "audio", "batches", "chat", "chatkit", "completions", "containers"),
         *("conversations", "edits", "embeddings", "engines", "evals", "files", "fine_tuning"),
-        *("images", "models", "moderations", "realtime", "rerank", "responses", "threads"),
-        *("uploads", "vector_stores", "videos"),
+        *("images", "messages", "models", "moderations", "realtime", "rerank", "responses"),
+        *("threads", "uploads", "vector_stores", "videos"),
     ]
 )
 """How the paths of the OpenAI API begin below `/v1`, which a client may leave out."""
 
 WITHOUT_MODEL: Final = FIRST_SEGMENTS - frozenset(
-    ["audio", "completions", "edits", "embeddings", "engines", "images", "realtime", "rerank"]
+    [
+        *("audio", "completions", "edits", "embeddings", "engines", "images", "messages"),
+        *("realtime", "rerank"),
+    ]
 )
 """Those below which a request may name no model, because it uses none: stored objects and lists."""
 
-OTHER: Final = Endpoint("", method="")
-"""Any other request: its usage is read where it reports one, and none is expected."""
+OTHER: Final = Endpoint("", method="", unreported=UNKNOWN)
+"""Any other request: its usage is read where it reports one. A JSON response without one is counted
+as unmetered, because it may have cost something.
+"""
 
 ADMIN: Final = Endpoint("/organization/{rest}", method="", surface="admin")
 """The account's own administration, whatever the method: no gateway key may use it."""

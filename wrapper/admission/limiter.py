@@ -41,15 +41,16 @@ class Admission:
     def settle(self, entry: Entry, lease: Lease | None = None) -> None:
         """Book `entry` and end the lease. A second time nothing happens.
 
-        A response whose use is unknown counts as what was reserved for it: its tokens stay in
-        the windows, and where there is a budget its estimated cost is booked.
+        The tokens of a response whose use is unknown (`unmetered`) stay as they were reserved; its
+        cost is what `bound` says.
         """
-        if lease is None:
-            self._store.settle(entry)
-            return
-        if entry.unmetered and entry.cost is None and _has_budget(lease):
-            entry = entry._replace(cost=lease.demand.cost)
         self._store.settle(entry, lease)
+
+    def bound(self, lease: Lease | None) -> int | None:
+        """What a request of unknown use costs: the estimate, where it was reserved in a budget."""
+        if lease is None or all(subject.limits.budget is None for subject in lease.subjects):
+            return None
+        return lease.demand.cost
 
     def release(self, lease: Lease) -> None:
         """End the lease of a request that was never made: only its count stays."""
@@ -63,7 +64,3 @@ class Admission:
     def heartbeat(self) -> None:
         """Renew this worker's leases, end those of dead workers, write what waits."""
         self._store.heartbeat()
-
-
-def _has_budget(lease: Lease) -> bool:
-    return any(subject.limits.budget is not None for subject in lease.subjects)

@@ -44,7 +44,10 @@ _CHUNK = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,14})\r\n")
 
 _LAST_CHUNK = b"0\r\n\r\n"  # without trailers
 
-_TCP_INFO_BYTES = 128  # up to and with `tcpi_bytes_acked`
+# Linux's account of a connection (tcp(7)). Its last 8 bytes here are `tcpi_bytes_acked`, the bytes
+# that the peer has acknowledged.
+_TCP, _TCP_INFO = socket.IPPROTO_TCP, getattr(socket, "TCP_INFO", -1)
+_TCP_INFO_BYTES = 128
 
 # A machine's sleep counts: the peer has not slept.
 clock = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
@@ -99,7 +102,10 @@ class Connection:
             self.sock.settimeout(0)
             self.sock.recv(1)
         except (BlockingIOError, ssl.SSLWantReadError):
-            self._acked = _tcp_info(self.sock)
+            try:
+                self._acked = self.sock.getsockopt(_TCP, _TCP_INFO, _TCP_INFO_BYTES)
+            except OSError:  # no Linux, or no TCP
+                self._acked = None
             return True
         except OSError:
             return False
@@ -117,10 +123,10 @@ class Connection:
             return False
         if not self._written:
             return True
-        now = _tcp_info(self.sock)
-        if error.reset or not now or not self._acked:
+        if error.reset or self._acked is None or len(self._acked) < _TCP_INFO_BYTES:
             return False
-        return _acknowledged(now) == _acknowledged(self._acked)
+        now = self.sock.getsockopt(_TCP, _TCP_INFO, _TCP_INFO_BYTES)
+        return now[_TCP_INFO_BYTES - 8 :] == self._acked[_TCP_INFO_BYTES - 8 :]
 
     def send(self, head: bytes, body: bytes | Iterable[bytes] | None, timeout: float) -> None:
         """Write a request; `timeout` bounds each wait for the peer to take bytes.
@@ -205,20 +211,6 @@ class Connection:
             end = data.find(b"\r\n\r\n", searched)
         self._ahead = data[end + 4 :]
         return data[:end]
-
-
-def _tcp_info(sock: socket.socket) -> bytes | None:
-    """The kernel's account of the connection (tcp(7)), where it keeps one that is long enough."""
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except (AttributeError, OSError):  # no Linux, or no TCP
-        return None
-    return info if len(info) == _TCP_INFO_BYTES else None
-
-
-def _acknowledged(info: bytes) -> bytes:
-    """The number of bytes that the peer has acknowledged: Linux's `tcpi_bytes_acked`."""
-    return info[_TCP_INFO_BYTES - 8 :]
 
 
 def parse_head(data: bytes, method: str) -> Head:

@@ -12,8 +12,8 @@ Prices are USD per million tokens: `input`, `cached_input` (default: the price o
 billed apart. `audio_hour` is USD per hour of audio, `minimum_seconds` the shortest that is billed.
 `tiers` holds prices that apply to the whole request when its prompt has more than `above` tokens.
 `service_tiers` holds the prices of flex, priority, batch, each a table like that of the model, or
-the name of another tier ("standard" is the model's own) whose prices they are. `units` holds USD for
-one of what is counted beside tokens: `character` (speech), `web_search`, `file_search`,
+the name of another tier ("standard" is the model's own) whose prices they are. `units` holds USD
+for one of what is counted beside tokens: `character` (speech), `web_search`, `file_search`,
 `video_second 720x1280`, … A name that ends with `*` is a prefix.
 
 Cost is counted in whole pico-USD (1e-12 USD): 0.05 USD per million tokens are 50,000 of them per

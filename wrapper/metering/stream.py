@@ -48,6 +48,16 @@ _DATA = re.compile(rb"(?:\A|[\r\n])data: ?")
 _TERMINAL = re.compile(
     rb'(?:\A|[\r\n])data: ?(?:\[DONE\]|\{[ ]*"type":[ ]*"message_stop"[^\r\n]*)[\r\n]*\Z'
 )
+# Text, reasoning, arguments, sound or an image that is not empty, or the end of a choice …
+_CONTENT = re.compile(
+    rb'"(?:content|text|delta|reasoning|reasoning_content|refusal|thinking|partial_json|arguments'
+    rb'|b64_json|partial_image_b64|audio|transcript|finish_reason)":[ ]*"[^"]'
+    rb'|"tool_calls":[ ]*\[[ ]*\{|"function_call":[ ]*\{'
+)
+# … but not in the events that repeat the request.
+_SETUP = re.compile(
+    rb'"type":[ ]*"(?:response\.(?:created|queued|in_progress)|message_start|ping)"'
+)
 
 _OPTIONS = "stream_options"
 _FLAG = "include_usage"
@@ -86,6 +96,15 @@ def _set_flag(options: bytes) -> bytes:
         if options[member.value_start : member.value_end] != b"true":
             options = options[: member.value_start] + b"true" + options[member.value_end :]
     return options
+
+
+def has_content(piece: bytes) -> bool:
+    """Whether a piece of a stream has an event with a part of the answer: no comment, no chunk with
+    a role alone.
+    """
+    return any(
+        _CONTENT.search(event) and not _SETUP.search(event) for event in piece.split(b"\n\n")
+    )
 
 
 class StreamExtractor:
@@ -139,7 +158,7 @@ class StreamExtractor:
             for span in spans:
                 if not span.whole or self._interesting(span.raw):
                     self._inspect(span)
-                self._last = span.raw
+                self._passed(span)
             return data
         return b"".join([span.raw for span in spans if self._is_kept(span)])
 
@@ -162,6 +181,10 @@ class StreamExtractor:
         reason = self._reason or (NO_USAGE if self._ended else TRUNCATED)
         return ExtractedUsage(None, self._model, reason, self._error, terminal)
 
+    def _passed(self, span: Span) -> None:
+        """Note the last event; the rest of a line end that came apart is none."""
+        self._last = span.raw if len(span.raw) > 2 else self._last or b""
+
     def _interesting(self, data: bytes) -> bool:
         if b'"usage' in data and data.count(b'"usage') > data.count(b'"usage":null'):
             return True
@@ -178,7 +201,7 @@ class StreamExtractor:
         found = None
         if not span.whole or self._interesting(span.raw):
             found = self._inspect(span)
-        self._last = span.raw
+        self._passed(span)
         if found is None or not found.only_usage:
             return True
         self._stripped_at_cr = span.raw.endswith(b"\r")

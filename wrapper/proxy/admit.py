@@ -10,12 +10,14 @@ is on the record, and `finalize` settles it, whatever happens in between.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Iterable
+from typing import Any, Final
 
 import msgspec
 
 from wrapper import errors
-from wrapper.admission import Demand, Refused, estimate
+from wrapper.admission import Demand, Refused, Standing, Subject, estimate
 from wrapper.auth import Principal
 from wrapper.config.problems import quote
 from wrapper.metering import Usage
@@ -24,7 +26,11 @@ from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.runtime import RequestContext
 from wrapper.store import StoreError
 
-_ONE_TOKEN = Usage(1, 1, 2)
+# A form carries a recording or an image. Of speech at 16 kbit/s, which few formats go below, a
+# second has 2000 bytes and some ten tokens.
+MEDIA_BYTES_PER_SECOND: Final = 2000
+MEDIA_BYTES_PER_TOKEN: Final = 200
+_ONE_TOKEN: Final = Usage(1, 1, 2)
 
 
 class _OutputLimits(msgspec.Struct):
@@ -55,18 +61,23 @@ def admit(
         return attempts
     own = limits.of_key(key.name)
     providers = [limits.of_provider(attempt.upstream.provider.name) for attempt in attempts]
-    if not own and not any(providers):
+    involved = [*own, *filter(None, providers)]
+    if not involved:
         return attempts
-    if key.unpriced == "refuse" and any(subject.limits.budget is not None for subject in own):
-        _refuse_unpriced(context, request, attempts)
-    demand = _demand(context, request, attempts)
+    if key.unpriced == "refuse":
+        _check_prices(context, own, request, attempts)
+    demand = Demand()
+    if any(subject.limits.need_estimate for subject in involved):
+        demand = _demand(context, request, attempts)
+    full: list[Refused] = []
     for index, provider in enumerate(providers):
         subjects = own if provider is None else (*own, provider)
         try:
             lease = context.runtime.admission.admit(subjects, demand)
         except Refused as refusal:
-            if refusal.subject is not provider or index == len(providers) - 1:
+            if refusal.subject is not provider:
                 raise limit_exceeded(refusal) from None
+            full.append(refusal)
             continue
         except StoreError as error:
             context.runtime.store_failed(error)
@@ -74,10 +85,9 @@ def admit(
                 return attempts
             raise errors.StoreUnavailable() from None
         context.record.lease = lease
-        for violation in lease.dry_run:
-            context.record.dry_run.append(_code(violation.reason))
+        context.record.dry_run += [_code(violation.reason) for violation in lease.dry_run]
         return attempts[index:]
-    raise AssertionError("there is at least one attempt")  # pragma: no cover
+    raise limit_exceeded(min(full, key=_lasts))
 
 
 def move(context: RequestContext, attempt: UpstreamAttempt) -> None:
@@ -88,7 +98,8 @@ def move(context: RequestContext, attempt: UpstreamAttempt) -> None:
     lease = context.record.lease
     if lease is None:
         return
-    provider = context.snapshot.limits.of_provider(attempt.upstream.provider.name)
+    snapshot = context.snapshot
+    provider = snapshot.limits.of_provider(attempt.upstream.provider.name)
     try:
         context.runtime.admission.move(lease, provider)
     except Refused:
@@ -97,20 +108,29 @@ def move(context: RequestContext, attempt: UpstreamAttempt) -> None:
         ) from None
     except StoreError as error:
         context.runtime.store_failed(error)
-        raise errors.StoreUnavailable() from None
+        if snapshot.settings.keys[context.record.api_key].store_failure != "allow":
+            raise errors.StoreUnavailable() from None
 
 
 def limit_exceeded(refusal: Refused) -> errors.GatewayError:
-    """The error for a refusal, with the headers that tell the client when to come again."""
+    """The error for a refusal, with the headers that tell the client when to come again.
+
+    What the account of a provider has left is told to nobody: it is the operator's.
+    """
     kind, _, name = refusal.subject.name.partition(":")
-    of = {"key": "this API key", "group": f"the group {name!r}", "provider": "the account"}[kind]
+    of = {
+        "key": "this API key",
+        "group": f"the group {name!r}",
+        "provider": f"the gateway's account at {name!r}",
+    }[kind]
+    account = kind == "provider"
     if refusal.reason == "budget":
         again = "" if refusal.retry_after is None else f" It resets in {refusal.retry_after} s."
         if refusal.never:
             again = " This request alone may cost more: limit its output (max_completion_tokens)."
+        use = f"{refusal.used / 1e12:.6f} of {refusal.limit / 1e12:.6f} USD in use"
         return errors.InsufficientQuota(
-            f"The budget of {of} is used up: {refusal.used / 1e12:.6f} of"
-            f" {refusal.limit / 1e12:.2f} USD.{again}"
+            f"The budget of {of} has no room{'' if account else f': {use}'}.{again}"
         )
     what = {
         "requests": "requests per minute",
@@ -121,23 +141,28 @@ def limit_exceeded(refusal: Refused) -> errors.GatewayError:
         again = "The request alone may use more: limit its output (max_completion_tokens)."
     else:
         again = f"Try again in {refusal.retry_after} s."
+    use = what if account else f"{refusal.used} of {refusal.limit} {what} in use"
+    retry = ("x-should-retry", "false")
+    if refusal.retry_after is not None:
+        retry = ("Retry-After", str(refusal.retry_after))
     return errors.RateLimitExceeded(
-        f"Rate limit of {of}: {refusal.used} of {refusal.limit} {what} in use. {again}",
-        headers=(
-            ("Retry-After", str(refusal.retry_after or 60)),
-            *rate_limit_headers(refusal.standings),
-            *([("x-should-retry", "false")] if refusal.never else []),
-        ),
+        f"Rate limit of {of}: {use}. {again}",
+        headers=(retry, *rate_limit_headers(refusal.standings)),
     )
 
 
-def rate_limit_headers(standings: Any) -> list[tuple[str, str]]:
+def rate_limit_headers(standings: Iterable[Standing]) -> list[tuple[str, str]]:
     """`x-ratelimit-*` in OpenAI's form, of the limit with the least left; empty without limits.
 
-    A provider's account is nothing that a key owner can act on: only keys and groups count.
+    A provider's account is nothing that a key owner can act on, and a dry run must not slow a
+    client down: only the enforced limits of keys and groups count.
     """
     headers: list[tuple[str, str]] = []
-    own = [each for each in standings if not each.subject.name.startswith("provider:")]
+    own = [
+        standing
+        for standing in standings
+        if standing.subject.limits.enforce and not standing.subject.name.startswith("provider:")
+    ]
     for unit in ("requests", "tokens"):
         limited = [
             (left, each) for each in own if (left := getattr(each, f"{unit}_left")) is not None
@@ -149,26 +174,43 @@ def rate_limit_headers(standings: Any) -> list[tuple[str, str]]:
             headers += [
                 (f"x-ratelimit-limit-{unit}", str(limit)),
                 (f"x-ratelimit-remaining-{unit}", str(left)),
-                (f"x-ratelimit-reset-{unit}", f"{reset:.0f}s"),
+                (f"x-ratelimit-reset-{unit}", _duration(reset)),
             ]
     return headers
+
+
+def _duration(seconds: float) -> str:
+    """Whole seconds as OpenAI writes them: `1m1s`, `59s`."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+
+
+def _lasts(refusal: Refused) -> float:
+    return math.inf if refusal.retry_after is None else refusal.retry_after
 
 
 def _code(reason: str) -> str:
     return "insufficient_quota" if reason == "budget" else "rate_limit_exceeded"
 
 
-def _refuse_unpriced(
-    context: RequestContext, request: ProxyRequest, attempts: list[UpstreamAttempt]
+def _check_prices(
+    context: RequestContext,
+    own: tuple[Subject, ...],
+    request: ProxyRequest,
+    attempts: list[UpstreamAttempt],
 ) -> None:
     """A key with a budget may not use a model whose price is unknown: it could not be counted."""
+    budgets = [subject.limits for subject in own if subject.limits.budget is not None]
     endpoint = request.endpoint
-    if endpoint.reports_stored_usage:
+    if not budgets or endpoint.reports_stored_usage:
         return
     for attempt in attempts:
         if not attempt.model and not (endpoint.metered or endpoint.default_model):
             continue
         if _price(context, attempt, _ONE_TOKEN) is None:
+            if not any(limits.enforce for limits in budgets):
+                context.record.dry_run.append(errors.ModelNotPriced.code)
+                return
             model = quote(attempt.model) if attempt.model else "a model that is not named"
             raise errors.ModelNotPriced(
                 f"This API key has a budget, and the price of {model} is not known: add"
@@ -185,25 +227,37 @@ def _demand(
     """
     if request.endpoint.reports_stored_usage:
         return Demand()
-    body = request.body if isinstance(request.body, bytes) and request.body else b""
-    fields = None
-    if body:
-        try:
-            fields = msgspec.structs.asdict(_decode(body))
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            fields = None  # a body that is no JSON object, on a provider's own path
+    body, fields = request.body, None
+    size, seconds = 0, 0.0
+    if isinstance(body, bytes):
+        size, fields = len(body), _fields(body)
+    elif body is not None:  # a recording or an image
+        length = body.length or 0
+        size, seconds = length // MEDIA_BYTES_PER_TOKEN, length / MEDIA_BYTES_PER_SECOND
 
     def price(input_tokens: int, output_tokens: int) -> int | None:
-        used = Usage(input_tokens, output_tokens, input_tokens + output_tokens)
-        costs = [_price(context, attempt, used) for attempt in attempts]
+        used = [Usage(input_tokens, output_tokens, input_tokens + output_tokens)]
+        if seconds:
+            used.append(Usage(0, 0, 0, seconds=seconds))
+        costs = [_price(context, attempt, each) for attempt in attempts for each in used]
         return max((cost for cost in costs if cost is not None), default=None)
 
-    default = max(
-        attempt.upstream.provider.default_output_tokens
-        or context.snapshot.settings.server.default_output_tokens
-        for attempt in attempts
-    )
-    return estimate(len(body), fields, price, default)
+    default = 0
+    if not request.endpoint.input_only:
+        default = max(
+            attempt.upstream.provider.default_output_tokens
+            or context.snapshot.settings.server.default_output_tokens
+            for attempt in attempts
+        )
+    return estimate(size, fields, price, default)
+
+
+def _fields(body: bytes) -> dict[str, Any] | None:
+    """The output limits in a body; None where it is no JSON object, on a provider's own path."""
+    try:
+        return msgspec.structs.asdict(_decode(body))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
 
 
 def _price(context: RequestContext, attempt: UpstreamAttempt, usage: Usage) -> int | None:

@@ -25,15 +25,17 @@ def finalize(
     metering, counts = snapshot.settings.server.metering, record.is_proxy_request
     record.finish()
     try:
-        if not metering:
-            if record.lease is not None:
-                runtime.admission.release(record.lease)
-        elif counts:
+        if counts and metering:
             if record.usage is not None:
                 host = snapshot.upstreams[record.provider].host
-                price = snapshot.prices.cost
-                record.cost = price(record.provider, host, record.model, record.usage)
+                record.cost, record.unpriced = snapshot.prices.price(
+                    record.provider, host, record.model, record.served_model, record.usage
+                )
+            elif record.unmetered is not None:
+                record.cost = runtime.admission.bound(record.lease)
             _settle(record, runtime)
+        elif record.lease is not None:
+            _release(record, runtime)
     finally:
         try:
             telemetry.count(record, proxy_request=counts, metering=metering)
@@ -65,3 +67,11 @@ def _settle(record: RequestRecord, runtime: Runtime) -> None:
         runtime.store_failed(error)
     else:
         runtime.store_works()
+
+
+def _release(record: RequestRecord, runtime: Runtime) -> None:
+    """End the lease of a request that is not metered."""
+    try:
+        runtime.admission.release(record.lease)
+    except StoreError as error:
+        runtime.store_failed(error)

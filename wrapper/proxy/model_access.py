@@ -75,7 +75,8 @@ def _check_access(principal: Principal, request: ProxyRequest, path: str, base_p
             "This API key may not call that model: GET /v1/models lists those it may.",
             param="model",
         )
-    if (endpoint.metered or endpoint.default_model) and not (request.model or model_in_path(path)):
+    needs_model = endpoint.surface is None and (endpoint.metered or endpoint.default_model)
+    if needs_model and not (request.model or model_in_path(path)):
         raise errors.InvalidBody(
             "'model' is missing: this API key may call some models only, so name one.",
             param="model",

@@ -9,7 +9,7 @@ request head    from its first byte (of a new connection: from the        `HEAD`
 request body    each wait for the client, and the whole body by its size  `body_timeout`
 connect         name resolution, all addresses and TLS together           `connect_timeout`
 first byte      from the connection to the response's first byte          `first_byte_timeout`
-idle            each wait for more of the response                        `idle_timeout`
+idle            each wait for more of the response, also of its beginning `idle_timeout`
 total           everything with one provider                              `total_timeout`
 client write    each wait for the client to take bytes                    `body_timeout`
 ==============  ========================================================  ====================

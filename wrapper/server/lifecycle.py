@@ -147,7 +147,7 @@ def load_app() -> GatewayApp:
     """The application, for the workers to inherit. Exits with code 1 where it cannot be served."""
     from wrapper.app import create_app
     from wrapper.runtime import load_prices, runtime_of
-    from wrapper.store import StoreError, all_time, beside
+    from wrapper.store import StoreError, all_time, beside, is_shared
 
     environ = dict(os.environ)
     try:
@@ -156,7 +156,9 @@ def load_app() -> GatewayApp:
         app = create_app(settings, prices, environ.get("LOG_LEVEL", "info"))
         runtime = runtime_of(app)
         runtime.store.check()
-        if settings.server.metering:
+        # A store that several hosts share has the sums of all of them, and a query over hosts would
+        # add them up once for each: there every host counts its own from zero.
+        if settings.server.metering and not is_shared(settings.store):
             labels = beside(settings.store, "-labels")
             runtime.telemetry.restore(all_time(runtime.store), labels)
         runtime.store.close()
@@ -167,6 +169,10 @@ def load_app() -> GatewayApp:
     _log_unconfigured(settings)
     for name in ignored_proxies(environ):
         log.warning("%s is set and not used: providers are called directly", name)
+    if not settings.server.metering and any(
+        s.limits.need_estimate for s in runtime.snapshot.limits
+    ):
+        log.warning("[server] metering is off: token limits and budgets are not enforced")
     gc.collect()
     gc.freeze()  # a collection in a worker then skips what all workers share: 30 ms for nothing
     return app
@@ -205,7 +211,9 @@ def _heartbeat(runtime: Runtime) -> None:
 
     while True:
         time.sleep(HEARTBEAT_SECONDS)
-        if not runtime.snapshot.limits:
+        # Also without limits: leases of a configuration before may be open, requests may wait to be
+        # written.
+        if not (runtime.snapshot.limits or runtime.snapshot.settings.server.metering):
             continue
         try:
             runtime.admission.heartbeat()

@@ -43,6 +43,7 @@ __all__ = [
     "Violation",
     "all_time",
     "beside",
+    "is_shared",
     "open_store",
 ]
 
@@ -65,6 +66,11 @@ def open_store(url: str) -> UsageStore:
         f"WRAPPER_STORE: {url.partition(':')[0] or 'nothing'} is not supported;"
         " use sqlite:///data/usage.db or redis://host:6379/0"
     )
+
+
+def is_shared(url: str) -> bool:
+    """Whether gateways on several hosts may share the store that `url` names."""
+    return is_redis(url)
 
 
 def beside(url: str, suffix: str) -> Path | None:

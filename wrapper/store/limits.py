@@ -53,6 +53,11 @@ class Limits:
         if self.budget is not None and self.budget > MAX_COST:
             object.__setattr__(self, "budget", MAX_COST)
 
+    @property
+    def need_estimate(self) -> bool:
+        """Whether the tokens or the cost of a request matter."""
+        return self.tokens_per_minute is not None or self.budget is not None
+
     def __bool__(self) -> bool:
         """Whether there is any limit: without one a subject need not be passed to a store."""
         return (

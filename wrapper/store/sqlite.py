@@ -111,9 +111,23 @@ class SqliteStore:
             lease.settled = True
         bound = values(entry)
         if lease is None or not lease.subjects:
+            if self._settled_at_once(bound):
+                return
             self._settle(Settlement(bound, None, 0))
         else:
             self._settle(Settlement(bound, lease, true_tokens(entry, lease)))
+
+    def _settled_at_once(self, bound: Values) -> bool:
+        """The usual case: the file is open in this process, and no other one is writing to it."""
+        if self._pid != os.getpid() or self._cursor is None or self._waiting:
+            return False
+        if time.monotonic() >= self._look_at:
+            return False  # it is time to look whether the file is still there
+        try:
+            self._cursor.execute(SETTLE, bound)
+        except (sqlite3.Error, OverflowError, UnicodeEncodeError):
+            return False  # nothing was written: the long way says what is wrong, or waits
+        return True
 
     def release(self, lease: Lease) -> None:
         if lease.subjects and not lease.settled:

@@ -162,7 +162,7 @@ class Telemetry:
         metrics.CALLS[*labels, record.outcome].inc()
         if record.outcome == REJECTED:
             metrics.REJECTIONS[record.api_key, record.error_code or OTHER].inc()
-        for code in record.dry_run:
+        for code in dict.fromkeys(record.dry_run):  # as a refusal, which has one code
             metrics.REJECTIONS[record.api_key, f"{code}_dry_run"].inc()
         if record.unmetered:
             metrics.UNMETERED[provider, record.unmetered].inc()

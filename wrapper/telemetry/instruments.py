@@ -88,7 +88,7 @@ UNPRICED = Series(
 FIRST_TOKEN = Series(
     Histogram(
         "gen_ai_server_time_to_first_token_seconds",
-        "From sending the request to the first byte of the response's body.",
+        "From sending the request to the first event with content.",
         _GEN_AI,
         buckets=_FIRST_TOKEN,
     )

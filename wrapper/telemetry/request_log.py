@@ -1,14 +1,16 @@
 """The request log: each finished record as one JSON line on standard output.
 
-Invariant: no secret, query string or body gets into a line, and no text from a caller makes it
-longer than a pipe takes at once. Where stdout fails or is not read, lines are dropped; no
-request fails, and none waits for longer than `TIMEOUT`.
+Invariant: no secret, query string or body gets into a line; no text from a caller or a provider
+makes it longer than a pipe takes at once, or holds characters that command a terminal. Where stdout
+fails or is not read, lines are dropped; no request fails, and none waits for longer than `TIMEOUT`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import select
 import stat
 import time
@@ -21,7 +23,7 @@ from wrapper.record import RequestRecord
 from wrapper.telemetry.instruments import METHODS, OTHER
 
 MAX_MODEL_LENGTH = 200  # characters of a name in the log; a caller may send megabytes
-MAX_ID_LENGTH = 200  # a line longer than a pipe takes at once mixes with another worker's
+MAX_ID_LENGTH = 128  # a line longer than a pipe takes at once mixes with another worker's
 TIMEOUT = 1.0  # seconds for a slow reader; other requests are served meanwhile
 
 _MIN_STATUS = {"debug": 0, "info": 0, "warning": 400, "error": 500}
@@ -43,13 +45,32 @@ class RequestLog:
         if record.status < self._min_status:
             return
         try:
-            self._output.write(_encode(line(record)) + b"\n")
+            self._output.write(encode(line(record)) + b"\n")
         except OSError as error:
             if not self._failing:
                 log.error("request lines cannot be written to stdout: %s", error.strerror)
             self._failing = True
         else:
             self._failing = False
+
+
+def encode(fields: dict[str, Any]) -> bytes:
+    """The fields as JSON without unprintable characters.
+
+    JSON itself escapes C0 controls alone, not DEL, C1 (U+009B begins a terminal's commands) or
+    marks of direction (U+202E).
+    """
+    text = _encode(fields)
+    if text.isascii() and b"\x7f" not in text:
+        return text
+    return _UNUSUAL.sub(_escape, text.decode()).encode()
+
+
+_UNUSUAL = re.compile("[^ -~]")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
 
 
 def line(record: RequestRecord) -> dict[str, Any]:
@@ -68,6 +89,7 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "status": status,
         "outcome": record.outcome,
         "code": record.error_code,
+        "dry_run": ",".join(dict.fromkeys(record.dry_run)) or None,
         "api_key": record.api_key,
         "provider": record.provider or None,
         "model": record.model[:MAX_MODEL_LENGTH] or None,
@@ -75,8 +97,15 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "prompt_tokens": usage.prompt if usage else None,
         "completion_tokens": usage.completion if usage else None,
         "cached_tokens": usage.cached if usage else None,
+        "served_model": (
+            record.served_model[:MAX_MODEL_LENGTH] if record.served_model != record.model else None
+        )
+        or None,
+        "service_tier": (usage.service_tier[:MAX_MODEL_LENGTH] or None) if usage else None,
+        "units": dict(usage.units) if usage and usage.units else None,
         "cost_usd": record.cost / PICO if record.cost is not None else None,
         "unmetered": record.unmetered,
+        "unpriced": record.unpriced and record.unpriced[:MAX_MODEL_LENGTH],
         "ttft_ms": None if record.ttft is None else round(record.ttft * 1e3, 3),
         "upstream_ms": round(record.upstream * 1e3, 3) if record.relayed else None,
         "overhead_ms": round(record.overhead * 1e3, 3),

@@ -16,9 +16,11 @@ from requests.exceptions import RequestException
 from wrapper import errors
 from wrapper.cancellation import Interrupted, within, yield_if_due
 from wrapper.config import Provider
+from wrapper.metering.decoding import decoder_for
 from wrapper.upstream.adapter import ProviderAdapter, RawResponse
 from wrapper.upstream.failures import gateway_error
 from wrapper.upstream.headers import headers_down, headers_up, is_of_account, with_own
+from wrapper.upstream.unfold import UnfoldedBody
 
 __all__ = ["Upstream", "UpstreamResponse", "headers_up"]
 
@@ -49,6 +51,18 @@ class UpstreamResponse:
         """How long one wait for more of the body may take; None: a cancel scope watches it."""
         self.body.connection.sock.settimeout(seconds)
 
+    def unfold(self) -> None:
+        """Take the content coding off, so that the body can be changed; as it is where the coding
+        is not known.
+        """
+        decoder = decoder_for(self.get("content-encoding", "").strip().lower())
+        if decoder is None or self.body.complete:
+            return
+        self._raw.body = self.body = UnfoldedBody(self.body, decoder)
+        self.get = {**self._raw.head.first, "content-encoding": ""}.get
+        self.length = None
+        self.headers = [pair for pair in self.headers if pair[0].lower() != "content-encoding"]
+
     def read1(self) -> bytes:
         """The bytes that have come, waiting for some; empty at a clean end only.
 
@@ -61,7 +75,7 @@ class UpstreamResponse:
             raise gateway_error(error, self._provider, begun=True) from error
 
     def read_first(self) -> bytes:
-        """The first bytes of the body: a response that breaks off before them counts as none."""
+        """Bytes that come before the head goes down: a response that breaks off here is none."""
         if self.body.complete:  # there is none, as after HEAD
             self.close()
             return b""
@@ -92,6 +106,8 @@ class Upstream:
         self._own = _headers(provider)
         self._open = _headers_for_others(provider)
         self._credential = f"Bearer {provider.api_key.reveal()}" if provider.api_key else None
+        self.takes_stream_options: bool | None = None
+        """Whether it accepts `stream_options`; None until one stream has shown it."""
 
     def send(
         self,

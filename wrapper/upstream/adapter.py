@@ -101,8 +101,10 @@ class ProviderAdapter(BaseAdapter):
                 if not again:
                     raise ChunkedEncodingError(error, request=request) from error
                 kept = False
-            except BaseException:
+            except BaseException as error:
                 self.release(connection)
+                if isinstance(error, Interrupted):
+                    error.sent = True
                 raise
         raw = RawResponse(head, connection.body(head), partial(self.release, connection))
         response = _Response(request, raw)
