@@ -230,6 +230,23 @@ def test_a_provider_that_is_too_slow_is_a_504_and_its_work_is_cancelled(
     assert len(simulator.requests(book=book)) == 1
 
 
+@pytest.mark.parametrize("orders", ["stall-before", "close-on-receipt", "cut=40"])
+def test_the_sdk_does_not_make_a_provider_work_twice(
+    impatient_gateway: Gateway, simulator: Simulator, orders: str
+) -> None:
+    import openai
+
+    book = chat.mark()
+    client = openai.OpenAI(
+        base_url=f"{impatient_gateway.url}/v1",
+        api_key=impatient_gateway.secrets["web-app"],
+        default_headers=dict(chat.told(orders, book)),
+    )
+    with client, pytest.raises(openai.InternalServerError):  # it repeats twice by default
+        client.chat.completions.create(model="quick", messages=[{"role": "user", "content": "x"}])
+    assert len(simulator.requests(book=book)) == 1
+
+
 @both_ways
 @pytest.mark.parametrize("orders", ["close-on-receipt", "reset=0", "cut=0"])
 def test_a_provider_that_closes_before_answering_got_the_call_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -109,27 +110,51 @@ def test_responses_without_a_body_give_their_connection_back(
     assert chat.call(gateway, model="gpt-x").status == 200
 
 
-def test_concurrent_large_bodies_of_callers_with_their_own_provider_key_are_limited(
+def test_callers_whom_nothing_has_authenticated_leave_room_for_key_owners(
     gateway_factory: GatewayFactory,
 ) -> None:
-    gateway = gateway_factory(workers=1)
+    config = "[server]\nmax_in_flight_unauthenticated = 4\n" + CONFIG
+    gateway = gateway_factory(config, workers=1)
 
-    def large(key: str) -> raw.Connection:
-        headers = (("Content-Type", "application/json"), ("Content-Length", "2000000"))
+    def begin(key: str) -> raw.Connection:
+        headers = (("Content-Type", "application/json"), ("Content-Length", "20000"))
         target = "/openai/v1/chat/completions"
         asked = raw.request(gateway.port, "POST", target, key=key, headers=headers)
         return raw.Connection(gateway.port).send(asked + b'{"model":"gpt-x","messages":"')
 
+    def call(key: str) -> raw.Answer:
+        return raw.post(gateway.port, "/openai/v1/chat/completions", chat.body(), key=key)
+
+    assert call("sk-own-accepted-before").status == 200
     with ExitStack() as held:
-        for _ in range(8):
-            held.enter_context(large("sk-own-made-up"))
-        eventually(lambda: gateway.in_flight() == 8, what="the bodies are being read")
-        answer = held.enter_context(large("sk-own-made-up")).read()
+        for _ in range(4):
+            held.enter_context(begin("sk-own-made-up"))
+        eventually(lambda: gateway.in_flight() == 4, what="the bodies are being read")
+        answer = held.enter_context(begin("sk-own-made-up")).read()
         assert (answer.status, chat.error(answer)["code"]) == (503, "overloaded")
-        headers = (("Authorization", "Bearer sk-own-made-up"),)
-        small = raw.post(gateway.port, "/openai/v1/chat/completions", chat.body(), headers=headers)
-        assert small.status == 200
+        assert call("sk-another").status == 503
+        assert call("sk-own-accepted-before").status == 200
         assert chat.call(gateway).status == 200
-        mine = held.enter_context(large(gateway.secrets["web-app"]))
-        eventually(lambda: gateway.in_flight() == 9, what="it is being read")
-        mine.close()
+    eventually(lambda: call("sk-own-made-up").status == 200, what="places are free again")
+
+
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2500,
+    reason="the limit of open files is too low",
+)
+def test_one_worker_takes_1000_streams_as_it_is_shipped(
+    gateway_factory: GatewayFactory, simulator: Simulator
+) -> None:
+    gateway = gateway_factory()
+    book = chat.mark()
+    with ExitStack() as held:
+        streams = [
+            held.enter_context(
+                chat.begin(gateway, orders="stall=1; events=2", book=book, stream=True, deadline=60)
+            )
+            for _ in range(1000)
+        ]
+        assert {stream.read_head().status for stream in streams} == {200}
+        assert gateway.get("/healthz")[0] == 200
+        assert simulator.stats()["open"] == 1000
+    eventually(lambda: simulator.stats()["open"] == 0, 30, what="the end of the streams")

@@ -345,7 +345,8 @@ def test_a_dry_run_counts_what_it_would_have_refused_and_refuses_nothing(
     before = scrape(app).value("api_key_rejections_total", api_key="web", reason=reason)
     answers = [call(app) for _ in range(3)]
     assert [answer.status for answer in answers] == [200, 200, 200]
-    assert [rate_limits(answer) for answer in answers] == [{}, {}, {}]
+    # Those of the provider pass: a client must not slow down for a limit that does not hold.
+    assert {rate_limits(answer)["limit-requests"] for answer in answers} == {"14400"}
     after = scrape(app).value("api_key_rejections_total", api_key="web", reason=reason)
     assert after - before == 3
     assert next(iter(standings(app).values())).requests == 3
@@ -616,6 +617,13 @@ def test_what_a_deleted_key_reserved_is_settled(make: Make, store: dict[str, str
 
 # --- a store that is away -----------------------------------------------------------------------
 
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits to be written is tried again soon."""
+    monkeypatch.setattr("wrapper.store.waiting.RETRY_SECONDS", 0.1)
+
+
 FAILING = {
     "web": {"requests_per_minute": 100},
     "mate": {"requests_per_minute": 100, "store_failure": "allow"},
@@ -636,12 +644,19 @@ def _check_failing(app: App) -> None:
 
 
 def _check_recovered(app: App) -> None:
+    """As before, without a restart: what waited is written, and nothing is missing."""
     eventually(lambda: call(app).status == 200, what="the store is used again")
-    app.runtime.admission.heartbeat()
-    app.runtime.store_works()
-    assert call(app).header("x-ratelimit-limit-requests") == "100"
+    ready = raw.request(app.port, "GET", "/readyz")
+    eventually(
+        lambda: call(app).status == 200 and json.loads(app.exchange(ready).body)["store"] == "ok",
+        what="all is written",
+    )
+    rows = app.runtime.store.totals(by=("key",))
+    assert {row.group[0]: row.requests for row in rows}.items() >= {"mate": 1, "free": 1}.items()
+    assert standings(app)["key:web"].concurrent == 0
 
 
+@pytest.mark.usefixtures("soon")
 def test_while_another_program_locks_the_file_only_keys_with_limits_are_refused(make: Make) -> None:
     app = make(FAILING)
     assert call(app).status == 200
@@ -653,6 +668,7 @@ def test_while_another_program_locks_the_file_only_keys_with_limits_are_refused(
         _check_recovered(app)
 
 
+@pytest.mark.usefixtures("soon")
 def test_without_redis_only_keys_with_limits_are_refused(
     make: Make, redis_server: RedisServer
 ) -> None:

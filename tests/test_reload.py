@@ -232,3 +232,26 @@ def test_each_worker_counts_its_reloads_and_refused_mistakes(gateway: Gateway) -
     gateway.reconfigure(text + "\n[server]\nmax_in_flight = 300\n")
     assert counted()["success",] == before["success",] + 2
     assert gateway.metrics().value("config_last_reload_timestamp_seconds") >= began - 0.001
+
+
+def test_a_reload_says_what_cannot_be_used_any_more(gateway: Gateway) -> None:
+    secret = gateway.directory / "secret"
+    secret.write_text("sk-of-a-provider")
+    config = (
+        gateway.config_file.read_text()
+        + f"""
+[providers.filed]
+base_url = "http://127.0.0.1:9/v1"
+api_key = {{ file = "{secret}" }}
+"""
+    )
+    config = config.replace('targets = ["openai"]', 'targets = ["filed"]')
+    gateway.reconfigure(config)
+    assert "not configured any more" not in gateway.stderr()
+    before = gateway.reloads()
+    secret.unlink()
+    gateway.wait_for_reload(before)
+    text = gateway.stderr()
+    assert text.count("provider 'filed' not configured any more") == 2  # by each worker
+    assert text.count("route 'gpt-*' has no configured provider") == 2
+    assert "sk-of-a-provider" not in text

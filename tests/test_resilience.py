@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import socketserver
 import threading
 import time
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import chat, raw
+from harness import chat, processes, raw
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway
+from harness.poll import eventually
 
 if TYPE_CHECKING:
     from harness.simulator import Simulator
@@ -41,6 +43,9 @@ class Provider:
 [providers.odd]
 base_url = "http://127.0.0.1:{port}/v1"
 total_timeout = 1
+
+[providers.silent]
+base_url = "http://127.0.0.1:{port}/v1"
 """
 
 
@@ -72,8 +77,10 @@ def provider() -> Iterator[Provider]:
 @pytest.fixture(scope="module")
 def attacked(provider: Provider, simulator: Simulator) -> Iterator[Gateway]:
     """One worker with `provider` beside the usual ones."""
-    config = CONFIG.replace("{simulator}", simulator.url) + provider.config
-    with Gateway(config, keys=KEYS, env=PROVIDER_KEYS) as gateway:
+    server = "[server]\nbody_memory_bytes = 17_000_000\n"
+    config = server + CONFIG.replace("{simulator}", simulator.url) + provider.config
+    keys: dict[str, Any] = {**KEYS, "second": {}, "third": {}}
+    with Gateway(config, keys=keys, env=PROVIDER_KEYS) as gateway:
         yield gateway
         gateway.assert_clean()
 
@@ -189,3 +196,75 @@ def test_an_endless_list_of_models_delays_nobody(attacked: Gateway, provider: Pr
     with others_are_served(attacked):
         answer = raw.exchange(attacked.port, request, deadline=30)
     assert answer.status == 200
+
+
+# --- a key owner --------------------------------------------------------------------------------
+
+
+def test_a_body_of_millions_of_values_delays_nobody(attacked: Gateway) -> None:
+    values = b",".join([b"{}"] * 4_000_000)
+    body = b'{"model":"llama-x","tools":[' + values + b"]}"
+    (worker,) = attacked.workers()
+    processes.reset_peak(worker)
+    before = processes.memory(worker).rss
+    with others_are_served(attacked):
+        answer = chat.call(attacked, body, key="narrow", deadline=60)
+    assert (answer.status, chat.error(answer)["param"]) == (400, "tools")
+    assert processes.memory(worker).peak - before < 8 * len(body)  # 40 times, were all looked into
+
+
+def test_bodies_are_held_within_a_budget_of_memory(attacked: Gateway, provider: Provider) -> None:
+    release = threading.Event()
+
+    def talk(sock: Any) -> None:
+        sock.settimeout(0.05)
+        while not release.is_set():
+            with contextlib.suppress(TimeoutError):
+                sock.recv(1 << 20)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    provider.talk = talk
+    (worker,) = attacked.workers()
+    processes.reset_peak(worker)
+    before = processes.memory(worker).rss
+    body = b'{"model":"m","x":"' + b"a" * (4 << 20) + b'"}'
+    with contextlib.ExitStack() as held:
+
+        def begin(key: str) -> raw.Connection:
+            asked = raw.request(
+                attacked.port,
+                "POST",
+                "/silent/v1/chat/completions",
+                body,
+                key=attacked.secrets[key],
+            )
+            return held.enter_context(raw.Connection(attacked.port)).send(asked)
+
+        waiting = [begin("web-app") for _ in range(2)]
+        eventually(lambda: attacked.in_flight() == 2, what="two bodies are held")
+        refused = begin("web-app").read()  # its part is used up
+        assert (refused.status, chat.error(refused)["code"]) == (503, "overloaded")
+        assert refused.header("retry-after") is not None
+        waiting += [begin("second"), begin("second")]
+        eventually(lambda: attacked.in_flight() == 4, what="another key has its own part")
+        assert begin("third").read().status == 503  # the worker's budget is
+        assert chat.call(attacked).status == 200  # small bodies are not counted
+        release.set()
+        assert [connection.read().status for connection in waiting] == [200] * 4
+        assert begin("web-app").read().status == 200  # the memory has been given back
+    assert processes.memory(worker).peak - before < 10 * len(body)
+
+
+# --- an operator --------------------------------------------------------------------------------
+
+
+def test_thousands_of_keys_are_read_beside_the_requests(attacked: Gateway) -> None:
+    many = "".join(
+        f'[keys.many{n}]\nsha256 = "{hashlib.sha256(b"%d" % n).hexdigest()}"\n' for n in range(9000)
+    )
+    before, text = attacked.reloads(), attacked.keys_file.read_text()
+    with others_are_served(attacked):
+        attacked.write_keys(text + many)
+        attacked.wait_for_reload(before, deadline=30)
+    assert "9005 keys" in attacked.stderr()
+    assert chat.call(attacked).status == 200

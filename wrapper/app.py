@@ -18,10 +18,10 @@ from werkzeug.routing import MapAdapter
 
 from wrapper import errors
 from wrapper.blueprints import chat, models, openai, openapi, ops, passthrough
-from wrapper.cancellation import CancelScope
+from wrapper.cancellation import CancelScope, in_pieces
 from wrapper.config import Settings
 from wrapper.metering.pricing import Prices
-from wrapper.proxy.body import close_after, content_length
+from wrapper.proxy.body import PIECE, close_after, content_length
 from wrapper.proxy.finalize import finalize
 from wrapper.proxy.request import split_target
 from wrapper.proxy.response import StreamedResponse
@@ -119,6 +119,9 @@ def _record_requests(app: Flask, runtime: Runtime) -> None:
         if not isinstance(response, StreamedResponse):  # which counts its own bytes
             record.status = response.status_code
             record.bytes_out = response.content_length or 0
+            if record.bytes_out > PIECE and request.method != "HEAD":
+                response.response = in_pieces(response.get_data())
+                response.content_length = record.bytes_out
         response.headers.setdefault("x-request-id", record.request_id)
         if record.content is None or not record.content.ended:
             _discard_body(context)

@@ -33,6 +33,7 @@ CLIENT_GONE: Final = "client_gone"
 TIMEOUT: Final = "timeout"
 DRAINED: Final = "drained"
 IDLE_CHECKS: Final = 4  # per idle timeout
+PIECE: Final = 65536  # bytes of a response that are written at once
 TURN: Final = 0.005  # seconds of work in one turn of the event loop
 UPLOAD_CHECK: Final = 0.5  # seconds between two checks of a client whose bytes are waiting
 _CLOSED_BY_PEER: Final = frozenset({7, 8})  # Linux: TCP_CLOSE, TCP_CLOSE_WAIT
@@ -68,14 +69,24 @@ class CancelScope:
     """The waits of one request: `open`, wait inside `with scope`, `close`."""
 
     __slots__ = (
-        *("_greenlet", "_idle", "_io", "_scopes", "_seen", "_sock", "_timer", "_unchanged"),
-        *("_waiting", "_waits", "reason"),
+        *(
+            "_idle",
+            "_io",
+            "_scopes",
+            "_seen",
+            "_sock",
+            "_timer",
+            "_unchanged",
+            "_waiting",
+            "_waits",
+        ),
+        *("greenlet", "reason"),
     )
 
     def __init__(self, scopes: Scopes, sock: Any | None) -> None:
         self._scopes = scopes
         self._sock: Any = getattr(sock, "_sock", None)  # gevent's plain, non-blocking socket
-        self._greenlet: Any = None
+        self.greenlet: Any = None  # that of the request
         self._io: Any = None
         self._timer: Any = None
         self._idle: Any = None
@@ -89,6 +100,7 @@ class CancelScope:
         """The request is in progress: it counts, and it can be drained."""
         if self._scopes.draining:
             self.reason = self.reason or DRAINED
+        self.greenlet = getcurrent()
         self._scopes.add(self)
 
     def close(self) -> None:
@@ -153,12 +165,12 @@ class CancelScope:
         self.reason = self.reason or reason
         if self._waiting:
             self._waiting = False
-            self._greenlet.throw(Interrupted(reason))
+            self.greenlet.throw(Interrupted(reason))
 
     def __enter__(self) -> None:
         if self.reason is not None:
             raise Interrupted(self.reason)
-        self._greenlet = getcurrent()
+        self.greenlet = getcurrent()
         self._waits += 1
         self._waiting = True
 
@@ -217,13 +229,30 @@ def within(seconds: float) -> Iterator[None]:
         timer.close()
 
 
+class _Turn:
+    """The present turn of the event loop: its number, and when its first piece of work ended."""
+
+    number = -1
+    began = 0.0
+
+
 def yield_if_due() -> None:
     """Let the worker's other requests run once this turn of the event loop has lasted `TURN`.
 
     To be called between two pieces of work on bytes from outside. Reading and writing wait only
     when there is nothing to read and no room to write, and how much work a byte makes is up to its
-    sender: so time is measured, and for all requests together, from when the loop last looked at
-    its sockets. A sleep of zero would not do: the loop looks only when it goes round.
+    sender: so time is measured, and for all requests of the turn together. A sleep of zero would
+    not do: the loop looks at its sockets only when it goes round.
     """
-    if time.time() - get_hub().loop.now() > TURN:
+    number, now = get_hub().loop.iteration, time.monotonic()
+    if number != _Turn.number:
+        _Turn.number, _Turn.began = number, now
+    elif now - _Turn.began > TURN:
         gevent.sleep(1e-6)
+
+
+def in_pieces(data: bytes) -> Iterator[bytes]:
+    """A large response of the gateway itself, to be sent without holding up the others."""
+    for start in range(0, len(data), PIECE):
+        yield data[start : start + PIECE]
+        yield_if_due()

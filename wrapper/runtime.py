@@ -8,28 +8,26 @@ the requests that hold it.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from flask import Flask, current_app, g
 
 from wrapper.admission import Admission, Subjects
 from wrapper.auth import Keyring
 from wrapper.cancellation import CancelScope, Scopes
+from wrapper.capacity import Capacity
 from wrapper.config import Settings, prices_path
 from wrapper.metering.pricing import Prices
 from wrapper.record import RequestRecord
 from wrapper.routing import Routes
-from wrapper.store import StoreError, UsageStore
+from wrapper.store import StoreError, UsageStore, beside
+from wrapper.store.objects import ObjectPlaces
 from wrapper.telemetry import Telemetry
 from wrapper.upstream import Upstream
 
 log = logging.getLogger("wrapper")
-
-# Concurrent large bodies in a worker from callers who use their own provider key.
-LARGE_BODIES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +52,10 @@ class Runtime:
     ) -> None:
         self.store = store
         self.admission = Admission(store)
+        self.objects = ObjectPlaces(beside(settings.store, "-objects"))
         self.telemetry = telemetry
         self.scopes = Scopes()
-        self.large_bodies = threading.BoundedSemaphore(LARGE_BODIES)
+        self.capacity = Capacity()
         self.store_failing = False
         self.snapshot = self._snapshot(settings, prices, {})
 

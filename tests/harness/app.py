@@ -94,6 +94,7 @@ class App:
                 for upstream in self.runtime.snapshot.upstreams.values():
                     upstream.close()
                 self.runtime.store.close()
+                self.runtime.objects.close()
         finally:
             self._temporary.cleanup()
 

@@ -459,6 +459,40 @@ def test_a_problem_is_one_line_with_file_key_path_fault_and_remedy() -> None:
     problem = Problem("config/gateway.toml", "server.x", "unknown key", "remove it")
     assert str(problem) == "config/gateway.toml: server.x: unknown key; remove it"
     assert str(ConfigError([problem, problem])) == f"{problem}\n{problem}"
+    there = Problem("config/gateway.toml", "server.x", "unknown key", line=7)
+    assert str(there) == "config/gateway.toml: line 7: server.x: unknown key"
+
+
+def test_a_problem_has_the_line_of_its_setting_or_else_of_the_table(loaded: Load) -> None:
+    gateway = """\
+[providers.x]
+base_url = '''
+'''
+headers."a b" = "x"  # [routes]
+
+[[routes]]
+model = "a"
+targets = [
+    "x",
+    "nobody",
+]
+[[routes]]
+targets = ["x"]
+"""
+    keys = f"""\
+[keys]
+a = {{ sha256 = "{DIGEST}", models = [] }}
+"b.c".sha256 = "{DIGEST}"
+"""
+    found = problems(loaded, gateway, keys)
+    assert {path: problem.line for path, problem in found.items()} == {
+        "providers.x.base_url": 2,
+        'providers.x.headers."a b"': 4,
+        "routes[0].targets": 8,
+        "routes[1].model": 12,
+        "keys.a.models": 2,
+        'keys."b.c".sha256': 3,
+    }
 
 
 @pytest.mark.parametrize(

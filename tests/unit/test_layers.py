@@ -20,7 +20,10 @@ RANKS = {
     "config": 1,
     "formats": 1,
     "cancellation": 1,
+    "capacity": 1,
+    "child": 1,
     "endpoints": 1,
+    "output": 1,
     "auth": 2,
     "routing": 2,
     "metering": 2,
@@ -53,8 +56,7 @@ ROOMS = {
     "dotenv": {"config"},
     "sqlite3": {"store"},
     "redis": {"store"},
-    "tomlkit": {"config"},
-    "yaml": {"blueprints"},
+    "yaml": {"blueprints", "cli"},
 }
 
 

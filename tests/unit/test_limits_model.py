@@ -267,11 +267,11 @@ class Machine(RuleBasedStateMachine):
             return
         provider = data.draw(st.sampled_from(("p", "q")))
         usage = Usage(true.tokens, 0, true.tokens) if how == "known" else None
-        cost = true.cost if how == "known" else None
+        admission = Admission(self.workers[held.worker])
+        cost = {"known": true.cost, "none": None, "unknown": admission.bound(held.lease)}[how]
         entry = Entry(
             self.wall, held.key, provider, "m", "completed", usage, cost, how == "unknown"
         )
-        admission = Admission(self.workers[held.worker])
         admission.settle(entry, held.lease)
         admission.settle(entry, held.lease)
         tokens = {"known": true.tokens, "none": 0, "unknown": held.demand.tokens}[how]

@@ -7,7 +7,6 @@ import json
 import socket
 from collections.abc import Iterable, Iterator
 from io import BytesIO
-from threading import BoundedSemaphore
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from wrapper import errors
 from wrapper.auth import Principal
 from wrapper.cancellation import CancelScope, Scopes
+from wrapper.capacity import Capacity, Holding
 from wrapper.config import Server
 from wrapper.endpoints import find_endpoint
 from wrapper.proxy.body import RequestBody, content_length, keep
@@ -74,8 +74,11 @@ def environ(
 def context(made: dict[str, Any], server: Server | None = None) -> RequestContext:
     """What a request with this environ is read with."""
     scopes: Any = Scopes()
-    runtime: Any = SimpleNamespace(scopes=scopes, large_bodies=BoundedSemaphore(8))
-    snapshot: Any = SimpleNamespace(settings=SimpleNamespace(server=server or Server()))
+    runtime: Any = SimpleNamespace(scopes=scopes, capacity=Capacity())
+    snapshot: Any = SimpleNamespace(
+        settings=SimpleNamespace(server=server or Server()),
+        limits=SimpleNamespace(has_budget=lambda _: False),
+    )
     scope = CancelScope(scopes, made.get("gunicorn.socket"))
     record, target = RequestRecord(made["REQUEST_METHOD"]), split_target(made)
     return RequestContext(made, target, record, runtime, snapshot, scope)
@@ -459,3 +462,47 @@ def test_the_usage_in_a_stored_object_was_counted_before(
 def test_an_endpoint_is_found_by_the_end_of_its_path(path: str) -> None:
     assert find_endpoint("POST", path).ask_stream_usage
     assert not find_endpoint("POST", path + "/x/y").metered
+
+
+def test_an_upload_leaves_room_on_the_volume_for_the_ledger(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+    form += b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    form += b"a" * (20 << 20) + b"\r\n--b--\r\n"
+
+    def read(free: int, length: int = -1) -> RequestRecord:
+        volume = SimpleNamespace(f_frsize=1, f_blocks=400 << 20, f_bavail=free)
+        monkeypatch.setattr("os.statvfs", lambda _: volume)
+        made = environ(
+            form,
+            target="/v1/audio/transcriptions",
+            kind="multipart/form-data; boundary=b",
+            length=length or None,
+        )
+        reading = context(made)
+        try:
+            assert read_request(reading, UNRESTRICTED, routed=True).model == "m"
+        finally:
+            reading.record.finish()
+        return reading.record
+
+    assert read(free=80 << 20).bytes_in == len(form)
+    for length in (-1, 0):  # known at the start, and found out on the way
+        with pytest.raises(errors.NoRoom):
+            read(free=60 << 20 if length else 40 << 20, length=length)
+
+
+def test_uploads_on_the_disk_have_a_quota_and_give_it_back() -> None:
+    budget = Capacity().disk
+    mine, theirs = Holding(budget, "a", 100), Holding(budget, "b", 100)
+    assert [mine.take(40), mine.take(40), theirs.take(50), theirs.take(50)] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    mine.release()
+    theirs.release()
+    assert budget.held == 0
+    assert Holding(budget, "a", 100).take(1000)  # nothing else is held

@@ -7,6 +7,7 @@ import pytest
 from wrapper.cli.check import notes
 from wrapper.config import Settings, ignored_proxies
 from wrapper.config.settings import Server
+from wrapper.metering.pricing import Prices
 
 SECRET = "http://user:password@proxy.test:3128"
 
@@ -15,7 +16,8 @@ SECRET = "http://user:password@proxy.test:3128"
 def test_a_proxy_in_the_environment_is_told_without_its_value(name: str) -> None:
     environ = {name: SECRET, "NO_PROXY": "*", "PROXY": "x"}
     assert ignored_proxies(environ) == [name]
-    told = [note for note in notes(Settings(Server(), {}, (), {}), environ) if "directly" in note]
+    found = notes(Settings(Server(), {}, (), {}), environ, Prices({}, {}))
+    told = [note for note in found if "directly" in note]
     assert len(told) == 1
     assert name in told[0]
     assert "password" not in told[0]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from wrapper.auth import digest
 from wrapper.config import ConfigError, Settings, load
+from wrapper.config.loading import prepare_keys
+from wrapper.config.prepared import Prepared
 from wrapper.config.watch import Reloader, accept, load_or_last_good
 
 GATEWAY = """\
@@ -120,11 +122,12 @@ def test_a_file_with_the_same_size_and_time_but_another_inode_is_a_change(place:
     assert list(place.changes[-1].keys) == ["a", "c"]
 
 
-def test_two_writes_within_one_tick_of_the_clock_are_both_seen(place: Place) -> None:
+def test_two_writes_within_one_tick_of_the_clock_are_both_seen(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wrapper.config.watch.TICK_NS", 10**11)  # however long this test takes
     keys = place.directory / "keys.toml"
     keys.write_text(KEYS.replace("keys.b", "keys.c"))
-    soon = time.time_ns() + 10**11  # as new as can be, however long this test takes
-    os.utime(keys, ns=(soon, soon))
     written = keys.stat()
     assert place.reloader.poll()
     keys.write_text(KEYS.replace("keys.b", "keys.d"))
@@ -160,6 +163,16 @@ def test_the_old_text_put_back_after_a_mistake_is_in_force_again(place: Place) -
     place.write("keys.toml", "[keys.a")
     place.reloader.poll()
     assert len(place.reported) == 2
+
+
+def test_keys_come_into_force_with_their_groups_while_the_other_file_has_a_mistake(
+    place: Place,
+) -> None:
+    place.write("gateway.toml", "[")
+    place.write("keys.toml", f"[groups.g]\n{ONLY_A}group = 'g'\n")
+    assert place.reloader.poll()
+    found = place.changes[-1]
+    assert (list(found.groups), found.keys["a"].group) == (["g"], "g")
 
 
 def test_a_key_is_revoked_also_while_the_other_file_has_a_mistake(place: Place) -> None:
@@ -273,3 +286,44 @@ def test_a_wrong_variable_is_not_healed_by_a_copy(place: Place) -> None:
     accept(place.first, place.environ, place.last_good)
     with pytest.raises(ConfigError, match="PORT"):
         load_or_last_good({**place.environ, "PORT": "x"}, place.last_good)
+
+
+def test_a_time_stamp_in_the_future_is_not_read_again_and_again(place: Place) -> None:
+    path = place.directory / "keys.toml"
+    path.write_text(ONLY_A)
+    os.utime(path, (2_500_000_000, 2_500_000_000))
+    place.reloader.poll()
+    for _ in range(3):
+        place.reloader.poll()
+    assert (place.loads, len(place.changes)) == (1, 1)
+
+
+def test_a_large_keys_file_is_read_once_for_all_processes(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = "".join(f'[keys.k{n}]\nsha256 = "{digest(str(n))}"\n' for n in range(1000))
+    path = place.directory / "keys.toml"
+    prepared = Prepared(place.last_good)
+    assert not prepared.is_needed(path)  # a small one
+    place.write("keys.toml", many)
+    assert prepared.is_needed(path)
+    prepare_keys(place.environ, prepared)
+    assert not prepared.is_needed(path)
+    expected = load(place.environ)
+
+    def is_not_read(*_: object) -> NoReturn:
+        raise AssertionError("the keys file was read again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("wrapper.config.loading.read_keys", is_not_read)
+        prepare_keys(place.environ, prepared)
+        assert load(place.environ, prepared=prepared) == expected
+    place.write("keys.toml", many + "sha256 = 1")  # another state, and a problem
+    assert prepared.is_needed(path)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="is not TOML"):
+            load(place.environ, prepared=prepared)
+        prepare_keys(place.environ, prepared)
+    (place.last_good / "keys.prepared").write_bytes(b"broken")
+    assert prepared.is_needed(path)
+    assert (place.last_good / "keys.prepared").stat().st_mode & 0o077 == 0

@@ -52,7 +52,7 @@ def test_as_many_open_files_as_the_system_allows(
 
 @pytest.mark.parametrize(
     ("soft", "connections"),
-    [(INFINITE, 8000), (65536, 8000), (4096, 2597), (1024, 549), (256, 64)],
+    [(INFINITE, 6000), (65536, 6000), (4096, 2418), (1024, 576), (256, 114)],
 )
 def test_a_worker_accepts_as_many_connections_as_it_has_files_for(
     monkeypatch: pytest.MonkeyPatch, soft: int, connections: int

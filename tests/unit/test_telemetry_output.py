@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from wrapper.output import Output, Stderr
 from wrapper.record import RequestRecord
-from wrapper.telemetry import request_log
-from wrapper.telemetry.request_log import Output, encode, line
+from wrapper.telemetry.request_log import encode, line
 
 LINE = b"x" * 999 + b"\n"
 
@@ -27,11 +27,10 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def test_a_pipe_without_a_reader_is_waited_for_once(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    pipe: tuple[int, int],
 ) -> None:
-    monkeypatch.setattr(request_log, "TIMEOUT", 0.2)
     reading, writing = pipe
-    out = Output(writing)
+    out = Output(writing, 0.2)
     for _ in range(64):  # a pipe's 64 KiB
         out.write(LINE)
     began = time.monotonic()
@@ -107,5 +106,22 @@ def test_what_cannot_be_printed_is_escaped(char: str) -> None:
 
 def test_escaped_names_do_not_tear_the_log() -> None:
     """Several workers write to one pipe, which takes 4096 bytes at once (pipe(7))."""
-    names = {"model": "\U000e0001" * 5000, "upstream_request_id": "\x9b" * 5000}
-    assert len(encode(line(RequestRecord("POST", **names)))) < 4096
+    names = {"model": "\U000e0001" * 5000, "served_model": "\U000e0002" * 5000}
+    record = RequestRecord("POST", unpriced="\U000e0002" * 5000, **names)
+    record.upstream_request_id = "\x9b" * 5000
+    assert len(encode(line(record))) < 4096
+
+
+def test_what_was_lost_on_stderr_is_counted_and_told(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    stderr = Stderr(fd=writing)
+    for _ in range(70):
+        print(LINE.decode(), end="", file=stderr)
+    assert 0 < stderr.lost < 10
+    os.read(reading, 65536)
+    print("half a line", end="", file=stderr)
+    assert os.get_blocking(writing)  # that belongs to others too
+    print(" and the rest", file=stderr)
+    told, line = os.read(reading, 65536).decode().splitlines()[-2:]
+    assert json.loads(told)["message"].endswith(f": {stderr.lost}")
+    assert line == "half a line and the rest"

@@ -28,6 +28,11 @@ class Subjects:
             limited = tuple(subject for subject in both if subject.limits)
             if limited:
                 self._by_key[key.name] = limited
+        self._with_budget = {
+            name
+            for name, subjects in self._by_key.items()
+            if any(subject.limits.budget is not None for subject in subjects)
+        }
         providers = {
             name: Subject(f"provider:{name}", _limits(provider))
             for name, provider in settings.providers.items()
@@ -47,6 +52,10 @@ class Subjects:
     def of_key(self, name: str) -> tuple[Subject, ...]:
         """The key itself and its group, as far as they have limits."""
         return self._by_key.get(name, ())
+
+    def has_budget(self, name: str) -> bool:
+        """Whether the key itself or its group has a budget."""
+        return name in self._with_budget
 
     def of_provider(self, name: str) -> Subject | None:
         """The provider's account, where it has limits."""

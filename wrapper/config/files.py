@@ -22,6 +22,9 @@ from wrapper.config.settings import Stamp
 MAX_BYTES = 4 * 1024 * 1024
 """Enough for some ten thousand keys."""
 
+TICK_NS = 100_000_000
+"""Longer than a tick of any file system's clock."""
+
 REPLACED: Stamp = (0, 0, 0)
 """The stamp of a file in whose place a copy was read."""
 
@@ -68,9 +71,9 @@ class Sources:
     def stamps(self) -> tuple[Stamp, ...]:
         return tuple(self._stamps.values())
 
-    def watch(self, path: Path) -> None:
+    def watch(self, path: Path) -> Stamp:
         """Remembers the state of a file; that of a replaced file is always `REPLACED`."""
-        self._stamps.setdefault(path, REPLACED if path in self._instead else stamp(path))
+        return self._stamps.setdefault(path, REPLACED if path in self._instead else stamp(path))
 
     def read(self, path: Path) -> str:
         """The text of a file. Raises `Unreadable`."""
@@ -112,14 +115,14 @@ def _unreadable(error: OSError | ValueError) -> Unreadable:
     return Unreadable(f"cannot be read: {reason}", "name a file that can be read")
 
 
-def open_toml(sources: Sources, path: Path, hint: str) -> dict[str, object]:
-    """A TOML file's tables. Raises `ProblemFound`; `hint` is for a missing file."""
+def open_toml(sources: Sources, path: Path, hint: str) -> tuple[dict[str, object], str]:
+    """A TOML file's tables and its text. Raises `ProblemFound`; `hint` is for a missing file."""
     try:
         text = sources.read(path)
     except Unreadable as error:
         wanted = hint if error.missing else error.hint
         raise ProblemFound(Problem(str(path), "", error.reason, wanted)) from error
-    return parse_toml(text, str(path))
+    return parse_toml(text, str(path)), text
 
 
 def parse_toml(text: str, file: str) -> dict[str, object]:

@@ -109,6 +109,11 @@ def _server(table: Table | None, secrets: SecretReader) -> Server:
         metrics_token_problem=why,
         body_timeout=table.seconds("body_timeout", 30.0),
         max_in_flight=table.whole("max_in_flight", 1500, high=MAX_IN_FLIGHT),
+        max_in_flight_unauthenticated=table.whole(
+            "max_in_flight_unauthenticated", 90, high=MAX_IN_FLIGHT
+        ),
+        body_memory_bytes=table.whole("body_memory_bytes", 268_435_456, low=1 << 20),
+        upload_disk_bytes=table.whole("upload_disk_bytes", 4_294_967_296, low=1 << 20),
         metering=table.flag("metering", True),
         default_output_tokens=table.whole(
             "default_output_tokens", DEFAULT_OUTPUT_TOKENS, high=MAX_OUTPUT_TOKENS

@@ -24,10 +24,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENDPOINT = re.compile(r"[a-z][a-z0-9_./-]{0,63}")
 _TEXT_LENGTH = 200
+SHORT_LINE = f"one line of at most {_TEXT_LENGTH} printable characters"
 
 _DIGEST_WANTED = "write the SHA-256 of the secret, 64 lower-case hexadecimal digits"
 _MODELS_WANTED = 'model names or globs such as "gpt-*"'
 _ENDPOINTS_WANTED = 'endpoints that need permission, such as "realtime"'
+
+
+NOTHING = ApiKey("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class KeyFile:
 
     keys: Mapping[str, ApiKey] = field(default_factory=lambda: frozen({}))
     groups: Mapping[str, Group] = field(default_factory=lambda: frozen({}))
+    defaults: ApiKey = NOTHING  # what a key is that says nothing
 
 
 def wrong_name(name: str) -> str | None:
@@ -64,7 +69,7 @@ def read_keys(top: Table) -> KeyFile:
             holders.setdefault(digest, name)
         keys[name] = key
     top.close()
-    return KeyFile(frozen(keys), frozen(groups))
+    return KeyFile(frozen(keys), frozen(groups), defaults)
 
 
 def _check_name(name: str, table: Table) -> None:
@@ -89,10 +94,9 @@ def _group(name: str, table: Table) -> Group:
 
 def _defaults(table: Table | None) -> ApiKey:
     """A key without a name and a secret that has the defaults of all others."""
-    nothing = ApiKey("", "")
     if table is None:
-        return nothing
-    found = _shared(table, nothing, read_limits(table))
+        return NOTHING
+    found = _shared(table, NOTHING, read_limits(table))
     table.close()
     return found
 
@@ -151,7 +155,7 @@ def _endpoints(table: Table, default: tuple[str, ...]) -> tuple[str, ...]:
         return ()  # none, whatever the defaults say
     endpoints = table.texts("endpoints", default, wanted=_ENDPOINTS_WANTED)
     for endpoint in endpoints:
-        if not _ENDPOINT.fullmatch(endpoint):
+        if not is_endpoint(endpoint):
             what = f"{quote(endpoint)} is not the name of an endpoint"
             table.problem("endpoints", what, f"write {_ENDPOINTS_WANTED}")
     return endpoints
@@ -170,11 +174,20 @@ def _group_name(table: Table, groups: Collection[str]) -> str | None:
 def _line(table: Table, key: str) -> str | None:
     """A text for people: one printable line."""
     text = table.text(key, None, wanted="a short text")
-    if text is not None and (len(text) > _TEXT_LENGTH or not text.isprintable()):
-        wanted = f"write one line of at most {_TEXT_LENGTH} printable characters"
-        table.problem(key, "is too long or cannot be printed", wanted)
-        return None
-    return text
+    if text is None or is_short_line(text):
+        return text
+    table.problem(key, "is too long or cannot be printed", f"write {SHORT_LINE}")
+    return None
+
+
+def is_short_line(text: str) -> bool:
+    """Whether `text` can be an owner or a description."""
+    return 0 < len(text) <= _TEXT_LENGTH and text.isprintable()
+
+
+def is_endpoint(name: str) -> bool:
+    """Whether `name` can be in `endpoints`."""
+    return _ENDPOINT.fullmatch(name) is not None
 
 
 def _digests(table: Table) -> tuple[str, str | None]:

@@ -17,6 +17,7 @@ from wrapper.config.fields import SecretReader, Table
 from wrapper.config.files import ProblemFound, Sources, Unreadable, open_toml, read_text
 from wrapper.config.gateway import Gateway, read_gateway
 from wrapper.config.keys import KeyFile, read_keys
+from wrapper.config.prepared import Prepared
 from wrapper.config.problems import ENVIRONMENT, ConfigError, Problem, quote, suggest
 from wrapper.config.settings import (
     DEFAULT_STORE,
@@ -28,6 +29,7 @@ from wrapper.config.settings import (
     Target,
     frozen,
 )
+from wrapper.config.statements import located
 from wrapper.config.storeurl import REDIS_FORMS, is_redis, parse_redis
 
 DEFAULT_CONFIG = "config/gateway.toml"
@@ -198,18 +200,19 @@ def load(
     demo_url: str | None = None,
     *,
     instead: Mapping[Path, Path] | None = None,
+    prepared: Prepared | None = None,
 ) -> Settings:
     """The settings of `environ`. Raises `ConfigError` with all problems.
 
-    `demo_url` is the simulator: it serves the models of the providers that lack their credential,
-    as long as no provider has one. `instead` names files to read in place of others (copies of the
-    configuration last in force).
+    `prepared` may have the keys already. `demo_url` is the simulator: it serves the models of the
+    providers that lack their credential, as long as no provider has one. `instead` names files to
+    read in place of others (copies of the configuration last in force).
     """
     sources = Sources(instead)
     problems: list[Problem] = []
     gateway = _gateway(environ, sources, problems)
     in_keys: list[Problem] = []
-    keys = _keys(environ, sources, in_keys)
+    keys = _prepared_keys(environ, sources, in_keys, prepared)
     for path in (config_path(environ).with_name(PRICES), prices_path(environ)):
         sources.watch(path)
     in_environ: list[Problem] = []
@@ -236,13 +239,15 @@ def load(
 def _gateway(environ: Mapping[str, str], sources: Sources, problems: list[Problem]) -> Gateway:
     path = config_path(environ)
     try:
-        data = open_toml(sources, path, "set WRAPPER_CONFIG to the path of gateway.toml")
+        data, text = open_toml(sources, path, "set WRAPPER_CONFIG to the path of gateway.toml")
     except ProblemFound as found:
         problems.append(found.problem)
         return Gateway(Server(), {}, (), {})
     secrets = SecretReader(environ, sources, path.parent)
     watch: list[Path] = []
-    gateway = read_gateway(Table(data, "", str(path), problems), secrets, watch)
+    found_here: list[Problem] = []
+    gateway = read_gateway(Table(data, "", str(path), found_here), secrets, watch)
+    problems += located(found_here, text)
     for file in watch:
         sources.watch(file)
     return gateway
@@ -252,13 +257,43 @@ def _keys(environ: Mapping[str, str], sources: Sources, problems: list[Problem])
     """The keys and groups; none where there is no keys file, as on the first start."""
     path = keys_path(environ)
     try:
-        data = open_toml(sources, path, "")
+        data, text = open_toml(sources, path, "")
     except ProblemFound as found:
         cause = found.__cause__
         if not (isinstance(cause, Unreadable) and cause.missing):
             problems.append(found.problem)
         return KeyFile()
-    return read_keys(Table(data, "", str(path), problems))
+    found_here: list[Problem] = []
+    keys = read_keys(Table(data, "", str(path), found_here))
+    problems += located(found_here, text)
+    return keys
+
+
+def _prepared_keys(
+    environ: Mapping[str, str],
+    sources: Sources,
+    problems: list[Problem],
+    prepared: Prepared | None,
+) -> KeyFile:
+    """As `_keys`, from what another process has read where there is that."""
+    path = keys_path(environ)
+    found = prepared.get(sources.watch(path)) if prepared else None
+    if found is None:
+        return _keys(environ, sources, problems)
+    keys: KeyFile
+    keys, known = found
+    problems += known
+    return keys
+
+
+def prepare_keys(environ: Mapping[str, str], prepared: Prepared) -> None:
+    """Read a large keys file for this process and others; see `wrapper.config.prepared`."""
+
+    def read() -> tuple[KeyFile, list[Problem]]:
+        problems: list[Problem] = []
+        return _keys(environ, Sources(), problems), problems
+
+    prepared.prepare(keys_path(environ), read)
 
 
 def load_keys(environ: Mapping[str, str]) -> Mapping[str, ApiKey]:

@@ -26,15 +26,17 @@ _MAX_LENGTH = 60
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake: `file` and `key_path` say where, `hint` says what would be right."""
+    """One mistake: `file`, `line` and `key_path` say where, `hint` says what would be right."""
 
     file: str
     key_path: str
     message: str
     hint: str = ""
+    line: int | None = None
 
     def __str__(self) -> str:
-        where = f"{self.file}: {self.key_path}" if self.key_path else self.file
+        line = "" if self.line is None else f"line {self.line}"
+        where = ": ".join(filter(None, (self.file, line, self.key_path)))
         return f"{where}: {self.message}" + (f"; {self.hint}" if self.hint else "")
 
 

@@ -219,6 +219,9 @@ class Server:
 
     `body_timeout` limits the wait for the next piece of a request body, and for a client to take
     the next piece of a response. `max_in_flight` is per worker; requests above it get 503.
+    `max_in_flight_unauthenticated` of them may be callers with a provider credential of their own
+    that no provider has accepted yet. `body_memory_bytes` and `upload_disk_bytes` are what a worker
+    may hold of request bodies.
     `metrics_token_problem` says why there is no token although one is configured. `root_path` is
     the prefix that a proxy in front leaves in the paths; empty or `/…` without a slash at the end.
     `default_output_tokens` is reserved for a request that does not limit its output itself.
@@ -232,6 +235,9 @@ class Server:
     metrics_token_problem: str | None = None
     body_timeout: float = 30.0
     max_in_flight: int = 1500
+    max_in_flight_unauthenticated: int = 90
+    body_memory_bytes: int = 268_435_456
+    upload_disk_bytes: int = 4_294_967_296
     metering: bool = True
     default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
 

@@ -22,13 +22,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from wrapper.config.files import replace_file, stamp
+from wrapper.config.files import TICK_NS, replace_file, stamp
 from wrapper.config.loading import config_path, keys_path, load
+from wrapper.config.prepared import Prepared
 from wrapper.config.problems import ConfigError
 from wrapper.config.settings import Settings, Stamp
-
-_TICK_NS = 100_000_000
-"""Longer than a tick of any file system's clock."""
 
 GATEWAY_COPY = "gateway.toml"
 KEYS_COPY = "keys.toml"
@@ -99,8 +97,9 @@ class Reloader:
 
 
 def _fresh(stamps: tuple[Stamp, ...]) -> bool:
-    latest = time.time_ns() - _TICK_NS
-    return any(found is not None and found[0] > latest for found in stamps)
+    # A stamp in the future (of a copied file, or a clock that was wrong) says nothing about now.
+    now = time.time_ns()
+    return any(found is not None and abs(now - found[0]) < TICK_NS for found in stamps)
 
 
 def accept(settings: Settings, environ: Mapping[str, str], directory: Path) -> bool:
@@ -139,7 +138,7 @@ def load_or_last_good(
     copies. Raises the files' `ConfigError` when no copy helps.
     """
     try:
-        return load(environ, demo_url), None
+        return load(environ, demo_url, prepared=Prepared(directory)), None
     except ConfigError as error:
         broken = {problem.file for problem in error.problems}
         copies = {

@@ -138,10 +138,11 @@ class Connection:
         self._written = False
         self.sock.settimeout(timeout)
         try:
-            if body is None or isinstance(body, bytes):
+            if body is None or (isinstance(body, bytes) and len(body) <= READ_SIZE):
                 self.sock.sendall(head + body if body else head)
             else:
                 self.sock.sendall(head)
+                body = (body,) if isinstance(body, bytes) else body  # not copied behind the head
                 for piece in body:
                     self.sock.sendall(piece)
             self._written = True

@@ -15,7 +15,6 @@ from typing import Protocol
 
 import brotli
 
-from wrapper.cancellation import yield_if_due
 from wrapper.metering.usage import TOO_LARGE, UNREADABLE, ExtractedUsage, UsageExtractor
 
 # The copy is decompressed in pieces of this size …
@@ -125,6 +124,9 @@ class DecodingExtractor:
         return data
 
     def _decode(self, data: bytes) -> None:
+        # Here, because commands of the command line import this module and not gevent.
+        from wrapper.cancellation import yield_if_due
+
         for piece in self._decoder.decode(data):
             self._decompressed += len(piece)
             if self._decompressed > FREE_BYTES + MAX_RATIO * self._compressed:

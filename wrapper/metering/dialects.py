@@ -107,6 +107,7 @@ class _Report(msgspec.Struct):
     server_tool_use: dict[str, Any] | None = None
     service_tier: str | None = None
     speed: str | None = None
+    inference_geo: str | None = None
     # Rerank
     search_units: _Count = None
 
@@ -218,7 +219,7 @@ def read(text: bytes, start: _Report | None = None) -> JsonUsage:
     `start`: the report that an earlier event of the same stream has begun.
     """
     body = _decode_body(text)
-    found = JsonUsage(type=_text(body.type))
+    found = JsonUsage(type=_text(body.type) if body.type else "")
     _read_level(body, found, start)
     nested, groq = bytes(body.response), bytes(body.x_groq)
     if nested.startswith(b"{"):
@@ -233,7 +234,7 @@ def read(text: bytes, start: _Report | None = None) -> JsonUsage:
         _read_level(extra, found)
     found.error = found.error or found.type in ("error", "response.failed")
     found.only_usage = (
-        _opens(body.usage, b"{")
+        bytes(body.usage).startswith(b"{")
         and _EMPTY_LIST.fullmatch(bytes(body.choices)) is not None
         and not found.error
     )
@@ -242,21 +243,35 @@ def read(text: bytes, start: _Report | None = None) -> JsonUsage:
 
 def _read_level(body: _Body, found: JsonUsage, start: _Report | None = None) -> None:
     usage = bytes(body.usage)
-    if found.model is None:
+    if found.model is None and body.model:
         found.model = _text(body.model) or None
     found.error = found.error or bytes(body.error) not in _EMPTY
-    found.service_tier = _text(body.service_tier) or found.service_tier
+    if body.service_tier:
+        found.service_tier = _text(body.service_tier) or found.service_tier
     if b"executed_tools" in bytes(body.choices):
         with contextlib.suppress(*DECODING_ERRORS):
             _read_executed(body.choices, found.executed)
     try:
-        reported = _without_usage(body) if usage in _EMPTY else read_usage(usage, start)
+        reported = None
+        if usage not in _EMPTY:
+            reported = read_usage(usage, start)
+        elif (
+            body.eval_count or body.prompt_eval_count or body.duration or body.seconds or body.meta
+        ):
+            reported = _without_usage(body)
         if reported is None:
             reported = found.usage
-        if reported is not None:
-            found.usage = _priced_apart(body, reported, found)
     except DECODING_ERRORS:
         found.unreadable = True
+        return
+    found.usage = reported
+    if reported is not None and (
+        found.service_tier or body.output or body.tool_usage or body.usage_breakdown
+    ):
+        try:
+            found.usage = _priced_apart(body, reported, found)
+        except DECODING_ERRORS:
+            found.usage = reported._replace(unreadable=reported.unreadable or "tools")
 
 
 def _read_start(body: _Body, found: JsonUsage) -> None:
@@ -266,7 +281,7 @@ def _read_start(body: _Body, found: JsonUsage) -> None:
         inner = _decode_body(message)
         found.model = found.model or _text(inner.model) or None
         with contextlib.suppress(*DECODING_ERRORS):
-            found.start = _report(bytes(inner.usage))[0]
+            found.start = _sound_report(bytes(inner.usage))[0]
 
 
 def _without_usage(body: _Body) -> Usage | None:
@@ -293,7 +308,7 @@ def _priced_apart(body: _Body, usage: Usage, found: JsonUsage) -> Usage:
     if not usage.service_tier and found.service_tier:
         changes["service_tier"] = found.service_tier
     units: Counter[str] = Counter()
-    parts = _breakdown(body.usage_breakdown)
+    parts = _breakdown(body.usage_breakdown) if body.usage_breakdown else ()
     if body.output or body.tool_usage:
         parts += _hosted_tools(body, units, usage)
     if parts:
@@ -382,7 +397,10 @@ def read_usage(text: bytes, start: _Report | None = None) -> Usage | None:
 
     Raises DECODING_ERRORS where it is no object or its totals cannot be counts.
     """
-    report, unreadable = _report(text)
+    try:
+        report, unreadable = _decode_report(text), ""
+    except msgspec.ValidationError:
+        report, unreadable = _sound_report(text)
     if start is not None:
         for name in _Report.__struct_fields__:
             if getattr(report, name) is None:
@@ -400,7 +418,7 @@ def _usage(report: _Report, unreadable: str) -> Usage | None:
         completion = report.completion_tokens
     total = report.total_tokens
     seconds = report.seconds or report.prompt_audio_seconds
-    units = _server_tools(report)
+    units = _server_tools(report) if report.server_tool_use or report.search_units else ()
     if prompt is None and completion is None and total is None and seconds is None and not units:
         return None
     before = (
@@ -454,14 +472,23 @@ def _usage(report: _Report, unreadable: str) -> Usage | None:
         long or 0,
         (by_kind.audio_tokens or 0) if by_kind else 0,
         (by_kind.image_tokens or by_kind.cached_image_tokens or 0) if by_kind else 0,
-        _is_split(before),
-        _is_split(after),
+        before is not _NO_DETAILS and _is_split(before),
+        after is not _NO_DETAILS and _is_split(after),
         by_kind is not None,
         units,
         (),
-        _FAST if report.speed == _FAST else report.service_tier or "",
+        _service_tier(report)
+        if report.speed or report.inference_geo
+        else report.service_tier or "",
         unreadable,
     )
+
+
+def _service_tier(report: _Report) -> str:
+    """Anthropic bills its fast mode, and inference that is bound to a region, at other prices."""
+    tier = _FAST if report.speed == _FAST else report.service_tier or ""
+    anywhere = report.inference_geo in (None, "", "global", "not_available")
+    return tier if anywhere else f"{tier or 'standard'} in {report.inference_geo}"
 
 
 def _is_split(details: _Details) -> bool:
@@ -483,16 +510,13 @@ def _server_tools(report: _Report) -> tuple[tuple[str, float], ...]:
     return tuple(sorted(units.items()))
 
 
-def _report(text: bytes) -> tuple[_Report, str]:
-    """The report, and the names of its details that could not be read."""
-    try:
-        return _decode_report(text), ""
-    except msgspec.ValidationError:
-        unreadable: list[str] = []
-        report = _decode_sound(text, _Report, "", unreadable)
-        if _TOTALS.intersection(unreadable):
-            raise
-        return report, ",".join(unreadable)
+def _sound_report(text: bytes) -> tuple[_Report, str]:
+    """The report without its details that cannot be read, and their names."""
+    unreadable: list[str] = []
+    report = _decode_sound(text, _Report, "", unreadable)
+    if _TOTALS.intersection(unreadable):
+        raise ValueError(f"no counts: {unreadable}")
+    return report, ",".join(unreadable)
 
 
 def _decode_sound(text: bytes, kind: Any, where: str, unreadable: list[str]) -> Any:

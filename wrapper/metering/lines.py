@@ -19,7 +19,7 @@ class LinesExtractor:
 
     def __init__(self) -> None:
         self._last = b""  # complete lines, of which the last one counts
-        self._rest = b""  # the beginning of a line, bounded
+        self._rest = bytearray()  # the beginning of a line, bounded
         self._ended = False
 
     def feed(self, data: bytes) -> bytes:
@@ -28,8 +28,8 @@ class LinesExtractor:
             return data
         complete, newline, rest = data.rpartition(b"\n")
         if newline:
-            self._last = self._rest + complete
-            self._rest = rest
+            self._last = bytes(self._rest + complete)
+            self._rest[:] = rest
         elif len(self._rest) <= MAX_LINE:
             self._rest += data
         return data
@@ -41,7 +41,7 @@ class LinesExtractor:
     def extracted(self) -> ExtractedUsage:
         # The last line may lack its newline; one that is cut off is no JSON, and another counts.
         found, reason = JsonUsage(), NO_USAGE if self._ended else TRUNCATED
-        for text in (self._rest, self._last):
+        for text in (bytes(self._rest), self._last):
             line = text.rstrip().rpartition(b"\n")[2]
             if not line:
                 continue

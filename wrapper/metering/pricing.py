@@ -80,7 +80,8 @@ class Prices:
         `provider` is the name in the configuration, `host` the host name of its `base_url`,
         `asked` the model of the request, `served` the one that the response names, if any.
         """
-        prices = self._prices(provider, host, asked, served)
+        key = (provider, host, asked, served)
+        prices = self._found[key] if key in self._found else self._prices(*key)
         if not usage.parts:
             priced = prices.price(usage) if prices else Priced(None, "model")
         else:
@@ -126,6 +127,10 @@ class Prices:
                 provider, host, asked.lower(), served.lower() or asked.lower()
             )
             return found
+
+    def knows(self, provider: str, host: str, model: str) -> bool:
+        """Whether there is any price for the model."""
+        return self._prices(provider, host, model, "") is not None
 
     def names(self, provider: str, host: str) -> set[str]:
         """The models that are listed with a price for this provider."""

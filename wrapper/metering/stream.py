@@ -102,9 +102,10 @@ def has_content(piece: bytes) -> bool:
     """Whether a piece of a stream has an event with a part of the answer: no comment, no chunk with
     a role alone.
     """
-    return any(
-        _CONTENT.search(event) and not _SETUP.search(event) for event in piece.split(b"\n\n")
-    )
+    for event in piece.split(b"\n\n"):
+        if _CONTENT.search(event) and not _SETUP.search(event):
+            return True
+    return False
 
 
 class StreamExtractor:
@@ -158,7 +159,8 @@ class StreamExtractor:
             for span in spans:
                 if not span.whole or self._interesting(span.raw):
                     self._inspect(span)
-                self._passed(span)
+                if len(span.raw) > 2:  # else it is the rest of a line end that came apart
+                    self._last = span.raw
             return data
         return b"".join([span.raw for span in spans if self._is_kept(span)])
 
@@ -176,14 +178,12 @@ class StreamExtractor:
             self._last is not None and _TERMINAL.search(self._last) is not None
         )
         if self._usage is not None:
-            usage = with_executed(self._usage, self._executed)
+            usage = self._usage
+            if self._executed:
+                usage = with_executed(usage, self._executed)
             return ExtractedUsage(usage, self._model, None, self._error, terminal)
         reason = self._reason or (NO_USAGE if self._ended else TRUNCATED)
         return ExtractedUsage(None, self._model, reason, self._error, terminal)
-
-    def _passed(self, span: Span) -> None:
-        """Note the last event; the rest of a line end that came apart is none."""
-        self._last = span.raw if len(span.raw) > 2 else self._last or b""
 
     def _interesting(self, data: bytes) -> bool:
         if b'"usage' in data and data.count(b'"usage') > data.count(b'"usage":null'):
@@ -201,7 +201,8 @@ class StreamExtractor:
         found = None
         if not span.whole or self._interesting(span.raw):
             found = self._inspect(span)
-        self._passed(span)
+        if len(span.raw) > 2:
+            self._last = span.raw
         if found is None or not found.only_usage:
             return True
         self._stripped_at_cr = span.raw.endswith(b"\r")

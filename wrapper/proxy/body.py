@@ -6,6 +6,7 @@ closed, because where the next request begins is then unknown.
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 import time
@@ -16,12 +17,15 @@ from gunicorn.http.errors import ParseException
 
 from wrapper import errors
 from wrapper.cancellation import yield_if_due
+from wrapper.capacity import Holding, has_room
 from wrapper.formats.multipart import FieldFinder
 
 PIECE: Final = 65536
 # Chunks may be of one byte each, and cost a microsecond or two then.
 CHUNKED_PIECE: Final = 16384
-IN_MEMORY: Final = 1 << 20  # bytes of a form that are kept in memory
+IN_MEMORY: Final = 1 << 20  # bytes of a form that may be kept in memory
+SMALL: Final = 65536  # a body up to this size is not counted: there are as many as requests
+DISK_STEP: Final = 1 << 20  # bytes of an upload between two looks at the volume
 
 log = logging.getLogger("wrapper")
 
@@ -49,6 +53,7 @@ class RequestBody:
         self.received = 0
         self.waited = 0.0  # seconds spent waiting for the client
         self.ended = length == 0
+        self.holdings: tuple[Holding, ...] = ()
         if length is not None and length > limit:
             raise self._too_large()
 
@@ -93,20 +98,36 @@ class RequestBody:
             )
         return data
 
-    def read_all(self) -> bytes:
-        """The whole body in memory."""
-        data = self.read(self.length) if self.length else b""
-        return data if self.ended else data + b"".join(self)
+    def read_all(self, memory: Holding | None = None) -> bytes:
+        """The whole body in memory, counted in `memory` unless it is known to be small.
 
-    def spool(self) -> IO[bytes]:
-        """A temporary file to keep the body in, until `close`."""
-        self._spool = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # see close()
-        return self._spool
+        Raises Overloaded where no memory is left.
+        """
+        if memory is None:
+            data = self.read(self.length) if self.length else b""
+            return data if self.ended else data + b"".join(self)
+        self.holdings = (memory,)
+        if self.length is not None and not memory.take(self.length):
+            raise overloaded()
+        pieces: list[bytes] = []
+        for piece in self:
+            pieces.append(piece)
+            if self.length is None and self.received > SMALL and not memory.take(len(piece)):
+                raise overloaded()
+        return b"".join(pieces)
+
+    def spool(self, *, in_memory: bool) -> IO[bytes]:
+        """A file to keep the body in, until `close`."""
+        file = io.BytesIO() if in_memory else tempfile.TemporaryFile()  # noqa: SIM115  # see close()
+        self._spool = file
+        return file
 
     def close(self) -> None:
-        """Give back what the body holds."""
+        """Give back what the body holds: its file, its part of memory and disk."""
         if self._spool is not None:
             self._spool.close()
+        for holding in self.holdings:
+            holding.release()
 
     def _too_large(self) -> errors.GatewayError:
         return self._closing(
@@ -127,7 +148,11 @@ class SpooledForm:
     """
 
     def __init__(
-        self, file: IO[bytes], size: int, spans: list[tuple[int, int]], text: bytes | None = None
+        self,
+        file: IO[bytes],
+        size: int,
+        spans: list[tuple[int, int]],
+        text: bytes | None = None,
     ) -> None:
         self._file = file
         self._size = size
@@ -162,16 +187,30 @@ Body = bytes | RequestBody | SpooledForm | None
 """The bytes in memory, the stream as it comes, a form on disk, or no body at all."""
 
 
-def spool_form(body: RequestBody, finder: FieldFinder) -> SpooledForm:
+def spool_form(
+    body: RequestBody, finder: FieldFinder, memory: Holding, disk: Holding
+) -> SpooledForm:
     """Read a whole form into a temporary file while `finder` looks for its field.
 
-    Raises InvalidBody where two readers could disagree about the field, NoRoom for a full disk.
+    A form that is known to be small stays in memory where there is some. Raises InvalidBody where
+    two readers could disagree about the field, NoRoom where the disk is full or is needed for more
+    important things.
     """
-    file = body.spool()
-    begins = b""
+    body.holdings = (memory, disk)
+    length = body.length
+    in_memory = length is not None and length <= IN_MEMORY and memory.take(length)
+    if not in_memory:
+        _take_room(disk, length or 0, length or 0)
+    file = body.spool(in_memory=in_memory)
+    begins, written, looked = b"", 0, 0
     for piece in body:
         begins = begins or piece.lstrip()[:1]
         finder.feed(piece)
+        if not in_memory:
+            written += len(piece)
+            if written - looked >= DISK_STEP:
+                looked = written
+                _take_room(disk, DISK_STEP if length is None else 0, DISK_STEP)
         keep(piece, file)
         if finder.problem:
             break
@@ -183,16 +222,35 @@ def spool_form(body: RequestBody, finder: FieldFinder) -> SpooledForm:
     return SpooledForm(file, body.received, finder.spans)
 
 
+def _take_room(disk: Holding, size: int, ahead: int) -> None:
+    """Count `size` more bytes of uploads on the disk, and look for room for those `ahead`."""
+    if not has_room(tempfile.gettempdir(), ahead) or not disk.take(size):
+        raise no_room()
+
+
 def keep(piece: bytes, file: IO[bytes]) -> None:
     """Write a piece of an upload. Raises NoRoom for a full disk."""
     try:
         file.write(piece)
     except OSError as error:
         log.error("cannot keep an upload: %s", error.strerror)
-        raise errors.NoRoom(
-            "There is no room to keep the upload at the moment; try again later.",
-            headers=(("Retry-After", "10"),),
-        ) from None
+        raise no_room() from None
+
+
+def no_room() -> errors.NoRoom:
+    """The response to an upload that cannot be kept."""
+    return errors.NoRoom(
+        "There is no room to keep the upload at the moment; try again later.",
+        headers=(("Retry-After", "10"),),
+    )
+
+
+def overloaded() -> errors.Overloaded:
+    """The response to a request that the worker has no room for."""
+    return errors.Overloaded(
+        "The gateway is serving as many requests as it can; try again shortly.",
+        headers=(("Retry-After", "1"),),
+    )
 
 
 def content_length(environ: Mapping[str, Any]) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 
+from wrapper.auth import CLIENT
 from wrapper.cancellation import CancelScope
 from wrapper.record import NO_KEY, RequestRecord
 from wrapper.runtime import Runtime, Snapshot
@@ -21,6 +22,8 @@ def finalize(
     """The response has been sent, or will never be; `scope` may still watch over its request."""
     if scope is not None and scope in runtime.scopes:
         scope.close()
+    if record.api_key == CLIENT:
+        runtime.capacity.newcomers.discard(scope)
     telemetry = runtime.telemetry
     metering, counts = snapshot.settings.server.metering, record.is_proxy_request
     record.finish()

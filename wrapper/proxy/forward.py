@@ -59,7 +59,7 @@ def forward(
                 forwarded = _attempt(context, request, attempt, headers)
                 if last or not may_fail_over(request, forwarded.response.status):
                     if not is_enough(forwarded.response, forwarded.first):
-                        forwarded = _begin(context, forwarded)
+                        forwarded = _begin(context, request, forwarded)
                     if last or not is_failure(forwarded.response, forwarded.first):
                         return forwarded
                     context.record.upstream_failed("error_event")
@@ -109,7 +109,7 @@ def _attempt(
     return forwarded
 
 
-def _begin(context: RequestContext, forwarded: Forwarded) -> Forwarded:
+def _begin(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> Forwarded:
     """The response with as much of its body as has to be there before its head goes down."""
     response, first = forwarded.response, forwarded.first
     began = clock()
@@ -118,7 +118,7 @@ def _begin(context: RequestContext, forwarded: Forwarded) -> Forwarded:
             return forwarded._replace(first=read_beginning(response, first))
     except Interrupted as interruption:
         response.close()
-        error = interrupted(context, interruption.reason)
+        error = _given_up(context, request, interruption.reason, response.status)
         if isinstance(error, errors.UpstreamError):
             context.record.upstream_failed(error.reason)
         raise error from None
@@ -162,9 +162,8 @@ def _send(
             first = response.read_first()
             refused = strip_usage and _refuses_stream_options(upstream, response, first)
     except Interrupted as interruption:
-        received = interruption.sent or response is not None
-        if received and interruption.reason != TIMEOUT and request.endpoint.metered:
-            context.record.unanswered()
+        if interruption.sent or response is not None:
+            raise _given_up(context, request, interruption.reason) from None
         raise interrupted(context, interruption.reason) from None
     if not refused:
         return Forwarded(attempt, response, first, strip_usage)
@@ -202,6 +201,15 @@ class _Upload:
     def __iter__(self) -> Iterator[bytes]:
         yield from self._body
         self._scope.watch_client()
+
+
+def _given_up(
+    context: RequestContext, request: ProxyRequest, reason: str, status: int = 200
+) -> errors.GatewayError:
+    """As `interrupted`, after the request was sent: what it used is unknown."""
+    if reason != TIMEOUT and request.endpoint.metered and status < 300:
+        context.record.unanswered()
+    return interrupted(context, reason)
 
 
 def interrupted(context: RequestContext, reason: str) -> errors.GatewayError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from wrapper import errors
 from wrapper.auth import Principal
+from wrapper.cancellation import yield_if_due
 from wrapper.endpoints import ADMIN, WITHOUT_MODEL
 from wrapper.proxy.model_names import (
     NamesTooMany,
@@ -63,6 +64,7 @@ def _check_access(principal: Principal, request: ProxyRequest, path: str, base_p
     if isinstance(request.body, bytes) and request.body:
         try:
             names.update(names_in_body(request.body, elsewhere=not is_known))
+            yield_if_due()
         except NamesTooMany as error:
             raise errors.InvalidBody(
                 f"This API key may call some models only, and the body has {error}."

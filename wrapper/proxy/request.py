@@ -11,25 +11,31 @@ says what was wrong.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from wrapper import errors
 from wrapper.auth import Principal
-from wrapper.cancellation import TIMEOUT, Interrupted
+from wrapper.cancellation import TIMEOUT, Interrupted, yield_if_due
+from wrapper.capacity import HOLDERS_PART, UNAUTHENTICATED_PART, Holding
 from wrapper.endpoints import Endpoint, find_endpoint
 from wrapper.formats import jsonbytes
 from wrapper.formats.multipart import FieldFinder
 from wrapper.metering import set_include_usage
 from wrapper.proxy import timeouts
 from wrapper.proxy.body import (
+    PIECE,
+    SMALL,
     Body,
     RequestBody,
     SpooledForm,
     content_length,
+    overloaded,
     spool_form,
 )
 from wrapper.record import MAX_NAME
@@ -41,7 +47,6 @@ _METHOD_OVERRIDES: Final = (
     "HTTP_X_METHOD_OVERRIDE",
 )
 _CHARSET: Final = re.compile(r";[ \t]*charset[ \t]*=[ \t]*\"?([^\";, \t]*)")
-LARGE: Final = 1 << 20  # bytes of a body
 _READ_FIELDS: Final = frozenset({"model", "models", "stream", "stream_options"})
 
 # Characters and sequences of a path that one reader takes for something else than another:
@@ -54,11 +59,31 @@ _ENCODED_SLASH: Final = re.compile("%2[fF]")
 _BAD_QUERY: Final = re.compile(r"[\x00-\x20\x7f#]")
 
 
+_NOTHING: Final = msgspec.Raw(b"")
+
+
+class _Identified(msgspec.Struct):
+    id: str = ""
+
+
 class _Fields(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
+    # Stored objects that the request builds on.
+    previous_response_id: msgspec.Raw = _NOTHING
+    conversation: msgspec.Raw = _NOTHING
+    input_file_id: msgspec.Raw = _NOTHING
+    training_file: msgspec.Raw = _NOTHING
+    assistant_id: msgspec.Raw = _NOTHING
+    file_id: msgspec.Raw = _NOTHING
 
 
+_OBJECTS: Final = attrgetter(
+    *("previous_response_id", "conversation", "input_file_id", "training_file"),
+    *("assistant_id", "file_id"),
+)
+_MAX_ID: Final = 300  # bytes of a field that can be an object's id, or an object with one
+_decode_id = msgspec.json.Decoder(str | _Identified).decode
 _decode = msgspec.json.Decoder(_Fields).decode
 
 
@@ -75,8 +100,9 @@ class Prepared(NamedTuple):
 class ProxyRequest(NamedTuple):
     """One request as the relay needs it.
 
-    `target` is the raw path, `query` the raw `?query`. `model` is None where none could be read.
-    `form` reads beside a form that streams through.
+    `target` is the raw path, `query` the raw `?query`. `model` is None where none could be read,
+    `objects` are the fields of the body that may name stored objects. `form` reads beside a form
+    that streams through.
     """
 
     method: str
@@ -87,6 +113,17 @@ class ProxyRequest(NamedTuple):
     model: str | None = None
     stream: bool = False
     form: FieldFinder | None = None
+    objects: tuple[msgspec.Raw, ...] = ()
+
+    @property
+    def object_ids(self) -> list[str]:
+        """The ids of stored objects that the body names."""
+        ids = []
+        for text in self.objects:
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                named = _decode_id(text) if 2 < len(bytes(text)) < _MAX_ID else ""
+                ids.append(named if isinstance(named, str) else named.id)
+        return [name for name in ids if name]
 
     @property
     def named_model(self) -> str:
@@ -128,8 +165,11 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     """
     environ, scope = context.environ, context.scope
     server = context.snapshot.settings.server
-    if len(context.runtime.scopes) >= server.max_in_flight:
+    in_flight = len(context.runtime.scopes)
+    if in_flight >= server.max_in_flight or in_flight >= context.runtime.capacity.places:
         raise overloaded()
+    if principal.credential is not None:
+        _take_newcomers_place(context, principal.credential)
     scope.open()
     if "HTTP_UPGRADE" in environ or "HTTP_SEC_WEBSOCKET_KEY" in environ:
         _refuse_websocket(environ)
@@ -160,17 +200,18 @@ def _read(
     if length == 0:
         # An explicit Content-Length: 0 is repeated, a missing one stays missing.
         return request._replace(body=b"" if environ.get("CONTENT_LENGTH") else None)
-    if principal.credential is None or (length is not None and length <= LARGE):
-        return _read_body(context, request, principal, length, routed)
-    # No key of the gateway stands behind callers who use their own provider key: limit how many
-    # of their large bodies are read at once.
-    slots = context.runtime.large_bodies
-    if not slots.acquire(blocking=False):
-        raise overloaded()
-    try:
-        return _read_body(context, request, principal, length, routed)
-    finally:
-        slots.release()
+    return _read_body(context, request, principal, length, routed)
+
+
+def _take_newcomers_place(context: RequestContext, credential: str) -> None:
+    """Callers whom nothing has authenticated yet have few places: they must not keep key owners
+    out. A credential that a provider has accepted lately is no newcomer's.
+    """
+    newcomers, server = context.runtime.capacity.newcomers, context.snapshot.settings.server
+    if not newcomers.is_known(credential):
+        if len(newcomers) >= server.max_in_flight_unauthenticated:
+            raise overloaded()
+        newcomers.add(context.scope)
 
 
 def _read_body(
@@ -189,15 +230,35 @@ def _read_body(
     as_json = principal.is_restricted or (routed and request.endpoint.metered)
     if request.endpoint.json_body or is_json_type(kind) or (as_json and not is_form):
         content = context.record.content = RequestBody(environ, length, server.max_body_bytes)
-        return _read_json(request, content.read_all(), kind)
-    if is_form and (routed or principal.is_restricted):
+        counted = length is None or length > SMALL
+        memory = _memory(context, principal) if counted else None
+        return _read_json(request, content.read_all(memory), kind)
+    # A budget can only be kept where the model, and so the price, is known before it is sent.
+    budget = context.snapshot.limits.has_budget(principal.name) and request.endpoint.metered
+    if is_form and (routed or principal.is_restricted or budget):
         finder = FieldFinder(content_type, "model", scan_all=True)
         content = context.record.content = RequestBody(environ, length, server.max_upload_bytes)
-        return request._replace(body=spool_form(content, finder), model=finder.value)
+        form = spool_form(content, finder, _memory(context, principal), _disk(context, principal))
+        return request._replace(body=form, model=finder.value)
     beside = FieldFinder(content_type, "model") if is_form else None
     content = RequestBody(environ, length, server.max_upload_bytes, beside)
     context.record.content = content
     return request._replace(body=content, form=beside)
+
+
+def _memory(context: RequestContext, principal: Principal) -> Holding:
+    limit = context.snapshot.settings.server.body_memory_bytes
+    return Holding(context.runtime.capacity.memory, principal.name, limit, _part(context))
+
+
+def _disk(context: RequestContext, principal: Principal) -> Holding:
+    limit = context.snapshot.settings.server.upload_disk_bytes
+    return Holding(context.runtime.capacity.disk, principal.name, limit, _part(context))
+
+
+def _part(context: RequestContext) -> int:
+    is_newcomer = context.scope in context.runtime.capacity.newcomers
+    return UNAUTHENTICATED_PART if is_newcomer else HOLDERS_PART
 
 
 def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRequest:
@@ -208,11 +269,32 @@ def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRe
         raise errors.InvalidJson("JSON is UTF-8: leave the charset out of Content-Type.")
     if not body:
         return request._replace(body=body)
+    fields, ambiguous = _fields(body)
+    if ambiguous:
+        raise errors.InvalidBody(
+            "A field is given twice, or in capitals: 'model', 'models', 'stream' or "
+            "'stream_options'."
+        )
+    builds = request.endpoint.creates is not None or fields.model is None
+    return request._replace(
+        body=body,
+        model=fields.model,
+        stream=bool(fields.stream),
+        objects=_OBJECTS(fields) if builds else (),
+    )
+
+
+def _fields(body: bytes) -> tuple[_Fields, bool]:
+    """The fields of a JSON body, and whether two readers could find different ones."""
     try:
         if not body.isascii():
             body.decode("utf-8")
+        if len(body) > PIECE:  # each step takes some ten milliseconds for the largest body
+            yield_if_due()
         fields = _decode(body)
-        ambiguous = jsonbytes.has_duplicate(body, _READ_FIELDS)
+        if len(body) > PIECE:
+            yield_if_due()
+        return fields, jsonbytes.has_duplicate(body, _READ_FIELDS)
     except UnicodeDecodeError as error:
         raise errors.InvalidJson(f"The body is not UTF-8 (byte {error.start}).") from None
     except msgspec.ValidationError as error:
@@ -223,20 +305,6 @@ def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRe
         raise errors.InvalidJson("The body is nested too deep.") from None
     except ValueError as error:
         raise errors.InvalidBody(f"The body cannot be read: {error}.") from None
-    if ambiguous:
-        raise errors.InvalidBody(
-            "A field is given twice, or in capitals: 'model', 'models', 'stream' or "
-            "'stream_options'."
-        )
-    return request._replace(body=body, model=fields.model, stream=bool(fields.stream))
-
-
-def overloaded() -> errors.Overloaded:
-    """The response to a request that the worker has no room for."""
-    return errors.Overloaded(
-        "The gateway is serving as many requests as it can; try again shortly.",
-        headers=(("Retry-After", "1"),),
-    )
 
 
 def split_target(environ: Mapping[str, Any]) -> tuple[str, str]:

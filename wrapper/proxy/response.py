@@ -34,6 +34,7 @@ from wrapper.metering import (
 )
 from wrapper.proxy.admit import rate_limit_headers
 from wrapper.proxy.forward import Forwarded, interrupted
+from wrapper.proxy.objects import remember_created
 from wrapper.proxy.request import ProxyRequest, is_json_type
 from wrapper.record import CLIENT_ABORT, MAX_NAME
 from wrapper.runtime import RequestContext
@@ -47,6 +48,8 @@ _EVENT_ENDS = (b"\n\n", b"\r\n", b"\r\r", b"")
 REST_SECONDS = 0.1
 REST_BYTES = 1 << 16
 
+_CHARACTER = "character"  # the unit of speech
+
 _decode_input = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
@@ -59,9 +62,18 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
     record.status = response.status
     record.stream = content_type.startswith("text/event-stream")
     record.upstream_request_id = response.request_id
+    if request.endpoint.creates is not None:
+        remember_created(context, request, forwarded)
     strip = forwarded.strip_usage and record.stream and not encoding
     has_length = response.length is not None and not strip and response.status != 204
     metering = context.snapshot.settings.server.metering
+    if record.content is not None and isinstance(request.body, bytes):
+        # It has been sent, and streams last for minutes.
+        request = request._replace(body=None)
+        record.content.close()
+    credential = forwarded.attempt.credential
+    if credential is not None and request.method == "POST" and response.status < 300:
+        context.runtime.capacity.newcomers.accepted(context.scope, credential)
     body = StreamingBody(
         context,
         request,
@@ -255,7 +267,7 @@ class StreamingBody:
             self._response.close()
         if not record.model:
             record.model = request.named_model[:MAX_NAME]
-        if extracted.usage is None and self._ended and request.endpoint.by_character:
+        if request.endpoint.by_character and self._ended and 200 <= record.status < 300:
             extracted = self._by_character(extracted)
         metering = self._context.snapshot.settings.server.metering
         record.completed(extracted, request.endpoint, ended=self._ended, metering=metering)
@@ -271,10 +283,12 @@ class StreamingBody:
         """Speech reports nothing; some models are billed by the characters of the request."""
         upstream, record = self._attempt.upstream, self._context.record
         priced = self._context.snapshot.prices.has_unit
-        if not priced(upstream.provider.name, upstream.host, record.model, "character"):
+        if extracted.usage is not None or not priced(
+            upstream.provider.name, upstream.host, record.model, _CHARACTER
+        ):
             return extracted
         try:
             text = _decode_text(_decode_input(self._request.body)["input"])  # type: ignore[arg-type]
         except (ValueError, KeyError, TypeError):
             return extracted
-        return ExtractedUsage(Usage(0, 0, 0, units=(("character", len(text)),)), None, None)
+        return ExtractedUsage(Usage(0, 0, 0, units=((_CHARACTER, len(text)),)), None, None)

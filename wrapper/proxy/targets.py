@@ -8,6 +8,7 @@ from wrapper import errors
 from wrapper.auth import Principal
 from wrapper.proxy.model_access import check_endpoint, requested_model
 from wrapper.proxy.model_names import with_model
+from wrapper.proxy.objects import targets_of_object
 from wrapper.proxy.request import ProxyRequest
 from wrapper.runtime import RequestContext
 from wrapper.upstream import Upstream
@@ -38,8 +39,10 @@ def resolve(
         check_endpoint(context, principal, request)
     model = requested_model(principal, request, path)
     routes = context.snapshot.routes
-    # A file or a batch lives at one provider: another one could only respond that it has none.
+    # An object lives at one provider: another one could only respond that it has none.
     targets = routes.for_model(model) if model else routes.catch_all()[:1]
+    if request.objects or not model:
+        targets = targets_of_object(context, request, path, targets, model)
     if not targets:
         raise errors.UnknownUrl("No route leads there: the configuration has no '*' route.")
     attempts = []

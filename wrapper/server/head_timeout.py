@@ -16,6 +16,7 @@ class HeadTimeout(gevent.Timeout):  # type: ignore[misc]  # gevent has no types
     """
 
     waiting: ClassVar[dict[Any, HeadTimeout]] = {}  # by the greenlet that waits
+    answering: ClassVar[dict[Any, float]] = {}  # greenlets that have a head, since when
 
     def __init__(self, head: float, keepalive: float) -> None:
         super().__init__(head, False)
@@ -38,13 +39,17 @@ class HeadTimeout(gevent.Timeout):  # type: ignore[misc]  # gevent has no types
         self._other = gevent.Timeout.start_new(seconds, self)
 
     def __enter__(self) -> HeadTimeout:
-        self.waiting[gevent.getcurrent()] = self
+        greenlet = gevent.getcurrent()
+        self.answering.pop(greenlet, None)
+        self.waiting[greenlet] = self
         self.since = time.monotonic()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> Any:
-        self.waiting.pop(gevent.getcurrent(), None)
+        greenlet = gevent.getcurrent()
+        self.waiting.pop(greenlet, None)
+        self.answering[greenlet] = time.monotonic()
         if self._other is not None:
             self._other.close()
         return super().__exit__(*error)

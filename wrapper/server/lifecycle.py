@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -36,12 +37,15 @@ from wrapper.config import (
     Settings,
     environment,
     ignored_proxies,
+    keys_path,
     listen,
     load,
     needs_demo,
 )
+from wrapper.config.loading import prepare_keys
+from wrapper.config.prepared import Prepared
 from wrapper.config.watch import accept
-from wrapper.server.logging import set_up_logging
+from wrapper.server.logging import protect_stderr, set_up_logging
 
 # The modules below import prometheus_client, which must see PROMETHEUS_MULTIPROC_DIR at its own
 # import: functions import them after `prepare`.
@@ -54,8 +58,9 @@ RUN_DIR = "WRAPPER_RUN_DIR"
 DEMO_URL = "WRAPPER_DEMO_URL"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # only unique names are created there
 OPEN_FILE_LIMITS = (65536, 10240)  # tried in this order
-SPARE_FILES = 200  # that are no connections
-MIN_OPEN_FILES = 2 * Server().max_in_flight + SPARE_FILES
+# Descriptors of a worker: its own, then for each five a place for a request with its connection to
+# a provider (twice two) and one more connection.
+OWN_FILES = 64
 
 log = logging.getLogger("wrapper")
 
@@ -73,6 +78,7 @@ def prepare() -> Listen:
         environ = environment()
         found = listen(environ)
         os.environ.update(environ)
+        protect_stderr()
         _create_run_directory()
         set_up_logging(found.log_level)
         raise_open_file_limit()
@@ -115,19 +121,32 @@ def raise_open_file_limit() -> None:
             with contextlib.suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
                 soft = most
-    if soft < MIN_OPEN_FILES:
-        log.warning("open file limit of %d is too low for a full worker: see ulimit -Hn", soft)
+    places = most_in_flight(soft)
+    if places < Server().max_in_flight:
+        log.warning(
+            "open file limit of %d: a worker serves at most %d requests at once; see ulimit -Hn",
+            soft,
+            places,
+        )
+
+
+def most_in_flight(open_files: int | None = None) -> int:
+    """How many requests a worker can serve at once with that many open files (now its limit).
+
+    Running out of descriptors fails requests that have begun; a place that is not given is a 503.
+    """
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if open_files is None else open_files
+    if files == resource.RLIM_INFINITY:
+        return MAX_IN_FLIGHT
+    return max(1, min(MAX_IN_FLIGHT, 2 * ((files - OWN_FILES) // 5)))
 
 
 def worker_connections() -> int:
-    """The connections that a worker accepts: twice as many as requests at most, because idle ones
-    are kept. Each has a descriptor, and those with a request have another one for the provider.
+    """How many connections a worker accepts: half as many more as it can serve requests at once,
+    for those that are idle and for short requests such as health checks.
     """
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = 2 * MAX_IN_FLIGHT
-    if soft == resource.RLIM_INFINITY:
-        return most
-    return min(most, max(64, (soft - SPARE_FILES) * 2 // 3))
+    places = most_in_flight()
+    return places + max(2, places // 2)
 
 
 def _start_demo_provider() -> None:
@@ -151,7 +170,7 @@ def load_app() -> GatewayApp:
 
     environ = dict(os.environ)
     try:
-        settings = load(environ, environ.get(DEMO_URL))
+        settings = load(environ, environ.get(DEMO_URL), prepared=_prepared(environ))
         prices = load_prices(settings, environ)
         app = create_app(settings, prices, environ.get("LOG_LEVEL", "info"))
         runtime = runtime_of(app)
@@ -178,6 +197,17 @@ def load_app() -> GatewayApp:
     return app
 
 
+def _prepared(environ: Mapping[str, str]) -> Prepared | None:
+    """The keys, read once for this process and the workers where they are many."""
+    if RUN_DIR not in environ:
+        return None
+    prepared = Prepared(_accepted())
+    if prepared.is_needed(keys_path(environ)):
+        with contextlib.suppress(OSError):
+            prepare_keys(environ, prepared)
+    return prepared
+
+
 def _log_unconfigured(settings: Settings) -> None:
     if not settings.usable:
         log.warning("no provider has a credential: set GROQ_API_KEY or OPENAI_API_KEY")
@@ -200,6 +230,7 @@ def start_worker(runtime: Runtime) -> None:
     from wrapper.server.reload import ConfigReloader
 
     telemetry.worker_started()
+    runtime.capacity.places = most_in_flight()
     reloader = ConfigReloader(runtime, dict(os.environ), _accepted(), os.environ.get(DEMO_URL))
     threading.Thread(target=reloader.run, name="reload", daemon=True).start()
     threading.Thread(target=_heartbeat, args=(runtime,), name="heartbeat", daemon=True).start()

@@ -14,9 +14,22 @@ import time
 from typing import Any
 
 from gevent.hub import Hub
+from gevent.monkey import get_original
 from gunicorn.glogging import Logger
 
+from wrapper.output import Stderr
+
 log = logging.getLogger("wrapper")
+
+
+def protect_stderr() -> None:
+    """From now on a stderr that nobody reads costs lines and holds nothing up.
+
+    The wait for a slow reader is the system's own, a short one: this is also written to where
+    greenlets cannot wait.
+    """
+    select = get_original("select", "select")
+    sys.stderr = Stderr(lambda fd, seconds: bool(select((), (fd,), (), seconds)[1]))
 
 
 def set_up_logging(level: str) -> None:

@@ -13,7 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wrapper import telemetry
-from wrapper.config import ConfigError, KeyFile, Settings, load
+from wrapper.cancellation import yield_if_due
+from wrapper.child import ChildFailed, in_child
+from wrapper.config import ConfigError, KeyFile, Settings, keys_path, load
+from wrapper.config.loading import prepare_keys
+from wrapper.config.prepared import Prepared
 from wrapper.config.watch import Reloader, accept, load_or_last_good
 from wrapper.metering.pricing import Prices
 from wrapper.runtime import Runtime, load_prices
@@ -37,6 +41,7 @@ class ConfigReloader:
         self._runtime = runtime
         self._environ = environ
         self._accepted = accepted
+        self._prepared = Prepared(accepted)
         self._demo_url = demo_url
         self._prices: Prices = runtime.snapshot.prices
         in_force = runtime.snapshot.settings
@@ -58,16 +63,26 @@ class ConfigReloader:
                 log.exception("unhandled exception while reloading the configuration")
 
     def _load(self) -> Settings:
-        settings = load(self._environ, self._demo_url)
+        keys = keys_path(self._environ)
+        if self._prepared.is_needed(keys):
+            with contextlib.suppress(ChildFailed):  # then it is read here
+                in_child(self._prepare)
+        settings = load(self._environ, self._demo_url, prepared=self._prepared)
         try:
             self._prices = load_prices(settings, self._environ)
         except ConfigError as error:
             key_file = KeyFile(settings.keys, settings.groups)
             # With the keys, so that a revoked one is refused although the prices are broken.
             raise ConfigError(error.problems, settings.files, key_file) from None
+        yield_if_due()
         return settings
 
+    def _prepare(self) -> bytes:
+        prepare_keys(self._environ, self._prepared)
+        return b""
+
     def _apply(self, settings: Settings) -> None:
+        yield_if_due()
         before = self._runtime.snapshot.settings
         self._runtime.apply(settings, self._prices)
         with contextlib.suppress(OSError):
@@ -79,7 +94,22 @@ class ConfigReloader:
             log.warning("demo provider removed: a provider has a credential")
         if before.keys and not settings.keys:
             log.warning("no keys configured: every request is refused")
+        _log_lost(before, settings)
 
     def _report(self, error: ConfigError) -> None:
         telemetry.reloaded(success=False)
         log.error("configuration not reloaded: %s", error)
+
+
+def _log_lost(before: Settings, now: Settings) -> None:
+    """Log what could be used before and cannot any more, as the start does."""
+    if before.usable and not now.usable:
+        log.warning("no provider has a credential any more: every request gets 502")
+    for name, provider in now.providers.items():
+        if name in before.usable and not provider.usable:
+            log.warning("provider '%s' not configured any more: %s", name, provider.api_key_problem)
+    for model in now.dead_routes:
+        if model not in before.dead_routes:
+            log.warning("route '%s' has no configured provider; its requests get 502", model)
+    if before.server.metrics_token and not now.server.metrics_token:
+        log.warning("/metrics is open to everyone: it has no token any more")

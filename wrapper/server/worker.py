@@ -6,9 +6,11 @@ stops, every open request ends with an error event and is recorded.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import struct
+import sys
 import time
 from typing import Any
 
@@ -24,6 +26,7 @@ from wrapper.server import lifecycle
 from wrapper.server.head_timeout import HeadTimeout
 from wrapper.server.malformed import malformed_response
 from wrapper.server.strict_request import StrictRequest
+from wrapper.server.watchdog import Watchdog
 
 BODY_PIECE = 65536  # bytes
 PIPELINED_IN_A_ROW = 8  # requests of one connection, before the other connections are served
@@ -31,6 +34,7 @@ LINGER_SECONDS = 2
 QUIT_DRAIN_SECONDS = 1  # for open requests to end, where the stop is not graceful
 QUIT_SECONDS = 5  # then SIGALRM ends a worker that should have exited
 DRAIN_AHEAD = 5  # seconds before gunicorn's graceful timeout
+SLOW_SECONDS = 0.5  # a response of the gateway itself has been sent within this time
 IDLE_SECONDS = 0.5  # a head that is being sent arrives within this time
 
 
@@ -41,6 +45,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(*args, **kwargs)
         self.wsgi: Any = None  # the application, from `load_wsgi` on
         self._quitting = False
+        self._clients: dict[Any, Any] = {}  # sockets, by the greenlets of the connections
+        self._crowded = self.worker_connections * 5 // 6
+        self._lost_lines = getattr(sys.stderr, "lost", 0)  # in the master, before
 
     @classmethod
     def setup(cls) -> None:
@@ -58,6 +65,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Follow the configuration files, and drain when the worker stops."""
         lifecycle.start_worker(self._runtime)
         gevent.spawn(self._drain_at_stop)
+        Watchdog(self._runtime.telemetry.event_loop_lagged, self._look_around).start()
 
     def interrupt(self) -> None:
         """Ctrl-C or SIGQUIT: end open requests with an error event and record them, do not wait."""
@@ -120,6 +128,48 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def timeout_ctx(self) -> HeadTimeout:
         """The context in which gunicorn waits for a request's head."""
         return HeadTimeout(min(HEAD, self.cfg.keepalive), self.cfg.keepalive)
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve one connection."""
+        greenlet = gevent.getcurrent()
+        self._clients[greenlet] = client
+        try:
+            self._make_room()
+            super().handle(listener, client, addr)
+        finally:
+            for each in (self._clients, HeadTimeout.waiting, HeadTimeout.answering):
+                each.pop(greenlet, None)
+
+    def _make_room(self) -> None:
+        """Close connections before there is no place for another one, health checks among them.
+
+        Those go first that have waited longest for a request, be they idle or slow to send its
+        head, then those that take their time with a response of the gateway itself. What is with
+        a provider stays: `max_in_flight` bounds it.
+        """
+        too_many = len(self._clients) - self._crowded
+        if too_many <= 0:
+            return
+        proxied = {scope.greenlet for scope in self._runtime.scopes}
+        slow = time.monotonic() - SLOW_SECONDS
+        answering = [
+            greenlet
+            for greenlet, since in HeadTimeout.answering.items()
+            if since < slow and greenlet not in proxied
+        ]
+        for greenlet in [*HeadTimeout.waiting, *answering][:too_many]:
+            HeadTimeout.waiting.pop(greenlet, None)
+            client = self._clients.pop(greenlet, None)
+            with contextlib.suppress(OSError, AttributeError):
+                client._sock.shutdown(socket.SHUT_RDWR)  # wakes its greenlet with the end
+
+    def _look_around(self) -> None:
+        """Several times a second."""
+        self._make_room()
+        lost = getattr(sys.stderr, "lost", 0)
+        if lost > self._lost_lines:
+            self._runtime.telemetry.lines_lost(lost - self._lost_lines)
+            self._lost_lines = lost
 
     def _drain_at_stop(self) -> None:
         """When the worker stops, close idle connections at once, and end what is still open with

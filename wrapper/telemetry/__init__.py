@@ -87,6 +87,14 @@ class Telemetry:
     def _has_label(self, model: str) -> bool:
         return model == NO_MODEL or model in self.models
 
+    def event_loop_lagged(self, seconds: float) -> None:
+        """The worker's event loop went on that much later than asked."""
+        metrics.LOOP_LAG.observe(round(seconds * STEPS) / STEPS)
+
+    def lines_lost(self, count: int) -> None:
+        """So many lines of stderr could not be written."""
+        metrics.LOST_LINES["stderr",].inc(count)
+
     def request_started(self, record: RequestRecord, *, is_probe: bool) -> None:
         """A request has arrived; a probe (health check, scrape) is not counted as in flight."""
         record.in_flight = not is_probe
@@ -174,8 +182,8 @@ class Telemetry:
             metrics.CACHED[labels].inc(usage.cached)
             if record.cost is None:
                 metrics.UNPRICED[provider, model].inc()
-            else:
-                metrics.COST[labels].inc(record.cost)
+        if record.cost is not None:
+            metrics.COST[labels].inc(record.cost)
         if record.relayed and 200 <= record.status < 300:
             self._observe_speed(record, (provider, model))
 

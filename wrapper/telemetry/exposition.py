@@ -13,12 +13,11 @@ import fcntl
 import os
 import re
 import resource
-import socket
 import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,11 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.values import MutexValue, ValueClass
 from prometheus_flask_exporter import PrometheusMetrics
 
+from wrapper.child import in_child
 from wrapper.metering import PICO
 from wrapper.store import Sums
 from wrapper.telemetry import instruments as metrics
+from wrapper.telemetry.mapped import MappedValues
 
 # A malformed version makes prometheus_client raise.
 _MALFORMED_VERSION = re.compile(
@@ -74,13 +75,12 @@ class Exporter(PrometheusMetrics):  # type: ignore[misc]  # has no types
         encoder, content_type = choose_encoder("" if _MALFORMED_VERSION.search(accept) else accept)
         families = _Families(names, further)
         with self._lock:  # one scrape at a time in a worker
-            text = encoder(families) if _SINGLE_PROCESS else _in_child(lambda: encoder(families))
+            text = encoder(families) if _SINGLE_PROCESS else in_child(lambda: encoder(families))
         return text.decode("utf-8"), content_type
 
 
 _mark_dead: Any = mark_process_dead
 _values: Any = MmapedDict.read_all_values_from_file  # untyped
-_Sums: Any = MmapedDict
 _Collector: Any = MultiProcessCollector
 
 
@@ -134,36 +134,6 @@ def _locked(how: int) -> Iterator[None]:
     with (_directory() / "lock").open("a") as file:
         fcntl.flock(file, how)
         yield
-
-
-def _in_child(work: Callable[[], bytes]) -> bytes:
-    """Run `work` in a forked child and return its result.
-
-    The child closes every inherited connection first, so that it keeps none of them open, and
-    then only computes and writes.
-    """
-    reading, writing = socket.socketpair()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.nice(5)
-            fd = os.dup2(writing.fileno(), 3)
-            os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-            os.set_blocking(fd, True)
-            data = memoryview(work())
-            while data:
-                data = data[os.write(fd, data) :]
-            status = 0
-        finally:
-            os._exit(status)
-    writing.close()
-    with reading:
-        pieces = list(iter(lambda: reading.recv(65536), b""))
-    _, code = os.waitpid(pid, 0)
-    if code:
-        raise RuntimeError("the workers' metrics could not be added up")
-    return b"".join(pieces)
 
 
 def usd(pico: float) -> float:
@@ -239,8 +209,12 @@ def _merge(worker: Path, dead: Path) -> None:
         return
     except struct.error:  # never laid out; left in place, it would break every scrape
         values = []
-    sums = _Sums(str(dead))
+    sums = MappedValues(str(dead))
+    before = {key: sums.read_value(key)[0] for key, *_ in values}
+    if sums.full:  # the worker's file stays, and nothing is counted twice
+        sums.close()
+        return
     for key, value, *_ in values:
-        sums.write_value(key, sums.read_value(key)[0] + value, 0.0)
+        sums.write_value(key, before[key] + value, 0.0)
     sums.close()
     worker.unlink()

@@ -12,6 +12,8 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from wrapper.telemetry import mapped as mapped  # before the first metric is made
+
 
 class Series(dict[tuple[str, ...], Any]):
     """The labelled series of one metric, by their label values: `CALLS[key, provider, …].inc()`.
@@ -61,6 +63,14 @@ UNSETTLED = Gauge(
     "api_requests_unsettled",
     "Proxy requests that are not settled yet.",
     multiprocess_mode="livesum",
+)
+LOST_LINES = Series(
+    Counter("log_lines_lost", "Lines of the log that could not be written.", ("stream",))
+)
+LOOP_LAG = Histogram(
+    "event_loop_lag_seconds",
+    "How much later than asked a worker's event loop went on, measured ten times a second.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 LOST = Counter("unsettled_requests", "Proxy requests whose worker died before they were settled.")
 CALLS = Series(

@@ -2,29 +2,28 @@
 
 Invariant: no secret, query string or body gets into a line; no text from a caller or a provider
 makes it longer than a pipe takes at once, or holds characters that command a terminal. Where stdout
-fails or is not read, lines are dropped; no request fails, and none waits for longer than `TIMEOUT`.
+fails or is not read, lines are dropped; no request fails, and none waits for longer than a second.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import select
-import stat
 import time
 from typing import Any
 
 import msgspec
 
 from wrapper.metering import PICO
+from wrapper.output import Output
 from wrapper.record import RequestRecord
-from wrapper.telemetry.instruments import METHODS, OTHER
+from wrapper.telemetry.instruments import LOST_LINES, METHODS, OTHER
 
 MAX_MODEL_LENGTH = 200  # characters of a name in the log; a caller may send megabytes
-MAX_ID_LENGTH = 128  # a line longer than a pipe takes at once mixes with another worker's
-TIMEOUT = 1.0  # seconds for a slow reader; other requests are served meanwhile
+MAX_ID_LENGTH = 200
+MAX_LINE = 4096  # bytes; of more than a pipe takes at once, two workers' lines mix
+SHORT = 40  # characters of each text, where a line would be longer
 
 _MIN_STATUS = {"debug": 0, "info": 0, "warning": 400, "error": 500}
 
@@ -47,6 +46,7 @@ class RequestLog:
         try:
             self._output.write(encode(line(record)) + b"\n")
         except OSError as error:
+            LOST_LINES["stdout",].inc()
             if not self._failing:
                 log.error("request lines cannot be written to stdout: %s", error.strerror)
             self._failing = True
@@ -61,9 +61,15 @@ def encode(fields: dict[str, Any]) -> bytes:
     marks of direction (U+202E).
     """
     text = _encode(fields)
-    if text.isascii() and b"\x7f" not in text:
-        return text
-    return _UNUSUAL.sub(_escape, text.decode()).encode()
+    if not text.isascii() or b"\x7f" in text:
+        text = _UNUSUAL.sub(_escape, text.decode()).encode()
+    if len(text) >= MAX_LINE and any(len(str(value)) > SHORT for value in fields.values()):
+        return encode({name: _short(value) for name, value in fields.items()})
+    return text
+
+
+def _short(value: Any) -> Any:
+    return value[:SHORT] if isinstance(value, str) else None if isinstance(value, dict) else value
 
 
 _UNUSUAL = re.compile("[^ -~]")
@@ -121,42 +127,3 @@ def _timestamp(at: float) -> str:
     return (
         time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((at - whole) * 1000):03d}Z"
     )
-
-
-class Output:
-    """Writes whole lines to `fd` without blocking; a slow reader is waited for once."""
-
-    def __init__(self, fd: int = 1) -> None:
-        self._inherited = fd
-        self._fd = -1
-        self._may_wait = True
-
-    def write(self, line: bytes) -> None:
-        """Raises OSError (BlockingIOError: it is not read) where the line was not written."""
-        if self._fd < 0:
-            self._fd = _non_blocking(self._inherited)
-        may_wait = self._may_wait
-        self._may_wait = False  # after a failure lines are dropped at once
-        while line:
-            try:
-                line = line[os.write(self._fd, line) :]
-            except BlockingIOError:
-                if not may_wait or not select.select((), (self._fd,), (), TIMEOUT)[1]:
-                    raise
-        self._may_wait = True
-
-
-def _non_blocking(fd: int) -> int:
-    """A non-blocking descriptor for the same file.
-
-    Why: O_NONBLOCK on `fd` itself would apply to every process that shares it, such as the master
-    and the shell. Linux reopens a pipe or a terminal under this name (proc(5)). A regular file
-    never blocks, and what cannot be reopened (a socket, another system) is used as it is.
-    """
-    kind = os.fstat(fd).st_mode
-    if stat.S_ISFIFO(kind) or os.isatty(fd):
-        try:
-            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        except OSError:
-            return fd
-    return fd

@@ -20,12 +20,12 @@ from flask import Blueprint, Response, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from wrapper import __version__
+from wrapper.cancellation import in_pieces
 from wrapper.endpoints import find_endpoint
 from wrapper.errors import GatewayError, UnknownUrl, render
 
 bp = Blueprint("docs", __name__)
 
-_CHUNK = 64 * 1024  # bytes; between two chunks a client that stopped reading is noticed
 _SOURCE = Path(__file__).parent / "openapi.yaml"
 _STATIC = Path(__file__).parent / "static"
 _ASSETS = {
@@ -158,8 +158,7 @@ def _file(path: Path, root: str | None = None) -> Response:
     response's end, and the request would never be recorded.
     """
     data, tag = _content(path, root)
-    chunks = (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
-    response = Response(chunks, mimetype=guess_type(path.name)[0])
+    response = Response(in_pieces(data), mimetype=guess_type(path.name)[0])
     response.content_length = len(data)
     response.set_etag(tag)
     response.cache_control.no_cache = True

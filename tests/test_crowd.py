@@ -1,0 +1,206 @@
+"""A worker with few files and more connections than it has places for: short requests are served.
+
+The limit of open files makes the worker small, so that a small crowd fills it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import pytest
+
+from harness import chat, processes, raw
+from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
+from harness.gateway import Gateway
+from harness.poll import eventually
+
+if TYPE_CHECKING:
+    from harness.simulator import Simulator
+
+FILES = 200
+PLACES = 54  # for requests at once, with so many files
+CROWD = 120  # more than all connections of the worker, fewer than its queue takes
+
+
+class Guarded(Gateway):
+    """A gateway that is started by another program, which limits it."""
+
+    guard: tuple[str, ...] = ()
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        with mock.patch.object(processes, "start", self._start):
+            return super().launch()
+
+    def _start(self, command: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
+        return START([*self.guard, *command], **how)
+
+
+START = processes.start
+
+
+class FewFiles(Guarded):
+    guard = ("prlimit", f"--nofile={FILES}:{FILES}", "--")
+
+
+class LittleSharedMemory(Guarded):
+    """In a mount namespace of its own."""
+
+    mount = "mount -t tmpfs -o size=600k none /dev/shm && exec"
+    guard = ("unshare", "--mount", "sh", "-c", mount + ' "$@"', "sh")
+
+
+@pytest.fixture(scope="module")
+def small(simulator: Simulator) -> Iterator[Gateway]:
+    config = CONFIG.replace("{simulator}", simulator.url)
+    with FewFiles(config, keys=KEYS, env=PROVIDER_KEYS) as gateway:
+        yield gateway
+        gateway.assert_clean()
+
+
+def idle(connection: raw.Connection, port: int) -> None:
+    """Has made a request, and keeps the connection."""
+    connection.send(raw.request(port, "GET", "/healthz"))
+
+
+def slow_head(connection: raw.Connection, port: int) -> None:
+    connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+
+
+def slow_reader(connection: raw.Connection, port: int) -> None:
+    """Asks for a page of a megabyte and reads nothing of it."""
+    connection.send(raw.request(port, "GET", "/docs/swagger-ui-bundle.js") * 4)
+
+
+@pytest.mark.parametrize("attack", [idle, slow_head, slow_reader])
+def test_a_crowd_does_not_keep_short_requests_and_streams_from_being_served(
+    small: Gateway, attack: Callable[[raw.Connection, int], None]
+) -> None:
+    with contextlib.ExitStack() as held:
+        stream = chat.begin(small, orders="events=100; gap=0.01", stream=True)
+        answer = held.enter_context(stream).read_head()
+        for _ in range(CROWD):
+            attack(held.enter_context(raw.Connection(small.port)), small.port)
+        for path in ("/healthz", "/readyz", "/metrics"):
+            began = time.monotonic()
+            assert small.get(path, timeout=30)[0] == 200
+            assert time.monotonic() - began < 5  # 15 s and more, were nobody sent away
+        assert chat.call(small).status == 200
+        for _ in stream.body(answer):
+            pass
+        assert answer.clean_end
+
+
+def test_as_many_requests_as_the_files_allow_are_served_and_the_rest_refused(
+    small: Gateway, simulator: Simulator
+) -> None:
+    told = [line for line in small.stderr().splitlines() if "open file limit" in line]
+    assert len(told) == 1
+    assert f"at most {PLACES} requests" in told[0]
+    book = chat.mark()
+    with contextlib.ExitStack() as held:
+        for _ in range(PLACES):
+            held.enter_context(chat.begin(small, orders="stall-before", book=book))
+        eventually(lambda: len(simulator.requests(book=book)) == PLACES, what="requests under way")
+        for _ in range(20):
+            refused = held.enter_context(chat.begin(small)).read()
+            assert (refused.status, chat.error(refused)["code"]) == (503, "overloaded")
+    eventually(lambda: chat.call(small).status == 200, what="places are free again")
+    assert all(line.startswith(("{", "[")) for line in small.stderr().splitlines())
+
+
+def test_a_stderr_that_nobody_reads_costs_lines_and_nothing_else(simulator: Simulator) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)
+    os.set_blocking(writing, True)
+
+    class Unread(Gateway):
+        def launch(self) -> subprocess.Popen[bytes]:
+            self.stderr_file = self.directory / "stderr"
+            self.stderr_file.symlink_to(f"/proc/{os.getpid()}/fd/{writing}")
+            return super().launch()
+
+        def stderr(self) -> str:
+            return ""
+
+    config = CONFIG.replace("{simulator}", simulator.url)
+    try:
+        with Unread(config, keys=KEYS, env={**PROVIDER_KEYS, "LOG_LEVEL": "debug"}) as gateway:
+            for _ in range(5):
+                assert chat.call(gateway).status == 200
+            lost = {"stream": "stderr"}
+            eventually(lambda: gateway.metrics().value("log_lines_lost_total", **lost) > 0)
+            os.read(reading, 1 << 20)
+            gateway.get("/healthz")
+            text = eventually(lambda: os.read(reading, 1 << 20).decode(), what="it is told")
+            assert "lines of this log were lost" in text
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_the_watchdog_measures_a_standstill_and_shows_the_stack() -> None:
+    code = """
+from gevent import monkey
+monkey.patch_all()
+import time
+import gevent
+from gevent.monkey import get_original
+from wrapper.server.watchdog import Watchdog
+
+lags = []
+Watchdog(lags.append, lambda: None).start()
+
+def stands_still():
+    get_original("time", "sleep")(1.0)
+
+gevent.sleep(0.3)
+stands_still()
+gevent.sleep(0.3)
+print(max(lags))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        cwd=processes.ROOT,
+    )
+    assert float(done.stdout) > 0.5
+    (line,) = [json.loads(text) for text in done.stderr.splitlines()]
+    assert line["message"].startswith("event loop blocked")
+    assert any("stands_still" in frame for frame in line["stack"])
+
+
+def test_every_worker_measures_its_event_loop(small: Gateway) -> None:
+    eventually(
+        lambda: small.metrics().value("event_loop_lag_seconds_count") > 1,
+        what="measurements of the event loop",
+    )
+
+
+def test_full_shared_memory_costs_metrics_and_nothing_else(simulator: Simulator) -> None:
+    check = [*LittleSharedMemory.guard, "true"]
+    if subprocess.run(check, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    config = CONFIG.replace("{simulator}", simulator.url)
+    keys: dict[str, Any] = {f"key-{number}-{'x' * 50}": {} for number in range(40)}
+    with LittleSharedMemory(config, keys=keys, env=PROVIDER_KEYS) as gateway:
+        (worker,) = gateway.workers()
+        for name in keys:
+            for model in ("llama-a", "llama-b", "llama-c"):
+                assert chat.call(gateway, key=name, model=model).status == 200
+        assert gateway.workers() == [worker]
+        assert gateway.stderr().count("no room for metrics") >= 1
+        assert gateway.metrics().value("http_requests_total", path="/v1/chat/completions") == 120
