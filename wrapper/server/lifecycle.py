@@ -172,7 +172,7 @@ def load_app() -> GatewayApp:
         runtime.store.check()
         if settings.server.metering:
             labels = beside(settings.store, "-labels")
-            runtime.telemetry.restore(all_time(runtime.store), labels)
+            runtime.telemetry.restore(all_time(runtime.store), labels, settings.keys)
         runtime.store.close()
     except (ConfigError, StoreError) as error:
         _exit(error)

@@ -12,7 +12,7 @@ the text of `/metrics`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from wrapper.auth import CLIENT
@@ -21,7 +21,7 @@ from wrapper.store import Sums
 from wrapper.telemetry import instruments as metrics
 from wrapper.telemetry.exposition import Exporter, seed, usd, worker_exited, worker_started
 from wrapper.telemetry.instruments import METHODS, OTHER
-from wrapper.telemetry.labels import ModelLabels
+from wrapper.telemetry.labels import Labels, UsageSeries
 from wrapper.telemetry.request_log import RequestLog
 
 __all__ = ["Exporter", "Telemetry", "usd", "worker_exited", "worker_started"]
@@ -36,7 +36,8 @@ class Telemetry:
 
     def __init__(self, log_level: str = "info") -> None:
         self._known: set[str] = set()
-        self.models = ModelLabels()
+        self.models = Labels()
+        self._series = UsageSeries()
         self.log = RequestLog(log_level)
 
     def register(
@@ -51,18 +52,31 @@ class Telemetry:
         for provider in providers:
             metrics.COOLDOWN[provider,].set(0)
 
-    def restore(self, totals: list[Sums], labels: Path | None = None) -> None:
+    def restore(
+        self, totals: list[Sums], labels: Path | None = None, keys: Container[str] = ()
+    ) -> None:
         """Start the counters from the usage table, once, before the workers start.
 
-        `totals` is `store.all_time`, `labels` the file that keeps the model labels. A model of
-        the table that has no label is added to `other`: sums over all models stay equal.
+        `totals` is `store.all_time`, `labels` the file that keeps the model labels, `keys` the
+        names of those in force. What has no series of its own is added to `other`: sums over all
+        stay equal.
         """
         requests: Counter[str] = Counter()
         for row in totals:
             requests[row.group[2]] += row.requests
         named = {name: count for name, count in requests.items() if name not in (NO_MODEL, OTHER)}
         self.models.restore(named, labels)
-        seed(row if self._has_label(row.group[2]) else _as_other(row) for row in totals)
+        rows = [row if self._has_label(row.group[2]) else _as_other(row) for row in totals]
+        used: Counter[tuple[str, str, str]] = Counter()
+        for row in rows:
+            key, provider, model, _ = row.group
+            used[key, provider, model] += row.requests
+        self._series.restore(used, keys, labels)
+        seed(self._in_series(row) for row in rows)
+
+    def _in_series(self, row: Sums) -> Sums:
+        key, provider, model, outcome = row.group
+        return row._replace(group=(*self._series.of((key, provider, model)), outcome))
 
     def _has_label(self, model: str) -> bool:
         return model == NO_MODEL or model in self.models
@@ -140,7 +154,7 @@ class Telemetry:
 
     def _count_proxy_request(self, record: RequestRecord) -> None:
         model, provider = self.model_label(record), record.provider or "none"
-        labels = (record.api_key, provider, model)
+        labels = self._series.of((record.api_key, provider, model))
         metrics.CALLS[*labels, record.outcome].inc()
         if record.outcome == REJECTED:
             metrics.REJECTIONS[record.api_key, record.error_code or OTHER].inc()
