@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from benchmarks import measures, report
-from benchmarks.variants import NAIVE_KEY, VARIANTS, Relay
+from benchmarks.variants import LIMITED, NAIVE_KEY, VARIANTS, Relay, Variant
 from harness.simulator import Simulator
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -28,13 +28,15 @@ def main() -> None:
     conditions = report.conditions(options.slices, options.requests, options.rounds)
     sections = ["# Benchmark results", conditions]
     with Simulator() as simulator:
-        costs = _costs(simulator, options)
+        costs = _costs(VARIANTS, simulator, options)
         starts = _starts(simulator, options)
         sections += [
             "## Cost (median; × is the ratio to naive)",
             report.variants(costs, starts),
             report.metering(costs, "gateway", "gateway, metering off"),
         ]
+        limited = _costs(LIMITED, simulator, options)
+        sections += ["## Limits and budgets", report.limits(limited)]
         print("\n\n".join(sections), flush=True)
         late = [
             "## Delay of streamed events, one every 20 ms",
@@ -45,10 +47,12 @@ def main() -> None:
         options.output.write_text("\n\n".join([*sections, *late, report.LEGEND]) + "\n")
 
 
-def _costs(simulator: Simulator, options: argparse.Namespace) -> dict[str, list[measures.Cost]]:
-    costs: dict[str, list[measures.Cost]] = {name: [] for name in VARIANTS}
+def _costs(
+    variants: dict[str, Variant], simulator: Simulator, options: argparse.Namespace
+) -> dict[str, list[measures.Cost]]:
+    costs: dict[str, list[measures.Cost]] = {name: [] for name in variants}
     turns = measures.costs(
-        VARIANTS, simulator.url, slices=options.slices, requests=options.requests
+        variants, simulator.url, slices=options.slices, requests=options.requests
     )
     for number, turn in enumerate(turns):
         _progress(f"slice {number + 1} of {options.slices}")

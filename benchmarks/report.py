@@ -33,6 +33,9 @@ LEGEND = """\
 - The gateway costs less per request although it does more: it sends through its own adapter
   (`wrapper/upstream`) in place of a `requests.Session`, and prepares per configuration what does
   not change per request.
+- **limits**: the key has every kind of limit, so that each request is admitted and settled in one
+  atomic step each. With Redis settlement is a round trip where it is a local write with SQLite:
+  compare "limits, Redis" with "no limits, Redis" for admission alone.
 - CPU is that of the relay's worker process, from the system's accounting. RSS is its memory, PSS
   its memory with shared pages divided among the processes that share them.\
 """
@@ -61,6 +64,19 @@ def metering(costs: Mapping[str, Sequence[Cost]], on: str, off: str) -> str:
     unary = statistics.median(a.unary_cpu - b.unary_cpu for a, b in pairs)
     event = statistics.median(a.event_cpu - b.event_cpu for a, b in pairs)
     return f"Metering costs {unary:.3f} ms CPU per unary request and {event:.4f} ms per event."
+
+
+def limits(costs: Mapping[str, Sequence[Cost]]) -> str:
+    """What limits cost: the median of the slices' differences to the gateway without them."""
+    lines = [_row(["", "CPU per unary request, ms", "more than without limits, ms"])]
+    lines.append(_row(["---", "---:", "---:"]))
+    plain = costs["gateway"]
+    for name, found in costs.items():
+        middle = statistics.median(cost.unary_cpu for cost in found)
+        pairs = zip(found, plain, strict=True)
+        more = statistics.median(a.unary_cpu - b.unary_cpu for a, b in pairs)
+        lines.append(_row([name, f"{middle:.3f}", f"{more:+.3f}" if found is not plain else ""]))
+    return "\n".join(lines)
 
 
 def delays(results: Mapping[tuple[str, int], Delay]) -> str:

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from benchmarks import driver
 from harness import processes
 from harness.gateway import Gateway
+from harness.redisserver import RedisServer
 
 KEY = "benchmark"
 PROVIDER_KEY = "provider-key-of-the-benchmark"
@@ -73,11 +76,22 @@ def naive(upstream: str) -> Iterator[Relay]:
 
 
 @contextmanager
-def gateway(upstream: str, *, metering: bool = True) -> Iterator[Relay]:
-    """The gateway as shipped, with everything enabled."""
+def gateway(
+    upstream: str,
+    *,
+    metering: bool = True,
+    limits: Mapping[str, Any] | None = None,
+    others: Mapping[str, Any] | None = None,
+    store: str | None = None,
+) -> Iterator[Relay]:
+    """The gateway as shipped, with everything enabled.
+
+    `limits` are those of the key, `others` those of another key, `store` is WRAPPER_STORE.
+    """
     config = CONFIG.format(upstream=upstream, metering=str(metering).lower())
-    env = {"GROQ_API_KEY": PROVIDER_KEY}
-    with Gateway.prepared(config, keys={KEY: {}}, env=env) as prepared:
+    env = {"GROQ_API_KEY": PROVIDER_KEY} | ({"WRAPPER_STORE": store} if store else {})
+    keys = {KEY: limits or {}} | ({"another": others} if others else {})
+    with Gateway.prepared(config, keys=keys, env=env) as prepared:
         yield Relay(prepared.port, prepared.secrets[KEY], prepared.launch())
 
 
@@ -86,12 +100,57 @@ def unmetered(upstream: str) -> AbstractContextManager[Relay]:
     return gateway(upstream, metering=False)
 
 
+LIMITS = {
+    "requests_per_minute": 10**9,
+    "tokens_per_minute": 10**12,
+    "max_concurrent": 10**6,
+    "budget_usd": 10**6,
+}
+
+
+def limited(upstream: str) -> AbstractContextManager[Relay]:
+    """A key with every kind of limit, in the SQLite file."""
+    return gateway(upstream, limits=LIMITS)
+
+
+def beside_limited(upstream: str) -> AbstractContextManager[Relay]:
+    """A key without limits, while another one has them."""
+    return gateway(upstream, others=LIMITS)
+
+
+@contextmanager
+def on_redis(upstream: str, *, limits: Mapping[str, Any] | None = None) -> Iterator[Relay]:
+    """The store is a Redis of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        server = RedisServer(Path(directory))
+        try:
+            url = server.start().url
+            with gateway(upstream, limits=limits, store=url) as relay:
+                yield relay
+        finally:
+            server.close()
+
+
+def limited_on_redis(upstream: str) -> AbstractContextManager[Relay]:
+    """As `limited`, in Redis."""
+    return on_redis(upstream, limits=LIMITS)
+
+
 Variant = Callable[[str], AbstractContextManager[Relay]]
 
 VARIANTS: dict[str, Variant] = {
     "naive": naive,
     "gateway": gateway,
     "gateway, metering off": unmetered,
+}
+
+# Beside the gateway without limits, where the difference is what admission and settlement cost.
+LIMITED: dict[str, Variant] = {
+    "gateway": gateway,
+    "another key has limits": beside_limited,
+    "limits, SQLite": limited,
+    "no limits, Redis": on_redis,
+    "limits, Redis": limited_on_redis,
 }
 
 

@@ -29,7 +29,7 @@ graceful_timeout = _listen.graceful_timeout
 worker_class = "wrapper.server.worker.Worker"
 worker_connections = lifecycle.worker_connections()
 preload_app = True  # the code is loaded once: workers start at once and share its memory
-keepalive = 15  # also the timeout for a request's head; SDKs reuse idle connections for 5 s
+keepalive = _listen.keepalive  # longer than the 60 s of common load balancers
 timeout = 60
 max_requests = 0
 backlog = 2048
@@ -37,13 +37,14 @@ control_socket_disable = True
 proc_name = "wrapper"
 worker_tmp_dir = lifecycle.memory_directory()  # a slow disk must not delay the heartbeat
 
-# Parsing: the C parser where it is installed. Forwarding headers of the client are not trusted,
-# and a header that can be read in two ways is refused.
+# Parsing: the C parser where it is installed. Forwarding headers of the client are not trusted.
+# Header names with an underscore are valid and arrive; wrapper.server.strict_request keeps them
+# apart from those with a hyphen, as WSGI alone could not.
 http_parser = "auto"
 forwarded_allow_ips = ""
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
-header_map = "refuse"
+header_map = "dangerous"
 limit_request_line = 8190
 limit_request_field_size = 16380
 limit_request_fields = 100

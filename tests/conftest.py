@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import openai
 
     from harness.app import App, AppFactory
+    from harness.redisserver import RedisServer
     from harness.simulator import Simulator
 
 
@@ -53,6 +54,18 @@ def simulator() -> Iterator[Simulator]:
 
     with Simulator() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that keeps everything in memory, for all tests; each one empties it first."""
+    from harness.redisserver import RedisServer
+
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    try:
+        yield server.start()
+    finally:
+        server.close()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from harness.app import App
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
 
 if TYPE_CHECKING:
+    from harness.app import AppFactory
     from harness.gateway import Gateway
     from harness.raw import Answer
     from harness.simulator import Simulator
@@ -73,6 +74,11 @@ def test_a_browser_may_read_the_answer_and_the_headers_that_matter(app: App) -> 
         "x-ratelimit-remaining-tokens",
         "x-ratelimit-reset-requests",
         "x-ratelimit-limit-tokens",
+        "x-should-retry",
+        "retry-after-ms",
+        "openai-processing-ms",
+        "openai-version",
+        "*",
     ):
         assert name in exposed
 
@@ -113,6 +119,42 @@ def test_cors_headers_of_the_provider_do_not_come_down(app: App) -> None:
     answer = chat.call(app, orders=orders, headers=(("Origin", ORIGIN),))
     assert allowed(answer) == "*"
     assert allowed(chat.call(app, orders=orders)) is None
+
+
+def varies(answer: Answer) -> list[str]:
+    return [name.strip().lower() for name in (answer.header("vary") or "").split(",") if name]
+
+
+@pytest.mark.parametrize(
+    "origins", ['["*"]', '["https://app.example"]', '["https://app.example", "http://b.example"]']
+)
+@pytest.mark.parametrize("sent", [None, ORIGIN, "https://evil.example"])
+def test_every_response_that_depends_on_the_origin_says_so(
+    app_factory: AppFactory, origins: str, sent: str | None
+) -> None:
+    app = app_factory(f"[server]\ncors_origins = {origins}\n\n{CONFIG}")
+    headers = (("Origin", sent),) if sent else ()
+    key = app.secrets["web-app"]
+    answers = [
+        chat.call(app, headers=headers),
+        chat.call(app, headers=headers, stream=True),
+        chat.call(app, headers=headers, key="sk-wr-nobody"),
+        chat.call(app, headers=headers, target="/nothing"),
+        app.exchange(raw.request(app.port, "GET", "/v1/models", key=key, headers=headers)),
+        app.exchange(raw.request(app.port, "GET", "/openapi.json", headers=headers)),
+        preflight(app, chat.PATH, *headers, *PREFLIGHT[1:]),
+    ]
+    assert [varies(answer).count("origin") for answer in answers] == [1] * len(answers)
+
+
+def test_what_the_provider_says_about_variants_stays(app: App) -> None:
+    assert varies(chat.call(app, orders="set=Vary: Accept")) == ["accept", "origin"]
+
+
+def test_where_no_origin_is_allowed_nothing_depends_on_it(app_factory: AppFactory) -> None:
+    app = app_factory(f"[server]\ncors_origins = []\n\n{CONFIG}")
+    answer = chat.call(app, headers=(("Origin", ORIGIN),))
+    assert (allowed(answer), varies(answer)) == (None, [])
 
 
 def test_without_an_origin_there_are_no_cors_headers(app: App) -> None:

@@ -167,7 +167,9 @@ def test_what_follows_an_answer_unasked_never_reaches_the_next_caller(
 
 
 def test_a_body_shorter_than_it_said_never_looks_whole(gateway: Gateway) -> None:
-    answer = chat.call(gateway, orders="framing=short-body")
+    failed(chat.call(gateway, orders="framing=short-body"), 502, "upstream_protocol_error")
+    answer = chat.call(gateway, orders="framing=short-body; size=50000; events=4")
+    assert answer.status == 200
     assert not answer.clean_end
 
 
@@ -228,6 +230,23 @@ def test_a_provider_that_is_too_slow_is_a_504_and_its_work_is_cancelled(
     assert len(simulator.requests(book=book)) == 1
 
 
+@pytest.mark.parametrize("orders", ["stall-before", "close-on-receipt", "cut=40"])
+def test_the_sdk_does_not_make_a_provider_work_twice(
+    impatient_gateway: Gateway, simulator: Simulator, orders: str
+) -> None:
+    import openai
+
+    book = chat.mark()
+    client = openai.OpenAI(
+        base_url=f"{impatient_gateway.url}/v1",
+        api_key=impatient_gateway.secrets["web-app"],
+        default_headers=dict(chat.told(orders, book)),
+    )
+    with client, pytest.raises(openai.InternalServerError):  # it repeats twice by default
+        client.chat.completions.create(model="quick", messages=[{"role": "user", "content": "x"}])
+    assert len(simulator.requests(book=book)) == 1
+
+
 @both_ways
 @pytest.mark.parametrize("orders", ["close-on-receipt", "reset=0", "cut=0"])
 def test_a_provider_that_closes_before_answering_got_the_call_once(
@@ -280,11 +299,34 @@ def test_a_stream_that_breaks_says_so_and_never_ends_cleanly(
     assert (line["outcome"], line["status"]) == ("upstream_error", 200)
 
 
-@pytest.mark.parametrize("orders", ["cut=40", "reset=40", "stall=40"])
-def test_a_whole_answer_that_breaks_never_looks_whole(
+@pytest.mark.parametrize(
+    ("orders", "status", "code"),
+    [
+        ("cut=40", 502, "upstream_protocol_error"),
+        ("reset=40", 502, "upstream_protocol_error"),
+        ("stall=40", 504, "upstream_timeout"),
+        ("cut=40; framing=chunk-ext", 502, "upstream_protocol_error"),
+    ],
+)
+def test_a_small_whole_answer_that_breaks_is_an_error(
+    impatient_gateway: Gateway, simulator: Simulator, orders: str, status: int, code: str
+) -> None:
+    book = chat.mark()
+    answer = chat.call(impatient_gateway, model="quick", orders=orders, book=book)
+    failed(answer, status, code)
+    assert answer.header("x-should-retry") == "false"
+    assert len(simulator.requests(book=book)) == 1
+
+
+LARGE = "size=50000; events=4"  # more than is waited for before the head goes down
+
+
+@pytest.mark.parametrize("orders", ["cut=90000", "reset=90000", "stall=90000"])
+def test_a_large_whole_answer_that_breaks_never_looks_whole(
     impatient_gateway: Gateway, orders: str
 ) -> None:
-    answer = chat.call(impatient_gateway, model="quick", orders=orders)
+    answer = chat.call(impatient_gateway, model="quick", orders=f"{orders}; {LARGE}")
+    assert answer.status == 200
     assert not answer.clean_end
     assert b"upstream_interrupted" not in answer.body
 
@@ -293,7 +335,9 @@ def test_a_broken_whole_answer_of_unknown_length_never_looks_whole_to_an_old_cli
     impatient_gateway: Gateway,
 ) -> None:
     """To an HTTP/1.0 client the end of the connection is the end of the answer: reset it."""
-    asked = chat.request(impatient_gateway, model="quick", orders="cut=40; framing=chunk-ext")
+    asked = chat.request(
+        impatient_gateway, model="quick", orders=f"cut=90000; framing=chunk-ext; {LARGE}"
+    )
     with raw.Connection(impatient_gateway.port) as connection:
         connection.send(asked.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", 1))
         with pytest.raises(ConnectionResetError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -94,6 +95,21 @@ def test_a_provider_without_a_free_connection_is_a_503_and_others_still_serve(
     eventually(lambda: chat.call(gateway, model="gpt-x").status == 200, what="one is free again")
 
 
+@pytest.mark.parametrize(
+    ("method", "orders"), [("HEAD", ""), ("HEAD", "status=404"), ("GET", "status=204")]
+)
+def test_responses_without_a_body_give_their_connection_back(
+    gateway: Gateway, method: str, orders: str
+) -> None:
+    """Of the provider's two connections each would hold one for ever."""
+    key = gateway.secrets["web-app"]
+    headers = chat.told(orders)
+    asked = raw.request(gateway.port, method, "/openai/v1/models", key=key, headers=headers)
+    answers = [gateway.exchange(asked, head_only=method == "HEAD").status for _ in range(5)]
+    assert 503 not in answers
+    assert chat.call(gateway, model="gpt-x").status == 200
+
+
 def test_callers_whom_nothing_has_authenticated_leave_room_for_key_owners(
     gateway_factory: GatewayFactory,
 ) -> None:
@@ -120,3 +136,25 @@ def test_callers_whom_nothing_has_authenticated_leave_room_for_key_owners(
         assert call("sk-own-accepted-before").status == 200
         assert chat.call(gateway).status == 200
     eventually(lambda: call("sk-own-made-up").status == 200, what="places are free again")
+
+
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2500,
+    reason="the limit of open files is too low",
+)
+def test_one_worker_takes_1000_streams_as_it_is_shipped(
+    gateway_factory: GatewayFactory, simulator: Simulator
+) -> None:
+    gateway = gateway_factory()
+    book = chat.mark()
+    with ExitStack() as held:
+        streams = [
+            held.enter_context(
+                chat.begin(gateway, orders="stall=1; events=2", book=book, stream=True, deadline=60)
+            )
+            for _ in range(1000)
+        ]
+        assert {stream.read_head().status for stream in streams} == {200}
+        assert gateway.get("/healthz")[0] == 200
+        assert simulator.stats()["open"] == 1000
+    eventually(lambda: simulator.stats()["open"] == 0, 30, what="the end of the streams")

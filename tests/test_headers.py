@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import chat, raw
+from harness.defaults import CONFIG
 
 if TYPE_CHECKING:
-    from harness.app import App
+    from harness.app import App, AppFactory
     from harness.gateway import Gateway
     from harness.raw import Answer
     from harness.simulator import Simulator
@@ -43,8 +44,6 @@ def up(
     ("name", "value"),
     [
         ("OpenAI-Beta", "assistants=v2"),
-        ("OpenAI-Organization", "org-1"),
-        ("OpenAI-Project", "proj-1"),
         ("Idempotency-Key", "once-1"),
         ("x-request-id", "mine-1"),
         ("X-Client-Request-Id", "mine-2"),
@@ -58,8 +57,7 @@ def up(
         ("X-Empty", ""),
         ("Range", "bytes=0-1"),
         ("If-None-Match", '"x"'),
-        ("Referer", "http://a.example/"),
-        ("Origin", "https://app.example"),
+        ("cf-aig-metadata", "{}"),
     ],
 )
 def test_a_header_of_the_caller_goes_up(
@@ -85,13 +83,160 @@ def test_a_header_of_the_caller_goes_up(
         "TE",
         "Trailer",
         "Upgrade",
+        "HTTP2-Settings",
         "Proxy-Connection",
+        "x-goog-api-key",
     ],
 )
 def test_hop_by_hop_and_private_headers_of_the_caller_do_not_go_up(
     app: App, simulator: Simulator, target: str, name: str
 ) -> None:
     assert name.lower() not in up(app, simulator, target, (name, "private"))
+
+
+@PATHS
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Origin",
+        "Referer",
+        "Sec-Fetch-Site",
+        "Via",
+        "CDN-Loop",
+        "CF-Connecting-IP",
+        "CF-Ray",
+        "True-Client-IP",
+        "Fastly-Client-IP",
+        "Fly-Client-IP",
+        "X-Client-IP",
+        "X-Cluster-Client-IP",
+        "X-Real-IP",
+        "X-Forwarded",
+        "X-Original-Host",
+        "X-Original-URL",
+        "X-Rewrite-URL",
+        "X-Envoy-External-Address",
+        "X-Amzn-Trace-Id",
+        "X-Azure-ClientIP",
+        "CloudFront-Viewer-Address",
+    ],
+)
+def test_a_header_that_tells_of_the_way_here_does_not_go_up(
+    app: App, simulator: Simulator, target: str, name: str
+) -> None:
+    """A page in a browser calls a local model server, which refuses the page's Origin."""
+    assert name.lower() not in up(app, simulator, target, (name, "192.0.2.1"))
+
+
+ACCOUNT = ["OpenAI-Organization", "OpenAI-Project", "ChatGPT-Account-Id", "X-Goog-User-Project"]
+
+
+@PATHS
+@pytest.mark.parametrize("name", ACCOUNT)
+def test_with_the_gateways_credential_the_callers_account_stays_behind(
+    app: App, simulator: Simulator, target: str, name: str
+) -> None:
+    """OpenAI refuses a key that is not of the organization that the request names."""
+    assert name.lower() not in up(app, simulator, target, (name, "org-1"))
+
+
+@pytest.mark.parametrize("name", ACCOUNT)
+def test_with_the_callers_own_credential_their_account_goes_up(
+    app: App, simulator: Simulator, name: str
+) -> None:
+    book = chat.mark()
+    how = {"target": "/openai/v1/chat/completions", "key": "sk-callers-own"}
+    assert chat.call(app, book=book, headers=((name, "org-1"),), **how).status == 200
+    (seen,) = simulator.requests(book=book)
+    assert "org-1" in [value for header, value in seen["headers"] if header.lower() == name.lower()]
+
+
+def test_the_configured_account_belongs_to_the_gateways_credential(
+    app_factory: AppFactory, simulator: Simulator
+) -> None:
+    headers = 'headers = { "OpenAI-Organization" = "org-ours", "X-Team" = "red" }\n\n[[routes]]'
+    app = app_factory(CONFIG.replace("\n[[routes]]", headers, 1))
+    for key, organization in (("web-app", "org-ours"), ("sk-callers-own", "org-theirs")):
+        book = chat.mark()
+        sent = (("OpenAI-Organization", "org-theirs"), ("X_Team", "blue"))
+        target = "/openai/v1/chat/completions"
+        assert chat.call(app, book=book, headers=sent, target=target, key=key).status == 200
+        (request,) = simulator.requests(book=book)
+        seen = {name.lower(): value for name, value in request["headers"]}
+        assert seen["openai-organization"] == organization
+        assert seen["x-team"] == "red"
+        assert "x_team" not in seen
+
+
+TCHAR = "!#$%&'*+-.^_`|~09AZaz"  # RFC 9110 section 5.6.2, of letters and digits the first and last
+
+
+@pytest.mark.parametrize("char", TCHAR)
+@PATHS
+def test_every_character_that_a_headers_name_may_have_goes_up(
+    app: App, simulator: Simulator, target: str, char: str
+) -> None:
+    name = f"X{char}Trace"
+    assert up(app, simulator, target, (name, "1"))[name.lower()] == ["1"]
+    name = f"{char}X-1{char}"
+    assert up(app, simulator, target, (name, "1"))[name.lower()] == ["1"]
+
+
+@PATHS
+@pytest.mark.parametrize(
+    ("sent", "arrive"),
+    [
+        (["X_Trace", "X-Trace"], ["x-trace"]),
+        (["X-Trace", "x_trace"], ["x-trace"]),
+        (["X_Trace-Id", "X-Trace_Id"], []),
+        (["X_Trace_Id", "X-Trace_Id", "X-Trace-Id"], ["x-trace-id"]),
+        (["X_Trace"], ["x_trace"]),
+        (["Session_Id", "Conversation_id"], ["session_id", "conversation_id"]),
+    ],
+)
+def test_of_names_that_differ_in_an_underscore_only_the_hyphened_one_goes_up(
+    app: App, simulator: Simulator, target: str, sent: list[str], arrive: list[str]
+) -> None:
+    """To a provider that is itself a WSGI application they would be one header."""
+    seen = up(app, simulator, target, *((name, f"of {name}") for name in sent))
+    usual = {"host", "authorization", "content-type", "content-length", "x-sim-book"}
+    assert seen.keys() - usual == set(arrive)
+    for name in arrive:
+        assert [value.lower() for value in seen[name]] == [f"of {name}"]
+
+
+def test_a_name_with_an_underscore_may_come_twice(app: App, simulator: Simulator) -> None:
+    assert up(app, simulator, chat.PATH, ("X_T", "1"), ("x_t", "2"))["x_t"] == ["1,2"]
+
+
+@PATHS
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X_Forwarded_For",
+        "X-Forwarded_For",
+        "Content_Type",
+        "Content_Length",
+        "Transfer_Encoding",
+        "Content_Encoding",
+        "Accept_Encoding",
+        "X_HTTP_Method_Override",
+        "Proxy_Authorization",
+        "api_key",
+        "X_Api_Key",
+        "X_Real_IP",
+        "OpenAI_Organization",
+        "CF_Connecting_IP",
+        "Keep_Alive",
+        "X_Private",
+    ],
+)
+def test_an_underscore_makes_no_header_pass_for_another(
+    app: App, simulator: Simulator, target: str, name: str
+) -> None:
+    seen = up(app, simulator, target, (name, "1"), ("Connection", "x-private"))
+    assert seen.keys() == {"host", "authorization", "content-type", "content-length", "x-sim-book"}
+    assert seen["content-type"] == ["application/json"]
 
 
 @PATHS
@@ -204,6 +349,19 @@ def test_rate_limit_and_timing_headers_come_down(app: App, target: str) -> None:
         "Keep-Alive",
         "Proxy-Connection",
         "Trailer",
+        "Strict-Transport-Security",
+        "Alt-Svc",
+        "Clear-Site-Data",
+        "Public-Key-Pins",
+        "Public-Key-Pins-Report-Only",
+        "Expect-CT",
+        "NEL",
+        "Report-To",
+        "Reporting-Endpoints",
+        "Accept-CH",
+        "Origin-Agent-Cluster",
+        "Service-Worker-Allowed",
+        "Timing-Allow-Origin",
     ],
 )
 def test_hop_by_hop_and_private_headers_of_the_provider_do_not_come_down(
@@ -281,6 +439,31 @@ def test_one_users_cookie_never_reaches_another(gateway: Gateway, simulator: Sim
     assert "cookie" not in up(gateway, simulator, chat.PATH)
 
 
+@pytest.mark.parametrize(
+    ("stream", "orders", "value"),
+    [
+        (True, "", "no"),
+        (True, "set=X-Accel-Buffering: yes", "no"),
+        (True, "status=500", None),
+        (False, "", None),
+        (False, "framing=no-length", None),
+    ],
+)
+@PATHS
+def test_a_proxy_in_front_is_asked_not_to_hold_back_a_stream(
+    app: App, target: str, stream: bool, orders: str, value: str | None
+) -> None:
+    """nginx, as it comes, collects responses and sends a stream when it is over."""
+    answer = chat.call(app, target=target, stream=stream, orders=orders)
+    assert answer.header("x-accel-buffering") == value
+
+
+def test_a_proxy_in_front_is_asked_not_to_hold_back_sound(app: App) -> None:
+    body = b'{"model":"whisper-1","input":"hello","voice":"alloy"}'
+    how = {"target": "/v1/audio/speech", "orders": "framing=no-length"}
+    assert chat.call(app, body, **how).header("x-accel-buffering") == "no"
+
+
 # --- over a socket ----------------------------------------------------------------------------
 
 
@@ -288,7 +471,7 @@ def test_one_users_cookie_never_reaches_another(gateway: Gateway, simulator: Sim
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("OpenAI-Organization", "org-1"),
+        ("X_Trace", "1"),
         ("X-Odd", 'a "quoted; text", =?, \t b'),
         ("X-Latin", "caf\xe9"),
         ("X-Empty", ""),
@@ -311,7 +494,7 @@ def test_a_worker_keeps_hop_by_hop_and_private_headers_of_the_caller(
 
 @PATHS
 @pytest.mark.parametrize(
-    ("name", "value"), [("ETag", '"x"'), ("Vary", "Accept"), ("X-Latin", "caf\xe9")]
+    ("name", "value"), [("ETag", '"x"'), ("Link", "<https://a.example>"), ("X-Latin", "caf\xe9")]
 )
 def test_a_worker_sends_a_header_of_the_provider_down(
     gateway: Gateway, target: str, name: str, value: str
@@ -320,7 +503,7 @@ def test_a_worker_sends_a_header_of_the_provider_down(
 
 
 @PATHS
-@pytest.mark.parametrize("name", ["Set-Cookie", "openai-organization", "Keep-Alive", "Trailer"])
+@pytest.mark.parametrize("name", ["Set-Cookie", "Alt-Svc", "Keep-Alive", "Trailer"])
 def test_a_worker_keeps_hop_by_hop_and_private_headers_of_the_provider(
     gateway: Gateway, target: str, name: str
 ) -> None:

@@ -342,7 +342,9 @@ def test_with_a_token_a_scrape_needs_it(simulator: Simulator) -> None:
     config = '[server]\nmetrics_token = { env = "METRICS_TOKEN" }\n' + CONFIG
     env = {"METRICS_TOKEN": "let-me-see", "GROQ_API_KEY": "g"}
     with Gateway(config.replace("{simulator}", simulator.url), env=env) as gateway:
-        assert gateway.get("/metrics")[0] == 401
+        status, body = gateway.get("/metrics")
+        assert status == 401
+        assert b"No metrics token was given" in body
         assert gateway.get("/metrics", headers={"Authorization": "Bearer wrong"})[0] == 401
         assert gateway.get("/metrics", headers={"Authorization": "Bearer let-me-see"})[0] == 200
 
@@ -394,6 +396,18 @@ def test_dead_workers_leave_their_sums_and_no_files(gateway_factory: GatewayFact
         eventually(lambda victims=victims: len(set(gateway.workers()) - set(victims)) == 2)
         assert counts() == (turn, turn)
         eventually(no_others, what="no files of dead workers")
+        assert gateway.metrics().value("worker_restarts_total") == 2 * turn
+
+
+def test_memory_and_cpu_are_those_of_each_living_worker(gateway: Gateway) -> None:
+    scrape = gateway.metrics()
+    workers = {(str(pid),) for pid in gateway.workers()}
+    memory = scrape.by("gateway_worker_resident_memory_bytes", "worker")
+    assert set(memory) == workers
+    assert min(memory.values()) > 1_000_000
+    assert set(scrape.by("gateway_worker_cpu_seconds_total", "worker")) == workers
+    assert "# TYPE gateway_worker_cpu_seconds_total counter" in gateway.get("/metrics")[1].decode()
+    assert list(scrape.by("gateway_build_info", "version").values()) == [1]
 
 
 def test_a_scrape_waits_for_a_worker_that_is_creating_its_files(

@@ -220,6 +220,20 @@ def test_sighup_with_broken_files_changes_nothing(gateway: Gateway) -> None:
     assert gateway.process.poll() is None
 
 
+def test_each_worker_counts_its_reloads_and_refused_mistakes(gateway: Gateway) -> None:
+    def counted() -> dict[tuple[str, ...], float]:
+        return gateway.metrics().by("config_reloads_total", "result")
+
+    before, began, wrong = counted(), time.time(), problems(gateway)
+    text = gateway.config_file.read_text()
+    gateway.write_config("[")
+    eventually(lambda: problems(gateway) == wrong + 2)
+    assert counted()["failure",] == before["failure",] + 2
+    gateway.reconfigure(text + "\n[server]\nmax_in_flight = 300\n")
+    assert counted()["success",] == before["success",] + 2
+    assert gateway.metrics().value("config_last_reload_timestamp_seconds") >= began - 0.001
+
+
 def test_a_reload_says_what_cannot_be_used_any_more(gateway: Gateway) -> None:
     secret = gateway.directory / "secret"
     secret.write_text("sk-of-a-provider")

@@ -107,6 +107,18 @@ def test_the_case_of_the_scheme_does_not_matter(app: App, key: str, scheme: str)
     assert ask(app, f"{scheme} {key}").status == 200
 
 
+@pytest.mark.parametrize("length", [1_100, 10_000, 16_000])
+def test_a_callers_own_credential_may_be_as_long_as_a_header(
+    gateway: Gateway, simulator: Simulator, length: int
+) -> None:
+    """JSON web tokens are of one to ten thousand characters."""
+    token = "eyJhbGciOi." + "A-_b" * (length // 4) + ".c2ln"
+    book, target = chat.mark(), "/openai/v1/chat/completions"
+    assert ask(gateway, f"Bearer {token}", book=book, target=target).status == 200
+    (seen,) = simulator.requests(book=book)
+    assert ["Authorization", f"Bearer {token}"] in seen["headers"]
+
+
 def test_an_expired_key_gets_its_own_error_code(app: App, nothing_sent: str) -> None:
     secret = app.secrets["expired"]
     unauthorized(ask(app, f"Bearer {secret}", book=nothing_sent), "api_key_expired")

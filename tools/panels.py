@@ -1,4 +1,8 @@
-"""Draws a panel as HTML and SVG from its settings and the results of its queries."""
+"""Draws a panel as HTML and SVG from its settings and the results of its queries.
+
+A sketch of the data, at Grafana's sizes and by its rules where they matter to a reader: widths of
+columns, what is cut, the length of bars in cells, words for what is missing.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,13 @@ import html
 import math
 import re
 import time
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
-COLUMN, ROW, GAP = 62, 34, 6  # pixels: one of 24 columns, one unit of height, between panels
+# Pixels: one of 24 columns, one unit of height, between panels; as on a screen of 1500 pixels with
+# Grafana's menu docked.
+COLUMN, ROW, GAP = 49, 38, 8
 
 _NAMED = {
     "green": "#73bf69",
@@ -23,7 +30,9 @@ _PALETTE = [
     *("#7eb26d", "#eab839", "#6ed0e0", "#ef843c", "#e24d42", "#5195ce", "#ba43a9"),
     *("#9d8bd6", "#508642", "#cca300", "#64b0c8", "#e0752d", "#f29191", "#82b5d8"),
 ]
-_LINE_OF_LEGEND = 18  # pixels
+_TICKS = (60, 300, 600, 1800, 3600, 3 * 3600, 21600, 86400, 5 * 86400, 10 * 86400)  # seconds
+_COLUMN_WIDTH = 150  # pixels, where a table's column has none of its own
+_ICONS = 65  # pixels of a title's line that its icons take
 
 Json = dict[str, Any]
 Points = list[tuple[float, float]]
@@ -65,14 +74,17 @@ def draw(
     if panel["type"] == "stat" and not all(t["instant"] for t in panel["targets"]):
         raise ValueError(f"{panel['title']}: the last number of a range may be hours old")
     frames = [frame for frame in frames if frame.points()]
-    title = f"<div class=title>{_text(panel['title'])}</div>"
-    if panel["type"] == "stat":
+    room = size[0] - _ICONS
+    title = f"<div class=title style='max-width:{room}px'>{_text(panel['title'])}</div>"
+    if panel["type"] == "text":
+        body = f"<div class=words>{_text(panel['options']['content'])}</div>"
+    elif panel["type"] == "stat":
         body = _stat(panel, frames, size)
     elif not frames:
         message = panel["fieldConfig"]["defaults"].get("noValue", "No data")
         body = f"<div class=none>{_text(message)}</div>"
     elif panel["type"] == "table":
-        body = _table(panel, frames)
+        body = _table(panel, frames, size[0])
     elif panel["type"] == "bargauge":
         body = _bars(panel, frames)
     elif panel["type"] == "heatmap":
@@ -97,15 +109,42 @@ def number(value: float, unit: str, decimals: int | None = None) -> str:
         return "$" + _short(value, decimals)
     if unit == "reqps":
         return f"{_plain(value, decimals)} req/s"
+    if unit == "bytes":
+        return _bytes(value)
     if unit == "s":
-        if value == 0:
-            return "0 s"
-        return f"{_plain(value * 1e3, None)} ms" if value < 1 else f"{_plain(value, None)} s"
+        return _duration(value)
     if unit == "locale":
         return f"{value:,.{decimals or 0}f}"
     if unit == "none":
         return _plain(value, decimals)
     return _short(value, decimals)
+
+
+def _duration(value: float) -> str:
+    for seconds, name in ((604800, "weeks"), (86400, "days"), (3600, "hours")):
+        if value >= 2 * seconds:
+            return f"{value / seconds:.1f} {name}"
+    if value == 0:
+        return "0 s"
+    return f"{_plain(value * 1e3, None)} ms" if value < 1 else f"{_plain(value, None)} s"
+
+
+def _bytes(value: float) -> str:
+    for power, name in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if value >= 2**power:
+            return f"{value / 2**power:.1f} {name}"
+    return f"{value:.0f} B"
+
+
+def _mapped(value: float, mappings: list[Json]) -> Json | None:
+    """The text and colour that a value mapping has for the value."""
+    for mapping in mappings:
+        options = mapping["options"]
+        if mapping["type"] == "range" and options["from"] <= value <= options["to"]:
+            return dict(options["result"])
+        if mapping["type"] == "value" and f"{value:g}" in options:
+            return dict(options[f"{value:g}"])
+    return None
 
 
 def _short(value: float, decimals: int | None) -> str:
@@ -132,9 +171,10 @@ def _threshold(value: float, config: Json) -> str:
 
 
 def _colours(frames: list[Frame], panel: Json) -> list[str]:
-    """A colour for each series: the panel's override, else the next of the palette."""
+    """A colour for each series: the panel's override, else that of its name in every panel."""
     return [
-        _fixed(frame.name, panel) or _PALETTE[n % len(_PALETTE)] for n, frame in enumerate(frames)
+        _fixed(frame.name, panel) or _PALETTE[zlib.crc32(frame.name.encode()) % len(_PALETTE)]
+        for frame in frames
     ]
 
 
@@ -168,10 +208,9 @@ def _number(panel: Json, frame: Frame, size: tuple[int, int]) -> str:
     thresholds = _settings(panel, frame.name).get("thresholds", defaults["thresholds"])
     colour = _threshold(value, thresholds)
     shown = number(value, defaults["unit"], defaults.get("decimals"))
-    for mapping in defaults["mappings"]:
-        mapped = mapping["options"].get(f"{value:g}")
-        if mapped:
-            shown, colour = mapped["text"], _NAMED[mapped["color"]]
+    mapped = _mapped(value, defaults["mappings"])
+    if mapped:
+        shown, colour = mapped["text"], _NAMED.get(mapped.get("color", ""), colour)
     name = frame.name if options["textMode"] == "value_and_name" else ""
     pixels = min(34, int(size[0] / max(4, len(shown) + len(name)) * 1.5), int(size[1] * 0.62))
     filled = options["colorMode"] == "background"
@@ -195,20 +234,22 @@ def _darker(colour: str) -> str:
     return "#" + "".join(f"{int(part * 0.72):02x}" for part in parts)
 
 
-def _table(panel: Json, frames: list[Frame]) -> str:
-    organize = panel["transformations"][-1]["options"]
+def _table(panel: Json, frames: list[Frame], width: int) -> str:
+    organize = next(x for x in panel["transformations"] if x["id"] == "organize")["options"]
     rows: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
     single = len(panel["targets"]) == 1
     for frame in frames:
         row = rows.setdefault(tuple(sorted(frame.labels.items())), dict(frame.labels))
         row["Value" if single else f"Value #{frame.target['refId']}"] = frame.last()
-    order = sorted(organize["indexByName"], key=organize["indexByName"].__getitem__)
-    columns = [name for name in order if name not in organize["excludeByName"]]
+    columns = sorted(organize["indexByName"], key=organize["indexByName"].__getitem__)
     shown = {name: organize["renameByName"].get(name, name) for name in columns}
     listed = list(rows.values())
     for sort in panel["options"].get("sortBy", ()):
         by = next(name for name in columns if shown[name] == sort["displayName"])
-        listed.sort(key=lambda row: row.get(by) or 0.0, reverse=sort["desc"])
+        empty: Any = 0.0 if by.startswith("Value") else ""
+        listed.sort(key=lambda row: row.get(by) or empty, reverse=sort["desc"])
+    widths = _widths([_settings(panel, shown[name]) for name in columns], width - 18)
+    sizes = "".join(f"<col style='width:{w:.0f}px'>" for w in widths)
     head = "".join(
         f"<th class={'num' if name.startswith('Value') else 'text'}>{_text(shown[name])}</th>"
         for name in columns
@@ -217,26 +258,61 @@ def _table(panel: Json, frames: list[Frame]) -> str:
         "<tr>" + "".join(_cell(panel, shown[n], row.get(n), listed, n) for n in columns) + "</tr>"
         for row in listed
     )
-    return f"<div class=table><table><tr>{head}</tr>{lines}</table></div>"
+    whole = f"width:{sum(widths):.0f}px"
+    return (
+        f"<div class=table><table style='{whole}'><colgroup>{sizes}</colgroup>"
+        f"<tr>{head}</tr>{lines}</table></div>"
+    )
+
+
+def _widths(columns: list[Json], room: int) -> list[float]:
+    """Columns with a width keep it; the others share the rest, none below its least width."""
+    least = [float(c.get("custom.minWidth", _COLUMN_WIDTH)) for c in columns]
+    free = [n for n, c in enumerate(columns) if "custom.width" not in c]
+    rest = room - sum(c.get("custom.width", 0) for c in columns)
+    share = rest / len(free) if free else 0.0
+    return [
+        max(share, least[n]) if n in free else float(c["custom.width"])
+        for n, c in enumerate(columns)
+    ]
 
 
 def _cell(panel: Json, title: str, value: Any, rows: list[dict[str, Any]], column: str) -> str:
     settings = _settings(panel, title)
     if not isinstance(value, float):
-        colour = ""
-        for mapping in settings.get("mappings", ()):
-            if value in mapping["options"]:
-                colour = f" style='color:{_NAMED[mapping['options'][value]['color']]}'"
-        return f"<td class=text{colour}>{_text(value or '')}</td>"
+        return _words(panel, settings, value)
+    mapped = _mapped(value, settings.get("mappings", []))
     shown = number(value, settings.get("unit", "short"), settings.get("decimals"))
+    shown = mapped["text"] if mapped else shown
     kind = settings.get("custom.cellOptions", {}).get("type")
+    colour = _threshold(value, settings["thresholds"]) if "thresholds" in settings else "inherit"
     if kind == "gauge":
-        top = max(row.get(column) or 0.0 for row in rows) or 1.0
-        fixed = settings["color"]["fixedColor"]
-        bar = f"<span style='width:{value / top * 110:.0f}px;background:{_NAMED[fixed]}'></span>"
-        return f"<td><div class=gauge>{bar}<em>{_text(shown)}</em></div></td>"
-    colour = _threshold(value, settings["thresholds"]) if kind == "color-text" else "inherit"
+        top = settings.get("max") or _largest(rows, column, own=settings.get("fieldMinMax", False))
+        fixed = settings.get("color", {}).get("fixedColor")
+        length = max(0.0, min(1.0, value / top)) * 100
+        bar = f"<i style='width:{length:.0f}%;background:{_NAMED.get(fixed, colour)}'></i>"
+        return f"<td><div class=gauge><span>{bar}</span><em>{_text(shown)}</em></div></td>"
     return f"<td style='color:{colour}'>{_text(shown)}</td>"
+
+
+def _words(panel: Json, settings: Json, value: Any) -> str:
+    """A cell without a number: a label's value, its text, or what stands for nothing."""
+    first = panel["fieldConfig"]["overrides"][0]["properties"][0]
+    shown, colour = (value or first["value"]), ""
+    for mapping in settings.get("mappings", ()):
+        if value in mapping["options"]:
+            found = mapping["options"][value]
+            shown, colour = found["text"], _NAMED.get(found.get("color", ""), "")
+    wrap = settings.get("custom.cellOptions", {}).get("wrapText", False)
+    kind = "'text wrap'" if wrap else "text" if value else "num"
+    return f"<td class={kind} style='color:{colour or 'inherit'}'>{_text(shown)}</td>"
+
+
+def _largest(rows: list[dict[str, Any]], column: str, *, own: bool) -> float:
+    """The largest number of the column or, as Grafana has it by default, of the whole table."""
+    names = [column] if own else list(rows[0])
+    found = [row[name] for row in rows for name in names if isinstance(row.get(name), float)]
+    return max(found, default=0.0) or 1.0
 
 
 def _bars(panel: Json, frames: list[Frame]) -> str:
@@ -246,11 +322,10 @@ def _bars(panel: Json, frames: list[Frame]) -> str:
     for frame, colour in zip(frames, _colours(frames, panel), strict=True):
         value = frame.last() or 0.0
         bar = f"<div style='width:{value / top * 100:.1f}%;background:{colour}'></div>"
-        shown = _text(number(value, defaults["unit"], defaults.get("decimals")))
-        lines += (
-            f"<span>{_text(frame.name)}</span><div class=track>{bar}</div>"
-            f"<span style='color:{colour}'>{shown}</span>"
-        )
+        mapped = _mapped(value, defaults["mappings"])
+        plain = number(value, defaults["unit"], defaults.get("decimals"))
+        shown = _text(mapped["text"] if mapped else plain)
+        lines += f"<b>{_text(frame.name)}</b><div class=track>{bar}</div><span>{shown}</span>"
     return f"<div class=bars>{lines}</div>"
 
 
@@ -282,12 +357,12 @@ class _Axes:
 
     def times(self) -> str:
         first, last = self.span
-        step = next(s for s in (60, 300, 600, 1800, 3600, 21600) if (last - first) / s <= 8)
+        step = next(s for s in _TICKS if (last - first) / s <= 8)
         marks = range(math.ceil(first / step) * step, int(last) + 1, step)
         return "".join(
             f"<line x1={self.x(t):.1f} x2={self.x(t):.1f} y1={self.top} y2={self.bottom} "
             f"stroke='#24262b'/><text x={self.x(t):.1f} y={self.bottom + 16} text-anchor=middle>"
-            f"{time.strftime('%H:%M', time.gmtime(t))}</text>"
+            f"{time.strftime('%m/%d' if step >= 86400 else '%H:%M', time.gmtime(t))}</text>"
             for t in marks
         )
 
@@ -323,26 +398,25 @@ def _lines(
     limit = [s["value"] for s in defaults["thresholds"]["steps"] if s["value"] is not None]
     dashed = limit[0] if limit and custom["thresholdsStyle"]["mode"] == "dashed" else 0.0
     top = max([v for _, points in layers for _, v in points] + [dashed * 1.2])
-    legend = panel["options"]["legend"]
-    beside = legend.get("width", 240) if legend["placement"] == "right" else 0
-    # Grafana gives a legend below the chart a third of the panel and lets it scroll.
-    room = int(size[1] * (0.85 if beside else 0.35)) // _LINE_OF_LEGEND - 1
-    lines = min(len(frames), room)
-    below = 0 if beside else (lines + 1) * _LINE_OF_LEGEND + 6
-    plot = (size[0] - beside - 10, size[1]) if beside else size
-    axes = _Axes(plot, below, span, top, defaults["unit"], whole=defaults.get("decimals") == 0)
-    drawn = "".join(
-        _layer(axes, under[a:b], points[a:b], colour, custom["fillOpacity"] / 100)
-        for frame, colour, (under, points) in zip(frames, colours, layers, strict=True)
-        for a, b in pieces(points, max(custom["spanNulls"] / 1000, 2 * frame.step))
-    )
+    axes = _Axes(size, 24, span, top, defaults["unit"], whole=defaults.get("decimals") == 0)
+    if custom["drawStyle"] == "bars":
+        drawn = "".join(
+            _columns(axes, under, points, colour, frame.step)
+            for frame, colour, (under, points) in zip(frames, colours, layers, strict=True)
+        )
+    else:
+        drawn = "".join(
+            _layer(axes, under[a:b], points[a:b], colour, custom["fillOpacity"] / 100)
+            for frame, colour, (under, points) in zip(frames, colours, layers, strict=True)
+            for a, b in pieces(points, max(custom["spanNulls"] / 1000, 2 * frame.step))
+        )
     if dashed:
         y = axes.y(dashed)
         drawn += (
             f"<line x1={axes.left} x2={axes.right} y1={y:.1f} y2={y:.1f} "
             f"stroke='{_NAMED['red']}' stroke-dasharray='8 6'/>"
         )
-    rows = _legend(panel, list(zip(frames, colours, strict=True)), lines, beside)
+    rows = _legend(frames, colours)
     return (
         f"<svg style='position:absolute;left:0;top:0' width={size[0]} height={size[1]}>"
         f"{axes.times()}{axes.values()}{drawn}</svg>{rows}"
@@ -387,23 +461,29 @@ def _layer(axes: _Axes, under: Points, points: Points, colour: str, opacity: flo
     )
 
 
-def _legend(panel: Json, frames: list[tuple[Frame, str]], lines: int, beside: int) -> str:
-    defaults, legend = panel["fieldConfig"]["defaults"], panel["options"]["legend"]
-    titles = {"lastNotNull": "Last *", "max": "Max", "sum": "Total"}
-    ordered = sorted(frames, key=lambda pair: pair[0].last() or 0.0, reverse=True)
-    head = "".join(f"<th>{titles[calc]}</th>" for calc in legend["calcs"])
-    rows = ""
-    for frame, colour in ordered[:lines]:
-        values = [v for _, v in frame.points()]
-        numbers = {"lastNotNull": values[-1], "max": max(values), "sum": sum(values)}
-        cells = "".join(
-            f"<td>{_text(number(numbers[c], defaults['unit'], defaults.get('decimals')))}</td>"
-            for c in legend["calcs"]
-        )
-        mark = f"<b style='background:{colour}'></b>"
-        rows += f"<tr><td>{mark}{_text(frame.name)}</td>{cells}</tr>"
-    where = f" style='left:auto;width:{beside}px;top:34px;bottom:auto'" if beside else ""
-    return f"<div class=legend{where}><table><tr><th></th>{head}</tr>{rows}</table></div>"
+def _columns(axes: _Axes, under: Points, points: Points, colour: str, step: float) -> str:
+    """Bars that begin at their time."""
+    floor = dict(under)
+    drawn = ""
+    for t, v in points:
+        below = floor.get(t, 0.0)
+        width = max(1.0, (axes.x(t + step) - axes.x(t)) * 0.9)
+        if v > below and t + step <= axes.span[1] + step:
+            drawn += (
+                f"<rect x={axes.x(t):.1f} y={axes.y(v):.1f} width={width:.1f} "
+                f"height={axes.y(below) - axes.y(v):.1f} fill='{colour}' fill-opacity=0.8 />"
+            )
+    return drawn
+
+
+def _legend(frames: list[Frame], colours: list[str]) -> str:
+    """The names side by side below the chart; of many, Grafana shows the first and scrolls."""
+    marks = dict(zip((frame.name for frame in frames), colours, strict=True))
+    names = "".join(
+        f"<span><b style='background:{colour}'></b>{_text(name)}</span>"
+        for name, colour in marks.items()
+    )
+    return f"<div class=legend>{names}</div>"
 
 
 def _heatmap(
@@ -444,5 +524,5 @@ def _heatmap(
 
 
 def _heat(part: float) -> str:
-    """From dark blue over green to yellow and red, with exponent 0.5."""
-    return f"hsl({250 - 250 * math.sqrt(part):.0f} 75% {38 + 14 * math.sqrt(part):.0f}%)"
+    """Blue, the stronger the more, with exponent 0.5."""
+    return f"rgb(87 148 242 / {math.sqrt(part):.2f})"

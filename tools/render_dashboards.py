@@ -1,8 +1,9 @@
 """Draws the dashboards from the data of a running Prometheus, for the documentation.
 
-It does not use Grafana. The data comes from the panels' own queries to Prometheus over the given
-range; position, title, units, thresholds, mappings and legend come from the dashboard's file. The
-drawing (tools/panels.py: HTML and SVG) resembles Grafana's. Chromium turns it into a PNG.
+It does not use Grafana: the pictures are a sketch of the data. That comes from the panels' own
+queries to Prometheus over the given range; position, title, units, thresholds, mappings and legend
+come from the dashboard's file. The drawing (tools/panels.py: HTML and SVG) has Grafana's sizes on a
+screen of 1500 pixels. Chromium turns it into a PNG.
 
     python tools/render_dashboards.py --prometheus http://localhost:9090 --out docs/images
 
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,36 +42,50 @@ Json = dict[str, Any]
 class Source:
     """Sends the queries to Prometheus that Grafana would send."""
 
-    def __init__(self, url: str, seconds: int) -> None:
+    def __init__(self, url: str, seconds: int, chosen: dict[str, str] | None = None) -> None:
+        self.chosen = chosen or {}  # of each variable; All without
         self.url = url.rstrip("/")
         self.seconds = seconds
         self.end = time.time()
 
+    def span(self, panel: Json) -> tuple[float, float]:
+        """The panel's own range, or the page's."""
+        own = panel.get("timeFrom", "")
+        if own == "now/M":
+            begin = _month(self.end)
+            return (_month(begin - 1), begin) if panel.get("timeShift") else (begin, self.end)
+        seconds = int(own[:-1]) * UNITS[own[-1]] if own else self.seconds
+        return (self.end - seconds, self.end)
+
     def frames(self, panel: Json) -> list[Frame]:
         """The results of all queries of a panel, in order."""
-        return [frame for target in panel["targets"] for frame in self._ask(panel, target)]
+        return [frame for target in panel.get("targets", ()) for frame in self._ask(panel, target)]
 
     def _ask(self, panel: Json, target: Json) -> list[Frame]:
-        pixels = panel["gridPos"]["w"] * COLUMN
-        step = max(SCRAPE, round(self.seconds / pixels * 2 / SCRAPE) * SCRAPE)
-        if panel["type"] == "heatmap":
-            step = max(step, round(self.seconds / 60 / SCRAPE) * SCRAPE)
-        expr = self._filled(target["expr"], step)
-        if target["instant"]:
-            result = self._get("query", query=expr, time=self.end)
+        begin, end = self.span(panel)
+        seconds = round(end - begin)
+        least = panel.get("interval", "5s")
+        step = max(
+            int(least[:-1]) * UNITS[least[-1]],
+            round(seconds / (panel["gridPos"]["w"] * COLUMN) / SCRAPE) * SCRAPE,
+        )
+        expr = self._filled(target["expr"], step, seconds)
+        if target.get("instant"):
+            result = self._get("query", query=expr, time=end)
             return [Frame(target, s["metric"], [s["value"]]) for s in result]
-        end = self.end // step * step
-        result = self._get("query_range", query=expr, start=end - self.seconds, end=end, step=step)
+        first, last = begin // step * step, end // step * step
+        result = self._get("query_range", query=expr, start=first, end=last, step=step)
         return [Frame(target, s["metric"], s["values"], step) for s in result]
 
-    def _filled(self, expr: str, step: int) -> str:
+    def _filled(self, expr: str, step: int, seconds: int) -> str:
         macros = {
             "__rate_interval": f"{max(step + SCRAPE, 4 * SCRAPE)}s",
             "__interval": f"{step}s",
-            "__range": f"{self.seconds}s",
+            "__interval_ms": f"{step * 1000}",
+            "__range": f"{seconds}s",
         }
         expr = re.sub(r"\$(__\w+)", lambda m: macros[m[1]], expr)
-        return re.sub(r"\$\w+", ".*", expr)  # every variable: All
+        return re.sub(r"\$[a-z_]\w*", lambda m: self.chosen.get(m[0][1:], ".*"), expr)
 
     def _get(self, path: str, **parameters: Any) -> list[Json]:
         response = requests.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=60)
@@ -91,10 +107,9 @@ def page(dashboard: Json, source: Source, upto: str | None) -> tuple[str, int]:
         bottom = max(bottom, top + height)
         frames = [] if panel["type"] == "row" else source.frames(panel)
         where = f"left:{left + GAP}px;top:{top}px;width:{width}px;height:{height}px"
-        span = (source.end - source.seconds, source.end)
-        drawn.append(draw(panel, frames, where, (width, height), span))
+        drawn.append(draw(panel, frames, where, (width, height), source.span(panel)))
     chosen = "".join(
-        f"<span class=var><b>{v['label']}</b><i>All</i></span>"
+        f"<span class=var><b>{v['label']}</b><i>{source.chosen.get(v['name'], 'All')}</i></span>"
         for v in dashboard["templating"]["list"]
     )
     title = f"<h1>{dashboard['title']}</h1><div class=vars>{chosen}</div>"
@@ -105,6 +120,12 @@ def page(dashboard: Json, source: Source, upto: str | None) -> tuple[str, int]:
         f"<!doctype html><meta charset=utf-8><style>{style}</style>{title}{clock}{body}",
         bottom + GAP,
     )
+
+
+def _month(moment: float) -> float:
+    """When the month of this moment began (UTC)."""
+    now = datetime.fromtimestamp(moment, UTC)
+    return datetime(now.year, now.month, 1, tzinfo=UTC).timestamp()
 
 
 def _duration(seconds: int) -> str:
@@ -145,14 +166,18 @@ def main(given: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIRECTORY")
     parser.add_argument("--only", metavar="UID", help="one dashboard")
     parser.add_argument("--upto", metavar="ROW", help="stop above the row of this title")
+    parser.add_argument("--key", metavar="NAME", help="the key that One Key shows")
     options = parser.parse_args(given)
-    source = Source(options.prometheus, int(options.range[:-1]) * UNITS[options.range[-1]])
+    key = {"api_key": options.key} if options.key else {}
+    page_of = {"one-key": key}
+    data = Source(options.prometheus, int(options.range[:-1]) * UNITS[options.range[-1]])
     options.out.mkdir(parents=True, exist_ok=True)
     for path in sorted((ROOT / "grafana" / "dashboards").glob("*.json")):
         dashboard = json.loads(path.read_text())
         if options.only not in (None, dashboard["uid"]):
             continue
-        html, height = page(dashboard, source, options.upto)
+        data.chosen = page_of.get(dashboard["uid"], {})
+        html, height = page(dashboard, data, options.upto)
         file = options.out / f"{dashboard['uid']}.png"
         screenshot(html, height, file)
         shrink(file)

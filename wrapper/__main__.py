@@ -10,11 +10,19 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
-from wrapper.cli import COMMANDS, CommandError
+from wrapper import __version__
+from wrapper.cli import COMMANDS, CommandError, examples
 from wrapper.config import ConfigError, environment
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Wraps a description and leaves the lines of the examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,7 +32,21 @@ class _Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{**kwargs, "allow_abbrev": False})
+        super().__init__(**{"formatter_class": _Formatter, **kwargs, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        if message.endswith("required: NAME"):
+            # An option that takes several words has swallowed it.
+            message += f"; NAME comes before the options: {self.prog} NAME ..."
+        super().error(message)
+
+
+def _show_help(parser: argparse.ArgumentParser) -> Callable[..., int]:
+    def run(_args: argparse.Namespace, _environ: Mapping[str, str]) -> int:
+        parser.print_help()
+        return 0
+
+    return run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,8 +54,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m wrapper",
         description="The gateway's command line. Start the gateway itself with `make run`.",
+        epilog=examples(
+            ("keys create web-app --models 'gpt-*' --budget 20", "a key; its secret is shown once"),
+            ("keys list", "all keys, without their secrets"),
+            ("check", "every problem of the configuration"),
+            ("usage --since 24h --by key,model", "usage and cost"),
+            ("keys create --help", "the options of a command"),
+        ),
     )
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"wrapper {__version__}")
+    parser.set_defaults(run=_show_help(parser))
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"wrapper.cli.{name}").add_parser(subparsers)
     return parser

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g, request
 from flask_cors.core import get_cors_options, set_cors_headers
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter
 
 from wrapper import errors
 from wrapper.blueprints import chat, models, openai, openapi, ops, passthrough
@@ -23,6 +24,7 @@ from wrapper.metering.pricing import Prices
 from wrapper.proxy.body import PIECE, close_after, content_length
 from wrapper.proxy.finalize import finalize
 from wrapper.proxy.request import split_target
+from wrapper.proxy.response import StreamedResponse
 from wrapper.record import UNMATCHED, RequestRecord
 from wrapper.runtime import RequestContext, Runtime, request_context
 from wrapper.store import open_store
@@ -30,8 +32,17 @@ from wrapper.telemetry import Exporter, Telemetry
 
 log = logging.getLogger("wrapper")
 
+# What SDKs read, by name for browsers that do not know "*" yet; which covers all as no credentials
+# are allowed (https://fetch.spec.whatwg.org/#http-access-control-expose-headers).
 EXPOSED = [
-    *("x-request-id", "x-wrapper-provider", "Server-Timing", "Retry-After"),
+    *("*", "x-request-id", "x-wrapper-provider", "Server-Timing", "Retry-After", "retry-after-ms"),
+    *(
+        "x-should-retry",
+        "openai-processing-ms",
+        "openai-version",
+        "openai-model",
+        "Content-Disposition",
+    ),
     *(
         f"x-ratelimit-{what}-{unit}"
         for what in ("limit", "remaining", "reset")
@@ -42,10 +53,20 @@ DRAINED_BYTES = 65536
 
 
 class GatewayApp(Flask):
-    """Flask without its check, several times a request, whether a function is a coroutine."""
+    """Flask with two changes to how it finds and calls a handler."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Without the check, several times a request, whether a function is a coroutine."""
         return func
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """A WebSocket handshake matches as any request does: its handler refuses it, for its key
+        and under its path.
+        """
+        adapter = super().create_url_adapter(request)
+        if adapter is not None:
+            adapter.websocket = False
+        return adapter
 
 
 def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> GatewayApp:
@@ -95,7 +116,7 @@ def _record_requests(app: Flask, runtime: Runtime) -> None:
     def end(response: Response) -> Response:
         context: RequestContext = g.context
         record = context.record
-        if not response.is_streamed:
+        if not isinstance(response, StreamedResponse):  # which counts its own bytes
             record.status = response.status_code
             record.bytes_out = response.content_length or 0
             if record.bytes_out > PIECE and request.method != "HEAD":
@@ -105,10 +126,17 @@ def _record_requests(app: Flask, runtime: Runtime) -> None:
         if record.content is None or not record.content.ended:
             _discard_body(context)
         response.call_on_close(partial(finalize, record, runtime, context.snapshot, context.scope))
-        if request.path == "/metrics":
-            return response  # no page in a browser may read the keys' names
-        origins = context.snapshot.settings.server.cors_origins
-        return set_cors_headers(response, _cors_options(origins))
+        if request.path != "/metrics":  # no page in a browser may read the keys' names
+            _allow_origins(context, response)
+        return response
+
+
+def _allow_origins(context: RequestContext, response: Response) -> None:
+    origins = context.snapshot.settings.server.cors_origins
+    if origins:
+        response.headers.add("Vary", "Origin")  # without an Origin there are no CORS headers
+        if "HTTP_ORIGIN" in context.environ:
+            set_cors_headers(response, _cors_options(origins))
 
 
 def _discard_body(context: RequestContext) -> None:
@@ -176,6 +204,7 @@ def _cors_options(origins: tuple[str, ...]) -> Any:
             "expose_headers": EXPOSED,
             "supports_credentials": False,
             "send_wildcard": True,
+            "vary_header": False,
             "always_send": False,
             "allow_private_network": False,
             "max_age": 600,

@@ -24,9 +24,8 @@ from wrapper.errors import ApiKeyExpired, InvalidApiKey
 PREFIX = "sk-wr-"
 """The prefix of every secret that the gateway creates."""
 
-MAX_HEADER = 1024
-
-_HOW = "send 'Authorization: Bearer <key>'"
+_EXPIRED = "The API key has expired: ask for a new one."
+_REPLACED = "The API key was replaced by a new one, which is valid: use that one."
 # RFC 6750 section 2.1, but with exactly one space. No comma: two headers arrive joined by one.
 _BEARER = re.compile(r"bearer ([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE | re.ASCII)
 
@@ -63,16 +62,20 @@ CLIENT = "client"
 """The name of every caller who uses a provider's credential of their own."""
 
 
-def bearer(authorization: str | None) -> str:
-    """The token of the header. Raises `InvalidApiKey` for any form but `Bearer <token>`."""
+def bearer(authorization: str | None, what: str = "API key") -> str:
+    """The token of the header. Raises `InvalidApiKey` for any form but `Bearer <token>`.
+
+    `what` the token is, for the message. How long it may be is up to the limit of a header.
+    """
+    how = f"send 'Authorization: Bearer <{what.rpartition(' ')[2]}>'"
     if not authorization:
-        raise InvalidApiKey(f"No API key was given: {_HOW}.")
-    if len(authorization) > MAX_HEADER:
-        raise InvalidApiKey(f"The Authorization header is longer than {MAX_HEADER} bytes: {_HOW}.")
+        raise InvalidApiKey(f"No {what} was given: {how}.")
     found = _BEARER.fullmatch(authorization)
-    if found is None:
-        raise InvalidApiKey(f"The Authorization header is malformed: {_HOW}, exactly once.")
-    return found[1]
+    if found is not None:
+        return found[1]
+    if authorization.strip(" \t").lower() == "bearer":
+        raise InvalidApiKey(f"The {what} is empty: {how}. Is the variable that holds it set?")
+    raise InvalidApiKey(f"The Authorization header is malformed: {how}, exactly once.")
 
 
 def is_gateway_key(token: str) -> bool:
@@ -94,12 +97,21 @@ def digest(secret: str) -> str:
 
 
 class Keyring:
-    """All keys in force, by digest."""
+    """All keys in force, by digest.
+
+    While a rotation overlaps, a key has two digests; the old one has an end of its own.
+    """
 
     def __init__(self, keys: Mapping[str, ApiKey]) -> None:
-        self._by_digest = {
-            key.sha256: (Principal(key.name, key.models, key), _end(key)) for key in keys.values()
-        }
+        self._by_digest: dict[str, tuple[Principal, float | None, str]] = {}
+        for key in keys.values():
+            principal, end = Principal(key.name, key.models, key), _end(key)
+            self._by_digest[key.sha256] = principal, end, _EXPIRED
+            if key.old_sha256 is not None:
+                old_end = None if key.rotated_until is None else key.rotated_until.timestamp()
+                replaced = old_end is not None and (end is None or old_end < end)
+                old = (old_end, _REPLACED) if replaced else (end, _EXPIRED)
+                self._by_digest[key.old_sha256] = principal, *old
 
     def authenticate(
         self,
@@ -120,9 +132,9 @@ class Keyring:
             if client_credentials and not is_gateway_key(token):
                 return Principal(CLIENT, credential=authorization)
             raise InvalidApiKey("The API key is unknown or revoked.")
-        principal, end = found
+        principal, end, why = found
         if end is not None and (time.time() if now is None else now) >= end:
-            raise ApiKeyExpired("The API key has expired: ask for a new one.")
+            raise ApiKeyExpired(why)
         return principal
 
 

@@ -40,11 +40,15 @@ _CLOSED_BY_PEER: Final = frozenset({7, 8})  # Linux: TCP_CLOSE, TCP_CLOSE_WAIT
 
 
 class Interrupted(BaseException):
-    """Why a wait ended early; a BaseException so that no library takes it for a failed socket."""
+    """Why a wait ended early; a BaseException so that no library takes it for a failed socket.
+
+    `sent`: the provider may have seen the request.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.sent = False
 
 
 class Scopes(set["CancelScope"]):

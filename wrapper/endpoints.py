@@ -21,6 +21,12 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
+# Reasons of `unmetered_responses_total`, beside those of `wrapper.metering.usage`.
+NO_USAGE: Final = "no_usage"
+NOT_REPORTED: Final = "not_reported"  # the format that was asked for reports none
+DEFERRED: Final = "deferred"  # the work is done later; what it uses is reported elsewhere
+UNKNOWN: Final = "unknown_endpoint"
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -36,16 +42,32 @@ class Endpoint:
     json_body: bool = False
     # A 2xx reports what the request used; one without a readable report is counted as unmetered.
     metered: bool = False
+    # The reason that a 2xx without a report is counted under, where that is to be expected. Such a
+    # request is counted though it is not `metered`: it costs something, or may.
+    unreported: str = ""
+    # Billed by the characters of `input`, where the model has such a price.
+    by_character: bool = False
     # The usage in a response is that of a stored object and was counted when that was made.
     reports_stored_usage: bool = False
     # A stream reports its usage only when `stream_options.include_usage` asks for it.
     ask_stream_usage: bool = False
     # The provider chooses a model, at a price, where the request names none.
     default_model: bool = False
-    # Models are named where the gateway does not look: in a file, in a stored object, in a session.
-    hidden_models: bool = False
+    # The model writes nothing: there is no output to reserve.
+    input_only: bool = False
+    # It names models where the gateway does not look, hands out a credential, or starts work that
+    # no request of the key will show: keys with a budget or a model list need this name in their
+    # `endpoints`.
+    surface: str | None = None
     # The kind of object that is created and then lives at the provider that created it.
     creates: str | None = None
+
+    @property
+    def usage(self) -> str:
+        """How a 2xx response to such a request is metered, for documentation."""
+        if self.reports_stored_usage:
+            return "not metered: the usage of a stored object was counted when it was created"
+        return "metered" if self.metered else "metered where the response reports usage"
 
 
 ENDPOINTS: Final = (
@@ -54,45 +76,95 @@ ENDPOINTS: Final = (
     Endpoint("/completions", json_body=True, metered=True, ask_stream_usage=True),
     Endpoint("/responses", json_body=True, metered=True, creates="response"),
     Endpoint("/responses/compact", json_body=True, metered=True),
+    Endpoint("/responses/input_tokens"),
     Endpoint("/responses/{id}/cancel", reports_stored_usage=True),
-    Endpoint("/embeddings", json_body=True, metered=True),
-    Endpoint("/audio/transcriptions", metered=True),
-    Endpoint("/audio/translations", metered=True),
-    Endpoint("/audio/speech", json_body=True, metered=True),
+    Endpoint("/embeddings", json_body=True, metered=True, input_only=True),
+    Endpoint("/audio/transcriptions", metered=True, unreported=NOT_REPORTED),
+    Endpoint("/audio/translations", metered=True, unreported=NOT_REPORTED),
+    Endpoint("/audio/speech", json_body=True, metered=True, by_character=True),
     Endpoint("/images/generations", json_body=True, metered=True),
     Endpoint("/images/edits", metered=True),
     Endpoint("/images/variations", metered=True),
-    Endpoint("/videos", default_model=True, creates="video"),
-    Endpoint("/videos/edits", hidden_models=True, creates="video"),
-    Endpoint("/videos/extensions", hidden_models=True, creates="video"),
-    Endpoint("/remix", hidden_models=True, creates="video"),
+    Endpoint("/moderations"),
+    Endpoint("/rerank", json_body=True, metered=True),
+    Endpoint("/videos", metered=True, default_model=True, creates="video"),
+    Endpoint("/videos/edits", metered=True, surface="videos", creates="video"),
+    Endpoint("/videos/extensions", metered=True, surface="videos", creates="video"),
+    Endpoint("/remix", metered=True, surface="videos", creates="video"),
     Endpoint("/files", creates="file"),
     Endpoint("/uploads", creates="upload"),
+    Endpoint("/uploads/{rest}"),
     Endpoint("/vector_stores", creates="vector_store"),
+    Endpoint("/vector_stores/{id}"),
+    Endpoint("/vector_stores/{id}/files/{rest}"),
+    Endpoint("/vector_stores/{id}/file_batches/{rest}"),
     Endpoint("/conversations", creates="conversation"),
-    Endpoint("/containers", creates="container"),
+    Endpoint("/conversations/{rest}"),
+    Endpoint("/containers", surface="containers", unreported=NO_USAGE, creates="container"),
+    Endpoint("/containers/{rest}"),
     Endpoint("/assistants", creates="assistant"),
-    Endpoint("/fine_tuning/jobs", creates="fine_tuning_job"),
-    Endpoint("/evals", creates="eval"),
-    Endpoint("/batches", hidden_models=True, reports_stored_usage=True, creates="batch"),
+    Endpoint("/assistants/{id}"),
+    Endpoint(
+        "/fine_tuning/jobs", surface="fine_tuning", unreported=DEFERRED, creates="fine_tuning_job"
+    ),
+    Endpoint("/fine_tuning/jobs/{rest}"),
+    Endpoint("/evals", surface="evals", creates="eval"),
+    Endpoint("/evals/{id}"),
+    Endpoint("/messages/count_tokens", json_body=True),
+    Endpoint(
+        "/messages/batches", surface="batches", reports_stored_usage=True, unreported=DEFERRED
+    ),
+    Endpoint("/threads/{id}/messages"),
+    Endpoint("/threads/{id}/messages/{id}"),
+    Endpoint("/messages", json_body=True, metered=True),
+    Endpoint(
+        "/batches",
+        surface="batches",
+        reports_stored_usage=True,
+        unreported=DEFERRED,
+        creates="batch",
+    ),
     Endpoint("/batches/{rest}", reports_stored_usage=True),
     Endpoint("/threads", creates="thread"),
-    Endpoint("/runs", hidden_models=True, creates="run"),
+    Endpoint("/threads/{id}"),
+    Endpoint("/runs", surface="assistants", unreported=DEFERRED, creates="run"),
     Endpoint("/runs/{id}", reports_stored_usage=True),
     Endpoint("/runs/{id}/cancel", reports_stored_usage=True),
-    Endpoint("/graders/run", hidden_models=True),
-    Endpoint("/chatkit/sessions", hidden_models=True),
-    Endpoint("/realtime/calls", hidden_models=True),
-    Endpoint("/realtime/client_secrets", hidden_models=True),
-    Endpoint("/realtime/sessions", hidden_models=True),
-    Endpoint("/realtime/transcription_sessions", hidden_models=True),
+    Endpoint("/graders/run", surface="graders", unreported=NO_USAGE),
+    Endpoint("/chatkit/sessions", surface="chatkit", unreported=NO_USAGE),
+    Endpoint("/realtime/calls", surface="realtime", unreported=NO_USAGE),
+    Endpoint("/realtime/client_secrets", surface="realtime", unreported=NO_USAGE),
+    Endpoint("/realtime/sessions", surface="realtime", unreported=NO_USAGE),
+    Endpoint("/realtime/transcription_sessions", surface="realtime", unreported=NO_USAGE),
     # Ollama's own API, which a local provider may speak beside OpenAI's.
-    Endpoint("/api/copy", hidden_models=True),
-    Endpoint("/api/create", hidden_models=True),
+    Endpoint("/api/chat", json_body=True, metered=True),
+    Endpoint("/api/generate", json_body=True, metered=True),
+    Endpoint("/api/embed", json_body=True, metered=True),
+    Endpoint("/api/embeddings", json_body=True, unreported=NOT_REPORTED),
+    Endpoint("/api/show"),
+    Endpoint("/api/pull"),
+    Endpoint("/api/push"),
+    Endpoint("/api/copy", surface="ollama"),
+    Endpoint("/api/create", surface="ollama"),
 )
 
-OTHER: Final = Endpoint("", method="")
-"""Any other request: its usage is read where it reports one, and none is expected."""
+FIRST_SEGMENTS: Final = frozenset(
+    [
+        *("assistants", "audio", "batches", "chat", "chatkit", "completions", "containers"),
+        *("conversations", "edits", "embeddings", "engines", "evals", "files", "fine_tuning"),
+        *("images", "models", "moderations", "realtime", "rerank", "responses", "threads"),
+        *("uploads", "vector_stores", "videos"),
+    ]
+)
+"""How the paths of the OpenAI API begin below `/v1`, which a client may leave out."""
+
+OTHER: Final = Endpoint("", method="", unreported=UNKNOWN)
+"""Any other request: its usage is read where it reports one. A JSON response without one is counted
+as unmetered, because it may have cost something.
+"""
+
+ADMIN: Final = Endpoint("/organization/{rest}", method="", surface="admin")
+"""The account's own administration, whatever the method: no gateway key may use it."""
 
 READS: Final = Endpoint("", method="", reports_stored_usage=True)
 """A request that is no POST: it uses nothing by itself."""
@@ -113,10 +185,23 @@ def _matcher(path: str) -> Callable[[str], object]:
 _MATCHERS = tuple((endpoint, _matcher(endpoint.path)) for endpoint in ENDPOINTS)
 
 
+_ADMIN = re.compile(r"/organization(?:/|\Z)").search
+
+
 @lru_cache(maxsize=4096)
 def find_endpoint(method: str, target: str) -> Endpoint:
     """The row for a request; `target` is its raw path."""
+    path = _PARAMETERS.sub("", unquote(target)).rstrip("/").lower()
+    if "/organization" in path and _ADMIN(path):
+        return ADMIN
     if method != "POST":
         return READS
-    path = _PARAMETERS.sub("", unquote(target)).rstrip("/").lower()
     return next((endpoint for endpoint, matches in _MATCHERS if matches(path)), OTHER)
+
+
+def endpoint_table() -> str:
+    """The table of docs/usage.md, in Markdown; a test holds the two together."""
+    lines = ["| POST to a path that ends with | usage |", "| --- | --- |"]
+    lines += [f"| `{endpoint.path}` | {endpoint.usage} |" for endpoint in ENDPOINTS]
+    lines.append(f"| any other | {OTHER.usage} |")
+    return "\n".join(lines)

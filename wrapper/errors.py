@@ -7,15 +7,19 @@ the SDKs raise their own exception classes (https://platform.openai.com/docs/gui
     ├── Unauthorized             401  InvalidApiKey, ApiKeyExpired
     ├── BadRequest               400  InvalidJson, InvalidBody, InvalidPath, IncompleteBody
     ├── ModelNotAllowed          403
+    ├── ModelNotPriced           403
+    ├── EndpointNotAllowed       403
     ├── ModelNotFound            404
     ├── UnknownUrl               404
     ├── MethodNotAllowed         405
     ├── RequestTimeout           408
     ├── RequestTooLarge          413
     ├── UnsupportedEncoding      415
+    ├── UpgradeRequired          426
     ├── RateLimitExceeded        429
     ├── InsufficientQuota        429
     ├── Overloaded               503  NoRoom
+    ├── StoreUnavailable         503
     ├── UpstreamError            502  UpstreamUnreachable, UpstreamProtocolError, UpstreamAuth
     │   ├── UpstreamFull         503
     │   ├── UpstreamTimeout      504
@@ -125,6 +129,20 @@ class ModelNotAllowed(_ClientError):
     code = "model_not_allowed"
 
 
+class ModelNotPriced(_ClientError):
+    """A key with a budget, and a model whose price is unknown."""
+
+    status = 403
+    code = "model_not_priced"
+
+
+class EndpointNotAllowed(_ClientError):
+    """An endpoint that a key may use only where it is allowed by name."""
+
+    status = 403
+    code = "endpoint_not_allowed"
+
+
 class ModelNotFound(_ClientError):
     status = 404
     code = "model_not_found"
@@ -157,6 +175,16 @@ class UnsupportedEncoding(_ClientError):
     code = "unsupported_encoding"
 
 
+class UpgradeRequired(_ClientError):
+    """A WebSocket handshake: the resource is served over HTTP/1.1 alone (RFC 9110 15.5.22)."""
+
+    status = 426
+    code = "websocket_not_supported"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers=(("Upgrade", "HTTP/1.1"), ("Connection", "upgrade")))
+
+
 class RateLimitExceeded(GatewayError):
     status = 429
     type = "rate_limit_error"
@@ -164,9 +192,14 @@ class RateLimitExceeded(GatewayError):
 
 
 class InsufficientQuota(GatewayError):
+    """The budget is used up. SDKs must not retry it."""
+
     status = 429
     type = "insufficient_quota"
     code = "insufficient_quota"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers=(("x-should-retry", "false"),))
 
 
 class Overloaded(GatewayError):
@@ -175,6 +208,20 @@ class Overloaded(GatewayError):
     status = 503
     type = "api_error"
     code = "overloaded"
+
+
+class StoreUnavailable(GatewayError):
+    """The store of limits cannot be reached, and this key's limits must hold."""
+
+    status = 503
+    type = "api_error"
+    code = "store_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The store of limits is out of reach; try again shortly.",
+            headers=(("Retry-After", "2"),),
+        )
 
 
 class NoRoom(Overloaded):

@@ -23,8 +23,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from wrapper.endpoints import OTHER, Endpoint
 from wrapper.metering import ExtractedUsage, Usage
-from wrapper.metering.usage import ABORTED, TRUNCATED
+from wrapper.metering.usage import ABORTED, NO_USAGE, TOO_LARGE, TRUNCATED
 
 COMPLETED: Final = "completed"
 CLIENT_ERROR: Final = "client_error"
@@ -47,7 +48,9 @@ class Content(Protocol):
     received: int
     waited: float
     ended: bool
-    holdings: Any  # the memory and the disk that it takes, to be given back
+
+    def close(self) -> None:
+        """Give back what the body holds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,16 +73,20 @@ class RequestRecord:
     in_flight: bool = False  # counted in `requests_in_flight`
     content: Content | None = None  # its body, where it was read
     lease: Any = None  # what admission reserved for it
+    dry_run: list[str] = field(default_factory=list)  # codes of refusals that are not enforced
 
     status: int = 0
     outcome: str = ""
     error_code: str | None = None
     upstream_request_id: str | None = None
     upstream_errors: list[tuple[str, str]] = field(default_factory=list)  # provider, reason
+    attempts: int = 0
 
     usage: Usage | None = None
+    served_model: str = ""  # as the response names it
     cost: int | None = None  # pico-USD
-    unmetered: str | None = None  # why a 2xx has no usage
+    unpriced: str | None = None  # the part of the usage that has no known price
+    unmetered: str | None = None  # why the usage is not known, of a 2xx or of one given up
 
     bytes_in: int = 0
     bytes_out: int = 0
@@ -92,6 +99,12 @@ class RequestRecord:
     def attempted(self, provider: str, model: str) -> None:
         """The request is about to be sent to this provider, under this model's name."""
         self.provider, self.model, self.relayed = provider, model[:MAX_NAME], True
+        self.attempts += 1
+
+    @property
+    def failovers(self) -> list[tuple[str, str]]:
+        """The failures after which the next target was asked: of each attempt but the last."""
+        return self.upstream_errors[: self.attempts - 1] if self.attempts > 1 else []
 
     def upstream_failed(self, reason: str) -> None:
         """The attempt at the present provider failed; `reason` is the metric's label."""
@@ -113,38 +126,57 @@ class RequestRecord:
         """The worker stopped before the response was complete."""
         self._end(DRAINED)
 
+    def unanswered(self) -> None:
+        """The request was sent and given up before its response: what it used is unknown."""
+        self.unmetered = ABORTED
+
     def failed(self, reason: str) -> None:
         """The provider failed after its response had begun."""
         self.upstream_failed(reason)
         self._end(UPSTREAM_ERROR)
 
     def completed(
-        self, extracted: ExtractedUsage, *, ended: bool, used: bool, expected: bool
+        self, extracted: ExtractedUsage, endpoint: Endpoint, *, ended: bool, metering: bool
     ) -> None:
         """Nothing more is relayed: take over what the usage extractor has read.
 
         `ended`: the response is whole; else, unless it is known why not, the client has gone.
-        `used`: the request itself used something (what a GET shows of a stored response was counted
-        when that was made). `expected`: it should report what it used, so that a missing report is
-        counted.
+        `metering`: a response that should report what it used and does not is counted.
         """
         if not ended:
             self.aborted()
         elif extracted.error and self.status < 300:
             self.failed("error_event")
+        # What is shown of a stored response was counted when that was made.
+        used = not endpoint.reports_stored_usage
         if used and extracted.usage is not None:
             self.usage = extracted.usage
+            self.served_model = (extracted.model or "")[:MAX_NAME]
             # A request may leave the model to the provider, as one with a stored prompt does.
-            self.model = self.model or (extracted.model or "")[:MAX_NAME]
-        if extracted.usage is None and expected and 200 <= self.status < 300:
-            cut_here = self.outcome in (CLIENT_ABORT, DRAINED)
-            self.unmetered = extracted.reason if ended else ABORTED if cut_here else TRUNCATED
+            self.model = self.model or self.served_model
+        if self.usage is None and metering and 200 <= self.status < 300:
+            self.unmetered = self._unmetered(extracted, endpoint, ended=ended)
+
+    def _unmetered(
+        self, extracted: ExtractedUsage, endpoint: Endpoint, *, ended: bool
+    ) -> str | None:
+        """Why there is no usage; None where there is none to be expected."""
+        if endpoint.metered:
+            if not ended:
+                return ABORTED if self.outcome in (CLIENT_ABORT, DRAINED) else TRUNCATED
+            return (extracted.reason == NO_USAGE and endpoint.unreported) or extracted.reason
+        if endpoint is OTHER and extracted.reason not in (NO_USAGE, TOO_LARGE):
+            return None
+        return endpoint.unreported or None
 
     def finish(self) -> None:
-        """Stop the clock and set the outcome that follows from the status, if none was set."""
+        """Stop the clock, release the body, and set the outcome that follows from the status, if
+        none was set.
+        """
         self.duration = time.perf_counter() - self.started
         waited = self.waited_for_client
         if self.content is not None:
+            self.content.close()
             self.bytes_in = self.content.received
             waited += self.content.waited
         self.overhead = max(0.0, self.duration - self.upstream - waited)

@@ -7,12 +7,14 @@ the requests that hold it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from flask import Flask, current_app, g
 
+from wrapper.admission import Admission, Subjects
 from wrapper.auth import Keyring
 from wrapper.cancellation import CancelScope, Scopes
 from wrapper.capacity import Capacity
@@ -20,9 +22,12 @@ from wrapper.config import Settings, prices_path
 from wrapper.metering.pricing import Prices
 from wrapper.record import RequestRecord
 from wrapper.routing import Routes
-from wrapper.store import UsageStore
+from wrapper.store import StoreError, UsageStore, beside
+from wrapper.store.objects import ObjectPlaces
 from wrapper.telemetry import Telemetry
 from wrapper.upstream import Upstream
+
+log = logging.getLogger("wrapper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ class Snapshot:
     routes: Routes
     upstreams: dict[str, Upstream]
     prices: Prices
+    limits: Subjects
 
 
 class Runtime:
@@ -45,6 +51,8 @@ class Runtime:
         self, settings: Settings, prices: Prices, store: UsageStore, telemetry: Telemetry
     ) -> None:
         self.store = store
+        self.admission = Admission(store)
+        self.objects = ObjectPlaces(beside(settings.store, "-objects"))
         self.telemetry = telemetry
         self.scopes = Scopes()
         self.capacity = Capacity()
@@ -74,7 +82,21 @@ class Runtime:
         models.update(name for name in settings.prices if not name.endswith("*"))
         priced = (prices.names(name, upstream.host) for name, upstream in upstreams.items())
         self.telemetry.register(models, upstreams, set().union(*priced))
-        return Snapshot(settings, Keyring(settings.keys), routes, upstreams, prices)
+        keyring, limits = Keyring(settings.keys), Subjects(settings)
+        return Snapshot(settings, keyring, routes, upstreams, prices, limits)
+
+    def store_failed(self, error: StoreError) -> None:
+        """The store cannot be used: counted each time, logged the first time."""
+        self.telemetry.store_failed()
+        if not self.store_failing:
+            log.error("cannot use the store: %s", error)
+        self.store_failing = True
+
+    def store_works(self) -> None:
+        """The store has taken what it was given."""
+        if self.store_failing:
+            log.info("the store can be used again")
+        self.store_failing = False
 
 
 @dataclass(frozen=True, slots=True)

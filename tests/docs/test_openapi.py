@@ -21,6 +21,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from harness.gateway import Gateway
 from wrapper import errors
 from wrapper.blueprints.openapi import document, error_kinds
+from wrapper.endpoints import ENDPOINTS
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "wrapper" / "blueprints" / "openapi" / "openapi.yaml"
@@ -332,3 +333,14 @@ def test_swagger_ui_is_the_one_that_its_note_names() -> None:
     assert set(sums) == {"swagger-ui-bundle.js", "swagger-ui.css"}
     for name, expected in sums.items():
         assert hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() == expected
+
+
+def test_each_request_of_openais_api_says_how_it_is_metered() -> None:
+    posts = {
+        path: item["post"]["x-usage"]
+        for path, item in document()["paths"].items()
+        if "x-usage" in item.get("post", {})
+    }
+    assert posts["/v1/chat/completions"] == "metered"
+    metered = {endpoint.path for endpoint in ENDPOINTS if endpoint.metered}
+    assert {f"/v1{path}" for path in metered} - posts.keys() == {"/v1/responses/compact"}

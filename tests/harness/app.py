@@ -9,10 +9,11 @@ needs a `Gateway`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
@@ -33,8 +34,8 @@ _PORT = 80  # of no listener; what the Host header says
 class App:
     """The application of one configuration; use as a context manager.
 
-    `config` is the text of gateway.toml, `keys` the limits of the keys to make, `env` the
-    environment that the configuration is read with.
+    `config` is the text of gateway.toml, `keys` the limits of the keys to make, `groups` and
+    `defaults` those tables of keys.toml, `env` the environment that the configuration is read with.
     """
 
     port = _PORT
@@ -44,46 +45,68 @@ class App:
         config: str,
         *,
         keys: Mapping[str, Mapping[str, Any]] | None = None,
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
+        defaults: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        self.secrets: dict[str, str] = {}
+        self._made = {name: new_key(limits) for name, limits in (keys or {}).items()}
+        self.secrets = {name: secret for name, (secret, _) in self._made.items()}
         self._config = config
-        self._keys = keys or {}
+        self._groups = groups or {}
+        self._defaults = defaults or {}
         self._environment = dict(env or {})
         self._temporary = tempfile.TemporaryDirectory(prefix="app-")
         self._client: FlaskClient | None = None
         self._tracebacks = _Tracebacks()
 
     def __enter__(self) -> Self:
-        directory = Path(self._temporary.name)
-        (directory / "gateway.toml").write_text(self._config)
-        made = {name: new_key(limits) for name, limits in self._keys.items()}
-        self.secrets = {name: secret for name, (secret, _) in made.items()}
-        keys = keys_toml({name: fields for name, (_, fields) in made.items()})
-        (directory / "keys.toml").write_text(keys)
-        (directory / "keys.toml").chmod(0o600)
-        self._client = create(
-            {
-                "WRAPPER_CONFIG": str(directory / "gateway.toml"),
-                "WRAPPER_KEYS": str(directory / "keys.toml"),
-                "WRAPPER_STORE": f"sqlite:///{directory / 'usage.db'}",
-                **self._environment,
-            },
-            directory,
-        )
+        self._write({name: fields for name, (_, fields) in self._made.items()})
+        self._client = create(self._environ(), self.directory)
         logging.getLogger().addHandler(self._tracebacks)
         return self
+
+    def _environ(self) -> dict[str, str]:
+        return {
+            "WRAPPER_CONFIG": str(self.directory / "gateway.toml"),
+            "WRAPPER_KEYS": str(self.directory / "keys.toml"),
+            "WRAPPER_STORE": f"sqlite:///{self.directory / 'usage.db'}",
+            **self._environment,
+        }
+
+    def _write(self, keys: Mapping[str, Mapping[str, Any]]) -> None:
+        (self.directory / "gateway.toml").write_text(self._config)
+        text = keys_toml(keys, self._groups, self._defaults)
+        (self.directory / "keys.toml").write_text(text)
+        (self.directory / "keys.toml").chmod(0o600)
+
+    def rekey(self, keys: Mapping[str, Mapping[str, Any]]) -> None:
+        """Put other limits of the same keys in force, as a reload does; one left out is deleted."""
+        from wrapper.config.loading import load
+
+        digests = {name: {"sha256": fields["sha256"]} for name, (_, fields) in self._made.items()}
+        self._write({name: {**digests[name], **limits} for name, limits in keys.items()})
+        self.runtime.apply(load(self._environ()), self.runtime.snapshot.prices)
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger().removeHandler(self._tracebacks)
         try:
             if self._client is not None:
-                runtime: Any = self._client.application.extensions["wrapper"]
-                for upstream in runtime.snapshot.upstreams.values():
+                for upstream in self.runtime.snapshot.upstreams.values():
                     upstream.close()
-                runtime.store.close()
+                self.runtime.store.close()
+                self.runtime.objects.close()
         finally:
             self._temporary.cleanup()
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are."""
+        return Path(self._temporary.name)
+
+    @property
+    def runtime(self) -> Any:
+        """What it serves with (`wrapper.runtime.Runtime`)."""
+        return self.client.application.extensions["wrapper"]
 
     @property
     def client(self) -> FlaskClient:
@@ -104,6 +127,16 @@ class App:
         if not head_only:
             answer.body = b"".join(body)
         return answer
+
+    @contextlib.contextmanager
+    def holding(self, request: bytes) -> Iterator[Answer]:
+        """The response of a request that is open until the block ends; its body is not read on."""
+        body, status, headers = self.client.run_wsgi_app(_environ(request), buffered=False)
+        code, _, reason = status.partition(" ")
+        try:
+            yield Answer(int(code), reason, list(headers))
+        finally:
+            body.close()  # type: ignore[attr-defined]
 
     def assert_clean(self) -> None:
         """No request is in flight any more, and no traceback was logged since the last look."""
@@ -149,7 +182,7 @@ def create(environ: Mapping[str, str], directory: Path) -> FlaskClient:
 def _settings() -> Config:
     """What of gunicorn's settings decides how a request is read; see config/gunicorn.py."""
     config = Config()
-    config.set("header_map", "refuse")
+    config.set("header_map", "dangerous")
     config.set("forwarder_headers", "")
     config.set("forwarded_allow_ips", "")
     config.set("secure_scheme_headers", {})
@@ -163,7 +196,10 @@ _SETTINGS = _settings()
 
 def _environ(request: bytes) -> dict[str, Any]:
     """The WSGI environment that a worker would make of the request, without its socket."""
+    from wrapper.server.strict_request import StrictRequest
+
     parser = RequestParser(_SETTINGS, [request], ("127.0.0.1", 1))
+    parser.mesg_class = StrictRequest
     client, server = ("127.0.0.1", 1), ("127.0.0.1", _PORT)
     _, environ = wsgi.create(next(parser), None, client, server, _SETTINGS)
     del environ["gunicorn.socket"]

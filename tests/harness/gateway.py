@@ -53,8 +53,9 @@ class Gateway:
     """A running gateway; use as a context manager.
 
     `config` is the text of gateway.toml, `keys` the limits of the keys to make before the
-    start (see `key`), `env` what the environment has beside the harness's own settings, and
-    `ready_path` what must answer 200 before the start counts as done.
+    start (see `key`), `groups` and `defaults` those tables of keys.toml, `env` what the
+    environment has beside the harness's own settings, and `ready_path` what must answer 200
+    before the start counts as done.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class Gateway:
         *,
         workers: int = 1,
         keys: Mapping[str, Mapping[str, Any]] | None = None,
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
+        defaults: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         ready_path: str = "/readyz",
         directory: Path | None = None,
@@ -76,6 +79,8 @@ class Gateway:
         self.worker_count = workers
         self.secrets: dict[str, str] = {}
         self._limits: dict[str, dict[str, Any]] = {}
+        self._groups = groups or {}
+        self._defaults = defaults or {}
         self._extra_env = dict(env or {})
         self._ready_path = ready_path
         self._port = processes.ReservedPort()
@@ -256,9 +261,14 @@ class Gateway:
         del self._limits[name]
         self._write_keys()
 
+    def limit(self, name: str, **limits: Any) -> None:
+        """Give a key other limits; returns when they are in force in every worker."""
+        self._limits[name] = {"sha256": self._limits[name]["sha256"], **limits}
+        self._write_keys()
+
     def _write_keys(self) -> None:
         before = self.reloads()
-        _replace(self.keys_file, keys_toml(self._limits))
+        _replace(self.keys_file, keys_toml(self._limits, self._groups, self._defaults))
         if self._process is not None and self._process.poll() is None:
             self.wait_for_reload(before)
 
@@ -383,12 +393,19 @@ def new_key(limits: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return secret, {"sha256": hashlib.sha256(secret.encode()).hexdigest(), **limits}
 
 
-def keys_toml(keys: Mapping[str, Mapping[str, Any]]) -> str:
+def keys_toml(
+    keys: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> str:
     """The text of keys.toml."""
+    tables = {"defaults": defaults} if defaults else {}
+    tables |= {f"groups.{json.dumps(name)}": fields for name, fields in (groups or {}).items()}
+    tables |= {f"keys.{json.dumps(name)}": fields for name, fields in keys.items()}
     blocks = []
-    for name, limits in keys.items():
-        lines = [f"{field} = {_toml(value)}" for field, value in limits.items()]
-        blocks.append("\n".join([f"[keys.{json.dumps(name)}]", *lines, ""]))
+    for name, fields in tables.items():
+        lines = [f"{field} = {_toml(value)}" for field, value in fields.items()]
+        blocks.append("\n".join([f"[{name}]", *lines, ""]))
     return "\n".join(blocks)
 
 

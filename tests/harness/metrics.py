@@ -14,12 +14,12 @@ class Metrics:
         self.families = {f.name: f for f in text_string_to_metric_families(text)}
         self.samples = [s for family in self.families.values() for s in family.samples]
 
-    def find(self, name: str, **labels: str) -> list[Sample]:
+    def find(self, name: str, /, **labels: str) -> list[Sample]:
         """The samples of that name whose labels include `labels`."""
         wanted = labels.items()
         return [s for s in self.samples if s.name == name and wanted <= s.labels.items()]
 
-    def value(self, name: str, **labels: str) -> float:
+    def value(self, name: str, /, **labels: str) -> float:
         """The sum of the samples that `find` gives; 0 where there is none."""
         return sum(sample.value for sample in self.find(name, **labels))
 

@@ -12,7 +12,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -224,6 +224,61 @@ def request(
     if body:
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+class Scripted:
+    """A provider that reads one request on each connection, writes what `respond` gives for its
+    bytes, and closes. `requests` are those that it has read.
+    """
+
+    def __init__(self, respond: Callable[[bytes], bytes]) -> None:
+        self.requests: list[bytes] = []
+        self._respond = respond
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def serve(self) -> None:
+        """Serve until the listener is closed."""
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            with sock, contextlib.suppress(OSError):
+                request = _read_request(sock)
+                self.requests.append(request)
+                sock.sendall(self._respond(request))
+
+
+def _read_request(sock: socket.socket) -> bytes:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += sock.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    while length and len(body) < int(length[1]):
+        body += sock.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
+@contextlib.contextmanager
+def scripted(respond: Callable[[bytes], bytes]) -> Iterator[Scripted]:
+    """A running `Scripted` provider."""
+    provider = Scripted(respond)
+    serving = threading.Thread(target=provider.serve)
+    serving.start()
+    try:
+        yield provider
+    finally:
+        provider._listener.shutdown(socket.SHUT_RDWR)
+        provider._listener.close()
+        serving.join()
+
+
+def response(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
+    """The bytes of a response that ends where the connection does."""
+    lines = [f"HTTP/1.1 {status}", "Connection: close", *headers]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 

@@ -140,15 +140,20 @@ def queries() -> list[Query]:
         Query(d["uid"], panel["title"], target["refId"], target["expr"], target["instant"])
         for d in dashboards()
         for panel in panels(d)
-        for target in panel["targets"]
+        for target in panel.get("targets", ())
     ]
 
 
 def filled(expr: str, variables: Mapping[str, str], range_: str = "15m") -> str:
     """The query with Grafana's macros and the dashboard's variables filled in."""
-    macros = {"__rate_interval": "20s", "__range": range_, "__interval": "5s"}
+    macros = {
+        "__rate_interval": "20s",
+        "__range": range_,
+        "__interval": "1m",
+        "__interval_ms": "60000",
+    }
     text = re.sub(r"\$(__\w+)", lambda m: macros[m.group(1)], expr)
-    return re.sub(r"\$(\w+)", lambda m: variables[m.group(1)], text)
+    return re.sub(r"\$([a-z_]\w*)", lambda m: variables[m.group(1)], text)
 
 
 def rules() -> list[Json]:

@@ -19,10 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wrapper.config import (
+    ApiKey,
     ConfigError,
+    Group,
     Listen,
     Price,
     Problem,
+    Provider,
     Route,
     Secret,
     Settings,
@@ -37,6 +40,8 @@ from wrapper.config.gateway import RESERVED
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGEST = "0123456789abcdef" * 4
+LIMIT = "requests_per_minute"
+RPM, PERIOD = f"keys.a.{LIMIT}", "keys.a.budget_period"
 GATEWAY = """\
 [providers.groq]
 base_url = "https://api.groq.com/openai/v1"
@@ -118,9 +123,33 @@ def test_a_provider_has_the_documented_defaults(loaded: Load) -> None:
     assert groq.api_key is not None
     assert groq.api_key.reveal() == "gsk_x"
     assert (groq.origin, groq.base_path) == ("https://api.groq.com", "/openai/v1")
-    assert (groq.connect_timeout, groq.first_byte_timeout) == (5.0, 120.0)
-    assert (groq.idle_timeout, groq.total_timeout, groq.max_connections) == (120.0, 900.0, 1000)
+    assert (groq.connect_timeout, groq.first_byte_timeout) == (5.0, 600.0)
+    assert (groq.idle_timeout, groq.total_timeout, groq.max_connections) == (600.0, 3600.0, 4000)
+    assert groq.keepalive == 45.0
     assert (groq.headers, groq.ca_file, groq.client_credentials) == ((), None, False)
+
+
+@pytest.mark.parametrize(
+    ("url", "keepalive"),
+    [
+        ("https://api.openai.com/v1", 45.0),
+        ("https://API.groq.com/openai/v1", 45.0),
+        ("https://api.openai.com.example.com/v1", 4.0),
+        ("http://127.0.0.1:8000/v1", 4.0),
+    ],
+)
+def test_idle_connections_of_unknown_servers_are_kept_less_than_the_5_s_of_uvicorn(
+    loaded: Load, url: str, keepalive: float
+) -> None:
+    text = f'[providers.x]\nbase_url = "{url}"\n'
+    assert loaded(text).providers["x"].keepalive == keepalive
+    assert loaded(text + "keepalive = 7").providers["x"].keepalive == 7.0
+
+
+def test_one_worker_takes_1000_streams_out_of_the_box(loaded: Load) -> None:
+    settings = loaded()
+    assert settings.server.max_in_flight > 1000
+    assert all(p.max_connections > 1000 for p in settings.providers.values())
 
 
 def test_every_setting_of_a_provider_is_read(loaded: Load, tmp_path: Path) -> None:
@@ -229,6 +258,131 @@ def test_a_key_has_all_its_limits(loaded: Load) -> None:
     assert key.limited
 
 
+def limits(holder: ApiKey | Group | Provider) -> tuple[object, ...]:
+    amount = None if holder.budget_usd is None else str(holder.budget_usd)
+    numbers = (holder.requests_per_minute, holder.tokens_per_minute, holder.max_concurrent)
+    return (*numbers, amount, holder.budget_period)
+
+
+LIMITS = """
+requests_per_minute = 60
+tokens_per_minute = 100_000
+max_concurrent = 8
+budget_usd = 2.5
+budget_period = "week"
+"""
+
+
+def test_keys_groups_and_providers_have_the_same_limits(loaded: Load) -> None:
+    keys = f"[groups.g]\n{LIMITS}[keys.a]\nsha256 = '{DIGEST}'\ngroup = 'g'\n{LIMITS}"
+    found = loaded(provider(LIMITS), keys)
+    expected = (60, 100_000, 8, "2.5", "week")
+    assert limits(found.providers["x"]) == expected
+    assert limits(found.groups["g"]) == expected
+    assert limits(found.keys["a"]) == expected
+    assert found.keys["a"].limited
+    assert found.groups["g"].limited
+    plain = loaded(provider(""), f"[groups.g]\n[keys.a]\nsha256 = '{DIGEST}'")
+    nothing = (None, None, None, None, "month")
+    for holder in (plain.providers["x"], plain.groups["g"], plain.keys["a"]):
+        assert limits(holder) == nothing
+
+
+def test_what_a_key_says_beside_its_limits_is_read(loaded: Load) -> None:
+    keys = f"""
+        [groups.team-a]
+        description = "the search team"
+        enforce = false
+
+        [keys.a]
+        sha256 = "{DIGEST}"
+        group = "team-a"
+        owner = "ann@example.com"
+        description = "nightly jobs"
+        endpoints = ["realtime"]
+        unpriced = "allow"
+        store_failure = "allow"
+        enforce = false
+    """
+    found = loaded(keys=keys)
+    key = found.keys["a"]
+    assert (key.group, key.owner, key.description) == ("team-a", "ann@example.com", "nightly jobs")
+    assert (key.endpoints, key.unpriced, key.store_failure) == (("realtime",), "allow", "allow")
+    assert not key.enforce
+    assert not key.limited
+    group = found.groups["team-a"]
+    assert (group.name, group.description, group.enforce) == ("team-a", "the search team", False)
+
+
+def test_defaults_are_for_what_a_key_does_not_say(loaded: Load) -> None:
+    keys = f"""
+        [defaults]
+        models = ["llama-*"]
+        endpoints = ["realtime"]
+        requests_per_minute = 60
+        max_concurrent = 4
+        budget_usd = 1
+        budget_period = "day"
+        unpriced = "allow"
+        store_failure = "allow"
+        enforce = false
+
+        [keys.a]
+        sha256 = "{DIGEST}"
+
+        [keys.b]
+        sha256 = "{DIGEST[::-1]}"
+        models = ["*"]
+        endpoints = []
+        requests_per_minute = 5
+        max_concurrent = false
+        budget_usd = 10
+        unpriced = "refuse"
+        store_failure = "refuse"
+        enforce = true
+    """
+    found = loaded(keys=keys).keys
+    a, b = found["a"], found["b"]
+    assert limits(a) == (60, None, 4, "1", "day")
+    assert (a.models, a.endpoints, a.unpriced) == (("llama-*",), ("realtime",), "allow")
+    assert (a.store_failure, a.enforce, a.name) == ("allow", False, "a")
+    assert limits(b) == (5, None, None, "10", "day")
+    assert (b.models, b.endpoints, b.unpriced) == (("*",), (), "refuse")
+    assert (b.store_failure, b.enforce) == ("refuse", True)
+
+
+def test_a_default_budget_can_be_switched_off_and_a_default_period_needs_no_budget(
+    loaded: Load,
+) -> None:
+    key = f"[keys.a]\nsha256 = '{DIGEST}'\n"
+    found = loaded(keys=f"[defaults]\nbudget_usd = 1\n{key}budget_usd = false").keys["a"]
+    assert not found.limited
+    found = loaded(keys=f"[defaults]\nbudget_period = 'total'\n{key}budget_usd = 5").keys["a"]
+    assert limits(found)[3:] == ("5", "total")
+
+
+def test_during_a_rotation_a_key_has_two_digests(loaded: Load) -> None:
+    old = DIGEST[::-1]
+    keys = f"[keys.a]\nsha256 = ['{DIGEST}', '{old}']\nrotated_until = 2026-12-03T12:00:00+02:00"
+    found = loaded(keys=keys).keys["a"]
+    assert found.sha256s == (DIGEST, old)
+    assert (found.sha256, found.old_sha256) == (DIGEST, old)
+    assert found.rotated_until == datetime.datetime(2026, 12, 3, 10, tzinfo=datetime.UTC)
+    for moment in ("2026-12-03", "2026-12-03T00:00:00"):
+        key = loaded(keys=keys.replace("2026-12-03T12:00:00+02:00", moment)).keys["a"]
+        assert key.rotated_until == datetime.datetime(2026, 12, 3, tzinfo=datetime.UTC)
+    assert loaded(keys=f"[keys.a]\nsha256 = ['{DIGEST}']").keys["a"].sha256s == (DIGEST,)
+
+
+def test_output_tokens_that_nobody_limits_are_a_setting(loaded: Load) -> None:
+    found = loaded(provider(""))
+    assert found.server.default_output_tokens == 4096
+    assert found.providers["x"].default_output_tokens is None
+    text = "[server]\ndefault_output_tokens = 100\n" + provider("default_output_tokens = 200")
+    assert loaded(text).server.default_output_tokens == 100
+    assert loaded(text).providers["x"].default_output_tokens == 200
+
+
 @pytest.mark.parametrize(
     ("written_date", "expires"),
     [
@@ -305,6 +459,40 @@ def test_a_problem_is_one_line_with_file_key_path_fault_and_remedy() -> None:
     problem = Problem("config/gateway.toml", "server.x", "unknown key", "remove it")
     assert str(problem) == "config/gateway.toml: server.x: unknown key; remove it"
     assert str(ConfigError([problem, problem])) == f"{problem}\n{problem}"
+    there = Problem("config/gateway.toml", "server.x", "unknown key", line=7)
+    assert str(there) == "config/gateway.toml: line 7: server.x: unknown key"
+
+
+def test_a_problem_has_the_line_of_its_setting_or_else_of_the_table(loaded: Load) -> None:
+    gateway = """\
+[providers.x]
+base_url = '''
+'''
+headers."a b" = "x"  # [routes]
+
+[[routes]]
+model = "a"
+targets = [
+    "x",
+    "nobody",
+]
+[[routes]]
+targets = ["x"]
+"""
+    keys = f"""\
+[keys]
+a = {{ sha256 = "{DIGEST}", models = [] }}
+"b.c".sha256 = "{DIGEST}"
+"""
+    found = problems(loaded, gateway, keys)
+    assert {path: problem.line for path, problem in found.items()} == {
+        "providers.x.base_url": 2,
+        'providers.x.headers."a b"': 4,
+        "routes[0].targets": 8,
+        "routes[1].model": 12,
+        "keys.a.models": 2,
+        'keys."b.c".sha256': 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -314,11 +502,16 @@ def test_a_problem_is_one_line_with_file_key_path_fault_and_remedy() -> None:
         ("[server]\nmax_body_bytes = true", "server.max_body_bytes", "is a boolean"),
         ("[server]\nmax_body_bytes = 1e6", "server.max_body_bytes", "is a number"),
         ("[server]\nmax_in_flight = 0", "server.max_in_flight", "out of range"),
-        ("[server]\nmax_in_flight = 951", "server.max_in_flight", "out of range"),
+        ("[server]\nmax_in_flight = 4001", "server.max_in_flight", "out of range"),
         ("[server]\nbody_timeout = 0", "server.body_timeout", "out of range"),
         ("[server]\nbody_timeout = nan", "server.body_timeout", "out of range"),
         ("[server]\nbody_timeout = inf", "server.body_timeout", "out of range"),
         ("[server]\nbody_timeout = 1e99999999999999999999", "server.body_timeout", "out of range"),
+        ("[server]\nroot_path = 'llm'", "server.root_path", "is 'llm'"),
+        ("[server]\nroot_path = '/llm/'", "server.root_path", "is '/llm/'"),
+        ("[server]\nroot_path = '/'", "server.root_path", "is '/'"),
+        ("[server]\nroot_path = '/a/../b'", "server.root_path", "is '/a/../b'"),
+        ("[server]\nroot_path = '/a%20b'", "server.root_path", "is '/a%20b'"),
         ("[server]\nmetering = 1", "server.metering", "is an integer"),
         ("[server]\ncors_origins = '*'", "server.cors_origins", "is a string"),
         ("[server]\ncors_origins = ['*', 'http://a']", "server.cors_origins", "already"),
@@ -331,6 +524,17 @@ def test_a_problem_is_one_line_with_file_key_path_fault_and_remedy() -> None:
         (provider("connect_timeout = 0"), "providers.x.connect_timeout", "out of range"),
         (provider("total_timeout = 1e6"), "providers.x.total_timeout", "out of range"),
         (provider("idle_timeout = 00:01:00"), "providers.x.idle_timeout", "is a date or time"),
+        (provider("requests_per_minute = 0"), "providers.x.requests_per_minute", "out of range"),
+        (provider("tokens_per_minute = false"), "providers.x.tokens_per_minute", "is a boolean"),
+        (provider("budget_usd = -1"), "providers.x.budget_usd", "out of range"),
+        (provider("budget_period = 'day'"), "providers.x.budget_period", "has no budget"),
+        (
+            provider("budget_usd = 1\nbudget_period = 'hour'"),
+            "providers.x.budget_period",
+            "is 'hour'",
+        ),
+        (provider("default_output_tokens = 0"), "providers.x.default_output_tokens", "out of"),
+        ("[server]\ndefault_output_tokens = 0", "server.default_output_tokens", "out of range"),
         (provider("max_connections = 0"), "providers.x.max_connections", "out of range"),
         (provider("timeout = 1"), "providers.x.timeout", "unknown key"),
         (provider("api_key = 'sk-abc'"), "providers.x.api_key", "is a literal secret"),
@@ -479,6 +683,33 @@ def test_a_route_to_a_provider_with_a_mistake_is_not_a_second_problem(loaded: Lo
         (f"sha256 = '{DIGEST}'\nbudget_usd = '20'", "keys.a.budget_usd"),
         (f"sha256 = '{DIGEST}'\nbudget_usd = 1\nbudget_period='year'", "keys.a.budget_period"),
         (f"sha256 = '{DIGEST}'\nbudget_period = 'day'", "keys.a.budget_period"),
+        (f"sha256 = '{DIGEST}'\nrequests_per_minute = 10_000_000_000", RPM),
+        (f"sha256 = '{DIGEST}'\nrequests_per_minute = true", RPM),
+        (f"sha256 = '{DIGEST}'\nmax_concurrent = 1_000_001", "keys.a.max_concurrent"),
+        (f"sha256 = '{DIGEST}'\nbudget_usd = 5_000_000", "keys.a.budget_usd"),
+        (f"sha256 = '{DIGEST}'\nbudget_usd = 1e-7", "keys.a.budget_usd"),
+        (f"sha256 = '{DIGEST}'\nbudget_usd = -1", "keys.a.budget_usd"),
+        (f"sha256 = '{DIGEST}'\nbudget_period = 7", "keys.a.budget_period"),
+        (f"sha256 = '{DIGEST}'\nbudget_usd = false\nbudget_period = 'day'", PERIOD),
+        (f"sha256 = '{DIGEST}'\ngroup = 'nobody'", "keys.a.group"),
+        (f"sha256 = '{DIGEST}'\ngroup = 'teem'\n[groups.team]", "keys.a.group"),
+        (f"sha256 = '{DIGEST}'\nunpriced = 'yes'", "keys.a.unpriced"),
+        (f"sha256 = '{DIGEST}'\nstore_failure = true", "keys.a.store_failure"),
+        (f"sha256 = '{DIGEST}'\nenforce = 'no'", "keys.a.enforce"),
+        (f"sha256 = '{DIGEST}'\nendpoints = ['A B']", "keys.a.endpoints"),
+        (f"sha256 = '{DIGEST}'\nowner = 'a\u202eb'", "keys.a.owner"),
+        (f"sha256 = '{DIGEST}'\ndescription = '{'x' * 201}'", "keys.a.description"),
+        (f"sha256 = ['{DIGEST}', '{DIGEST}']", "keys.a.sha256"),
+        ("sha256 = []", "keys.a.sha256"),
+        (f"sha256 = ['{DIGEST}', 'sk-wr-hunter2']", "keys.a.sha256[1]"),
+        (f"sha256 = '{DIGEST}'\nrotated_until = 2027-01-01", "keys.a.rotated_until"),
+        (f"sha256 = ['{DIGEST}', '{'0' * 64}']\nrotated_until = 7", "keys.a.rotated_until"),
+        (f"sha256 = '{DIGEST}'\n[groups.g]\nrequests_per_minute = false", f"groups.g.{LIMIT}"),
+        (f"sha256 = '{DIGEST}'\n[groups.g]\nmodels = ['a']", "groups.g.models"),
+        (f"sha256 = '{DIGEST}'\n[groups.g]\nbudget_period = 'day'", "groups.g.budget_period"),
+        (f"sha256 = '{DIGEST}'\n[groups.none]", "groups.none"),
+        (f"sha256 = '{DIGEST}'\n[defaults]\nowner = 'a'", "defaults.owner"),
+        (f"sha256 = '{DIGEST}'\n[defaults]\nbudget_usd = 0", "defaults.budget_usd"),
         (f"sha256 = '{DIGEST}'\nexpires = '2027-01-01'", "keys.a.expires"),
         (f"sha256 = '{DIGEST}'\nexpires = 12:00:00", "keys.a.expires"),
         (f"sha256 = '{DIGEST}'\nexpires = 0001-01-01T00:00:00+14:00", "keys.a.expires"),
@@ -501,6 +732,12 @@ def test_a_secret_used_as_a_name_is_not_repeated(loaded: Load) -> None:
     with pytest.raises(ConfigError) as caught:
         loaded(keys=f'[keys.sk-wr-hunter2]\nsha256 = "{DIGEST}"\nx = 1')
     assert "hunter2" not in str(caught.value)
+
+
+def test_an_unknown_group_comes_with_the_name_that_was_meant(loaded: Load) -> None:
+    found = problems(loaded, keys=f"[groups.team-a]\n[keys.a]\nsha256='{DIGEST}'\ngroup='team-b'")
+    assert found["keys.a.group"].message == "there is no group 'team-b'"
+    assert found["keys.a.group"].hint.startswith("did you mean 'team-a'? Or write [groups.NAME]")
 
 
 def test_two_keys_with_one_secret_are_a_problem(loaded: Load) -> None:
@@ -715,7 +952,12 @@ def test_the_server_listens_where_the_environment_says() -> None:
         ("HOST", "http://localhost"),
         ("HOST", "localhost:8080"),
         ("HOST", "a b"),
-        ("WRAPPER_STORE", "redis://host:6379/0"),
+        ("WRAPPER_STORE", "redis://:hunter2@host:99999/0"),
+        ("WRAPPER_STORE", "redis://:hunter2@host/first"),
+        ("WRAPPER_STORE", "redis://:hunter2@host,other/0"),
+        ("WRAPPER_STORE", "redis+sentinel://:hunter2@host/"),
+        ("WRAPPER_STORE", "redis+cluster://:hunter2@host/1"),
+        ("WRAPPER_STORE", "redis+else://:hunter2@host/1"),
         ("WRAPPER_STORE", "usage.db"),
         ("WRAPPER_STORE", "sqlite:///"),
         ("WRAPPER_STORE", "sqlite:///:memory:"),
@@ -730,10 +972,19 @@ def test_a_variable_with_a_wrong_value_is_a_problem(loaded: Load, name: str, val
     assert "hunter2" not in str(found[name])
 
 
-def test_redis_is_understood_but_said_to_be_not_built_yet() -> None:
-    found = problems(store_url, {"WRAPPER_STORE": "redis://:hunter2@host:6379/0"})
-    assert "not built yet" in str(found["WRAPPER_STORE"])
-    assert "sqlite:///" in str(found["WRAPPER_STORE"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://host:6379/0",
+        "rediss://:secret@redis.example.com/2?ssl_ca_certs=/etc/ca.pem",
+        "redis://user:p%40ss@[::1]:6379",
+        "redis+sentinel://:secret@one:26379,two,three:26380/main/1?sentinel_password=x",
+        "rediss+cluster://one:6379,two:6379",
+        "redis://one:6379?cluster=true",
+    ],
+)
+def test_the_forms_of_redis(url: str) -> None:
+    assert store_url({"WRAPPER_STORE": url}) == url
 
 
 # --- the simulated provider ---

@@ -13,7 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from wrapper.cli.exports import COLUMNS
-from wrapper.config import ApiKey, Price, Provider, Route, Server, example_models, load
+from wrapper.config import ApiKey, Group, Price, Provider, Route, Server, example_models, load
+from wrapper.endpoints import endpoint_table
 from wrapper.metering import usage as record
 from wrapper.metering.pricing import Prices
 from wrapper.routing import Routes
@@ -25,7 +26,14 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 # Fields that say what was found, and are not settings.
-FOUND = {"ca_pem", "name", "api_key_problem", "metrics_token_problem", "secret_headers"}
+FOUND = {
+    "ca_pem",
+    "name",
+    "api_key_problem",
+    "metrics_token_problem",
+    "secret_headers",
+    "old_sha256",
+}
 # Variables that the processes set for each other.
 INTERNAL = {"WRAPPER_RUN_DIR", "WRAPPER_DEMO_URL", "PROMETHEUS_MULTIPROC_DIR"}
 
@@ -56,7 +64,7 @@ def table_cells(text: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
-@pytest.mark.parametrize("settings", [Server, Provider, Route, ApiKey, Price])
+@pytest.mark.parametrize("settings", [Server, Provider, Route, ApiKey, Group, Price])
 def test_every_setting_is_documented(settings: type) -> None:
     names = {field.name for field in dataclasses.fields(settings)} - FOUND
     documented = re.findall(r"`([a-z0-9_]+)`", CONFIGURATION)
@@ -64,7 +72,11 @@ def test_every_setting_is_documented(settings: type) -> None:
 
 
 def test_every_documented_setting_exists() -> None:
-    known = {f.name for kind in (Server, Provider, Route, ApiKey) for f in dataclasses.fields(kind)}
+    known = {
+        f.name
+        for kind in (Server, Provider, Route, ApiKey, Group)
+        for f in dataclasses.fields(kind)
+    }
     settings = CONFIGURATION[CONFIGURATION.index("## `[server]`") :]
     assert table_cells(settings) <= known
 
@@ -224,3 +236,7 @@ def test_the_columns_of_an_export_and_the_reasons_are_documented() -> None:
 
 def test_the_readme_fits_a_screen_and_a_half() -> None:
     assert len(README.splitlines()) <= 120
+
+
+def test_the_table_of_endpoints_is_the_codes_own() -> None:
+    assert endpoint_table() in (ROOT / "docs" / "usage.md").read_text()

@@ -20,7 +20,7 @@ from wrapper.formats.http1 import (
     ProtocolError,
     parse_head,
 )
-from wrapper.upstream import Upstream
+from wrapper.upstream import Upstream, adapter
 
 
 class Script:
@@ -393,7 +393,7 @@ def test_an_idle_connection_is_quiet_until_something_comes() -> None:
 def test_a_name_that_nobody_resolves_is_waited_for_no_longer_than_a_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Connection, "open", lambda *_: gevent.sleep(60))
+    monkeypatch.setattr(adapter, "open_connection", lambda *_: gevent.sleep(60))
     upstream = Upstream(Provider("far", "http://far.invalid/v1", connect_timeout=0.1))
     began = time.monotonic()
     with pytest.raises(errors.UpstreamTimeout, match="connect_timeout") as caught:

@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 import tomllib
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from wrapper.auth import digest
 from wrapper.config import ApiKey, ConfigError, keyfile, load_keys
-from wrapper.config.keyfile import KeyFileError
+from wrapper.config.keyfile import Changes, KeyFileError
 
 DIGEST = digest("x")
 FULL = ApiKey(
@@ -30,6 +31,12 @@ FULL = ApiKey(
     Decimal("1E+1"),
     "day",
     datetime.date(2027, 1, 1),
+    owner='"ann" \\ bob',
+    description="für alle",
+    endpoints=("realtime",),
+    unpriced="allow",
+    store_failure="allow",
+    enforce=False,
 )
 FILE = """\
 # who is who
@@ -59,7 +66,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_new_file_has_the_key_and_is_readable_by_its_owner_alone(path: Path) -> None:
-    keyfile.create(path, FULL)
+    keyfile.add(path, [FULL])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert load_keys({"WRAPPER_KEYS": str(path)}) == {"a.b": FULL}
     assert [found.name for found in path.parent.iterdir()] == ["keys.toml"]
@@ -69,10 +76,17 @@ def test_what_is_at_its_default_is_not_written() -> None:
     assert keyfile.render(ApiKey("web-app", DIGEST)) == f'[keys.web-app]\nsha256 = "{DIGEST}"\n'
 
 
+def test_a_period_is_not_written_without_a_budget(path: Path) -> None:
+    path.write_text('[defaults]\nbudget_period = "day"\n')
+    keyfile.add(path, [ApiKey("a", DIGEST)], defaults=ApiKey("", "", budget_period="day"))
+    keyfile.add(path, [ApiKey("b", digest("b"))], defaults=ApiKey("", "", budget_period="day"))
+    assert list(load_keys({"WRAPPER_KEYS": str(path)})) == ["a", "b"]
+
+
 def test_a_key_is_appended_and_all_bytes_before_it_stay(path: Path) -> None:
     before = FILE.replace("\n", "\r\n").encode()
     path.write_bytes(before)
-    keyfile.create(path, ApiKey("new", DIGEST))
+    keyfile.add(path, [ApiKey("new", DIGEST)])
     after = path.read_bytes()
     assert after.startswith(before)
     assert tomllib.loads(after.decode())["keys"]["new"] == {"sha256": DIGEST}
@@ -83,7 +97,7 @@ def test_the_mode_of_an_old_file_stays_and_a_link_stays_a_link(path: Path) -> No
     real.write_text("")
     real.chmod(0o640)
     path.symlink_to("real.toml")
-    keyfile.create(path, ApiKey("new", DIGEST))
+    keyfile.add(path, [ApiKey("new", DIGEST)])
     assert path.is_symlink()
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
     assert "[keys.new]" in real.read_text()
@@ -92,7 +106,7 @@ def test_the_mode_of_an_old_file_stays_and_a_link_stays_a_link(path: Path) -> No
 def test_a_name_that_is_taken_is_refused_and_nothing_changes(path: Path) -> None:
     path.write_text(FILE)
     with pytest.raises(KeyFileError, match=r"there is a key 'third\.one' already"):
-        keyfile.create(path, ApiKey("third.one", DIGEST))
+        keyfile.add(path, [ApiKey("third.one", DIGEST)])
     assert path.read_text() == FILE
 
 
@@ -103,14 +117,14 @@ def test_a_name_that_is_taken_is_refused_and_nothing_changes(path: Path) -> None
 def test_a_form_that_cannot_be_extended_is_refused_with_a_message(path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(KeyFileError, match="keys"):
-        keyfile.create(path, ApiKey("new", DIGEST))
+        keyfile.add(path, [ApiKey("new", DIGEST)])
     assert path.read_text() == text
 
 
 @pytest.mark.parametrize("data", [b"[keys", b"caf\xe9", b"[keys.a]\n[keys.a]"])
 def test_a_broken_file_is_reported_and_stays(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    for call in (lambda: keyfile.create(path, FULL), lambda: keyfile.revoke(path, "a")):
+    for call in (lambda: keyfile.add(path, [FULL]), lambda: keyfile.revoke(path, "a")):
         with pytest.raises(ConfigError, match=r"keys\.toml"):
             call()
     assert path.read_bytes() == data
@@ -177,7 +191,7 @@ def test_revoking_nobody_says_who_there_is(path: Path) -> None:
 
 def test_a_directory_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="No such file or directory"):
-        keyfile.create(tmp_path / "missing" / "keys.toml", FULL)
+        keyfile.add(tmp_path / "missing" / "keys.toml", [FULL])
 
 
 def test_a_file_mounted_alone_cannot_be_replaced_and_the_message_says_what_to_do(
@@ -188,14 +202,14 @@ def test_a_file_mounted_alone_cannot_be_replaced_and_the_message_says_what_to_do
 
     monkeypatch.setattr(Path, "replace", busy)
     with pytest.raises(KeyFileError, match="mount its directory"):
-        keyfile.create(path, FULL)
+        keyfile.add(path, [FULL])
     assert list(path.parent.iterdir()) == []
 
 
 def test_commands_at_the_same_time_lose_no_key(path: Path) -> None:
     names = [f"key-{number}" for number in range(16)]
     threads = [
-        threading.Thread(target=keyfile.create, args=(path, ApiKey(name, digest(name))))
+        threading.Thread(target=keyfile.add, args=(path, [ApiKey(name, digest(name))]))
         for name in names
     ]
     for thread in threads:
@@ -203,6 +217,71 @@ def test_commands_at_the_same_time_lose_no_key(path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(load_keys({"WRAPPER_KEYS": str(path)})) == sorted(names)
+
+
+# --- changes of a key ---
+
+
+def added(amount: str) -> Callable[[ApiKey], Changes]:
+    def changes_of(key: ApiKey) -> Changes:
+        return {"budget_usd": (key.budget_usd or Decimal(0)) + Decimal(amount)}
+
+    return changes_of
+
+
+def test_a_change_replaces_the_value_and_keeps_comments_and_layout(path: Path) -> None:
+    text = (
+        f'# all\r\n[keys.a]\r\nsha256 = "{DIGEST}"\r\nbudget_usd   =   5.50   # prepaid\r\n'
+        'budget_period = "total"\r\n# end\r\n'
+    )
+    path.write_bytes(text.encode())
+    key = keyfile.change(path, "a", added("2"))
+    assert key.budget_usd == Decimal("7.50")
+    assert path.read_bytes().decode() == text.replace("5.50", "7.50")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("[keys.a]\nsha256 = 'D' # x\n# y", "[keys.a]\nsha256 = 'D' # x\nowner = \"o\"\n# y"),
+        ("[keys.a]\nsha256 = 'D'", "[keys.a]\nsha256 = 'D'\nowner = \"o\"\n"),
+        ("[keys]\n  a.sha256 = 'D'\n", "[keys]\n  a.sha256 = 'D'\n  a.owner = \"o\"\n"),
+        ("[keys.a]\r\nsha256='D'\r\n", "[keys.a]\r\nsha256='D'\r\nowner=\"o\"\r\n"),
+    ],
+)
+def test_a_setting_that_is_new_follows_the_digest(path: Path, before: str, after: str) -> None:
+    path.write_bytes(before.replace("D", DIGEST).encode())
+    assert keyfile.change(path, "a", lambda _: {"owner": "o"}).owner == "o"
+    assert path.read_bytes().decode() == after.replace("D", DIGEST)
+
+
+def test_a_setting_can_be_removed_and_several_changed_at_once(path: Path) -> None:
+    path.write_text(
+        f'[keys.a]\nsha256 = [\n"{DIGEST}",\n"{"0" * 64}"] # two\nrotated_until = 2027-01-01\n'
+    )
+    keyfile.change(path, "a", lambda key: {"sha256": key.sha256, "rotated_until": None})
+    assert path.read_text() == f'[keys.a]\nsha256 = "{DIGEST}" # two\n'
+
+
+def test_a_change_of_an_inline_table_is_refused_with_what_to_write(path: Path) -> None:
+    text = f'[keys]\na = {{ sha256 = "{DIGEST}" }}\n'
+    path.write_text(text)
+    with pytest.raises(KeyFileError, match=r"change 'a' with an editor: owner = \"o\""):
+        keyfile.change(path, "a", lambda _: {"owner": "o"})
+    assert path.read_text() == text
+
+
+def test_a_file_with_a_mistake_is_not_changed(path: Path) -> None:
+    text = f'[keys.a]\nsha256 = "{DIGEST}"\n[keys.b]\n'
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"line 3: keys\.b\.sha256"):
+        keyfile.change(path, "a", lambda _: {"owner": "o"})
+    path.write_text(text.replace("[keys.b]\n", ""))
+    with pytest.raises(KeyFileError, match=r"there is no key 'c' \(there are: a\)"):
+        keyfile.change(path, "c", lambda _: {"owner": "o"})
+    with pytest.raises(ConfigError, match="budget_usd"):
+        keyfile.change(path, "a", added("-1"))
+    assert path.read_text() == text.replace("[keys.b]\n", "")
 
 
 # --- any file ---
@@ -278,7 +357,7 @@ def test_any_file_loses_or_wins_exactly_one_key(path: Path, text: str, name: str
     assert isinstance(keys, dict)
     path.write_bytes(text.encode())
     if name not in keys:
-        keyfile.create(path, ApiKey(name, DIGEST))
+        keyfile.add(path, [ApiKey(name, DIGEST)])
         assert path.read_bytes().startswith(text.encode())
         after = tomllib.loads(path.read_bytes().decode())
         assert after == {**before, "keys": {**keys, name: {"sha256": DIGEST}}}
@@ -301,6 +380,6 @@ def test_a_key_that_comes_and_goes_leaves_the_file_as_it_was(
     before = parsed(text)
     assume(before is not None and name not in (before.get("keys") or {}))
     path.write_bytes(text.encode())
-    keyfile.create(path, ApiKey(name, DIGEST))
+    keyfile.add(path, [ApiKey(name, DIGEST)])
     keyfile.revoke(path, name)
     assert path.read_bytes().rstrip(b"\n") == text.encode().rstrip(b"\n")

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrapper.auth import (
-    MAX_HEADER,
     PREFIX,
     Keyring,
     Principal,
@@ -75,7 +74,9 @@ def test_a_secret_that_a_person_chose_is_a_key_too() -> None:
         f"Bearer={SECRET}",
         f"Bearer {SECRET[:-1]}",
         f"Bearer {SECRET.upper()}",
-        f"Bearer {SECRET}" + "a" * MAX_HEADER,
+        f"Bearer {SECRET}" + "a" * 16_000,
+        "Bearer " + "a" * 16_000 + "!",
+        "Bearer " + "a=" * 8_000,
     ],
     ids=itertools.count(),  # the same in every process of a run, as the secret is not
 )
@@ -91,6 +92,12 @@ def test_every_other_form_is_refused_without_repeating_it(header: str | None) ->
 def test_the_refusal_says_what_to_send() -> None:
     assert "send 'Authorization: Bearer <key>'" in refusal(None).message
     assert "unknown or revoked" in refusal("Bearer nobody").message
+
+
+@pytest.mark.parametrize("header", ["Bearer", "Bearer ", "bearer", "BEARER  ", "Bearer\t"])
+def test_an_empty_bearer_is_called_empty(header: str) -> None:
+    """What a shell makes of a variable that is not set."""
+    assert "The API key is empty" in refusal(header).message
 
 
 def test_no_kelvin_sign_stands_for_a_letter_of_the_scheme() -> None:
@@ -177,3 +184,30 @@ def test_secrets_are_long_unlike_each_other_and_known_for_the_gateways_own() -> 
 
 def test_a_caller_shows_no_secret() -> None:
     assert SECRET not in repr(keyring().authenticate(f"Bearer {SECRET}"))
+
+
+OLD = PREFIX + "old-456789-abcdefghijklmnopqrstuvwxyz_ABCDEF"
+
+
+def rotated(**fields: object) -> Keyring:
+    return keyring(old_sha256=digest(OLD), **fields)
+
+
+def test_during_a_rotation_both_secrets_are_the_key() -> None:
+    ring = rotated()
+    assert ring.authenticate(f"Bearer {SECRET}") is ring.authenticate(f"Bearer {OLD}")
+
+
+def test_after_the_overlap_the_old_secret_is_refused_and_the_new_one_is_not() -> None:
+    ring = rotated(rotated_until=datetime.datetime.fromtimestamp(MIDNIGHT, datetime.UTC))
+    assert ring.authenticate(f"Bearer {OLD}", now=MIDNIGHT - 0.001).name == "web"
+    found = refusal(f"Bearer {OLD}", ring, now=MIDNIGHT)
+    assert isinstance(found, ApiKeyExpired)
+    assert "replaced" in found.message
+    assert ring.authenticate(f"Bearer {SECRET}", now=MIDNIGHT).name == "web"
+
+
+def test_a_rotation_does_not_outlive_the_date_of_the_key() -> None:
+    later = datetime.datetime.fromtimestamp(MIDNIGHT + 86_400, datetime.UTC)
+    ring = rotated(expires=datetime.date(2027, 1, 1), rotated_until=later)
+    assert "expired" in refusal(f"Bearer {OLD}", ring, now=MIDNIGHT).message

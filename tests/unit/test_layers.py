@@ -56,8 +56,7 @@ ROOMS = {
     "dotenv": {"config"},
     "sqlite3": {"store"},
     "redis": {"store"},
-    "tomlkit": {"config"},
-    "yaml": {"blueprints"},
+    "yaml": {"blueprints", "cli"},
 }
 
 

@@ -160,6 +160,26 @@ def test_every_usual_way_to_write_the_name_is_read(disposition: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "charset",
+    [
+        *("ISO-8859-1", '"iso-8859-15"', "iso8859-2", "latin1", "windows-1252", "cp1251"),
+        *("US-ASCII", "utf-8", "UTF8", "koi8-r", "euc-jp", "gb18030", "Big5"),
+        "us-ascii; charset=iso-8859-1",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["7bit", "8bit", "BINARY"])
+def test_an_ascii_value_is_read_in_every_charset_that_agrees_on_it(
+    charset: str, encoding: str
+) -> None:
+    """Apache HttpClient sends text fields as ISO-8859-1 in 8bit, unless it is told otherwise."""
+    headers = f"{MODEL}\r\nContent-Type: text/plain; charset={charset}"
+    headers += f"\r\nContent-Transfer-Encoding: {encoding}"
+    assert find(form((headers, b"whisper-1"))).value == "whisper-1"
+    beyond = find(form((headers, "wh\xefsper".encode())))
+    assert (beyond.value is None) == (charset.lower() not in ("utf-8", "utf8", "us-ascii"))
+
+
+@pytest.mark.parametrize(
     "disposition",
     [
         'form-data; name="file"; filename="name=\\"model\\""',
@@ -206,6 +226,14 @@ def test_another_fields_name_is_not_taken_for_it(disposition: str) -> None:
         f"{MODEL}\r\nContent-Transfer-Encoding: base64",
         f"{MODEL}\r\nContent-Transfer-Encoding: quoted-printable",
         f'{MODEL}\r\nContent-Type: text/plain; charset="utf-16"',
+        f"{MODEL}\r\nContent-Type: text/plain; charset=utf-7",
+        f"{MODEL}\r\nContent-Type: text/plain; charset=UTF-16LE",
+        f"{MODEL}\r\nContent-Type: text/plain; charset=utf-32",
+        f"{MODEL}\r\nContent-Type: text/plain; charset=iso-2022-jp",
+        f"{MODEL}\r\nContent-Type: text/plain; charset=shift_jis",
+        f"{MODEL}\r\nContent-Type: text/plain; charset=ibm037",
+        f"{MODEL}\r\nContent-Type: text/plain; charset=",
+        f"{MODEL}\r\nContent-Type: text/plain; charset=iso-8859-1; charset=utf-7",
     ],
 )
 def test_a_part_that_readers_could_take_in_two_ways_is_a_problem(headers: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from wrapper.metering.pricing import MAX_CACHED, Prices, undated
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "config" / "prices.toml"
+REVIEWED = ROOT / "config" / "prices.units.toml"
 
 PER_MILLION = 10**12  # a USD per million tokens, for a million tokens, in pico-USD
 
@@ -141,7 +142,8 @@ def test_image_tokens_have_their_own_price(prices: Prices) -> None:
 
 def test_cached_tokens_of_no_known_kind_are_not_guessed_at(prices: Prices) -> None:
     assert openai(prices, "image", Usage(100, 0, 100, cached=10, image_prompt=60)) is None
-    assert openai(prices, "image", Usage(100, 0, 100, cached=10)) == 100 * 5_000_000
+    text_only = Usage(100, 0, 100, cached=10, prompt_split=True)
+    assert openai(prices, "image", text_only) == 100 * 5_000_000
 
 
 def test_a_long_prompt_has_the_price_of_its_tier(prices: Prices) -> None:
@@ -190,6 +192,15 @@ def test_without_a_file_only_the_configuration_knows_prices(tmp_path: Path) -> N
         ('[providers.x.models]\n"m" = { input = nan }', "input: is not between 0 and"),
         ('[providers.x.models]\n"m" = { inptu = 1 }', "inptu: is not known"),
         ('[providers.x.models]\n"m" = { tiers = 1 }', "tiers: is not a list of tables"),
+        ('[providers.x.models]\n"m" = { units = { a = "1" } }', "units.a: is not a number"),
+        (
+            '[providers.x.models]\n"m" = { service_tiers = { flex = "batch" } }',
+            "service_tiers.flex: is not a table nor a tier above",
+        ),
+        (
+            '[providers.x.models]\n"m" = { service_tiers = { flex = { units = {} } } }',
+            "service_tiers.flex.units: is not known",
+        ),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, complaint: str) -> None:
@@ -254,6 +265,34 @@ def test_the_shipped_file_covers_its_providers_and_says_where_it_is_from() -> No
     for table in tables.values():
         assert list(table["models"]) == sorted(table["models"])
     assert re.search(r"genai-prices \d+\.\d+\.\d+, as they stand on \d{4}-\d\d-\d\d", text)
+
+
+def test_the_reviewed_prices_have_a_source_and_a_date_and_are_in_the_file() -> None:
+    tables = tomllib.loads(SHIPPED.read_text())["providers"]
+    for line in tomllib.loads(REVIEWED.read_text())["price"]:
+        assert re.match(r"https://|genai-prices \d", line["source"])
+        assert isinstance(line["date"], date)
+        models = tables[line["provider"]]["models"]
+        for model in models.values() if line["model"] == "*" else (models[line["model"]],):
+            if "unit" in line:
+                assert model["units"][line["unit"]] == line["usd"]
+            elif "service_tier" in line:
+                assert model["service_tiers"][line["service_tier"]] == line["same_as"]
+            else:
+                assert model["minimum_seconds"] == line["minimum_seconds"]
+
+
+def test_a_model_that_answered_under_an_unknown_name_has_the_operators_price(file: Path) -> None:
+    price = Price(Decimal(1), Decimal(1), Decimal(2))
+    prices = Prices.load(file, {"mine": price})
+    usage = Usage(1, 1, 2, service_tier="flex", audio_prompt=1)
+
+    def cost(asked: str, served: str) -> int | None:
+        return prices.price("openai", "127.0.0.1", asked, served, usage).cost
+
+    assert cost("mine", "/models/mine.gguf") == 3_000_000
+    assert cost("unknown", "mine") == 3_000_000
+    assert cost("unknown", "unknown-2026-01-01") is None
 
 
 def test_the_same_package_on_the_same_day_makes_the_same_file(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
@@ -74,7 +75,10 @@ def context(made: dict[str, Any], server: Server | None = None) -> RequestContex
     """What a request with this environ is read with."""
     scopes: Any = Scopes()
     runtime: Any = SimpleNamespace(scopes=scopes, capacity=Capacity())
-    snapshot: Any = SimpleNamespace(settings=SimpleNamespace(server=server or Server()))
+    snapshot: Any = SimpleNamespace(
+        settings=SimpleNamespace(server=server or Server()),
+        limits=SimpleNamespace(has_budget=lambda _: False),
+    )
     scope = CancelScope(scopes, made.get("gunicorn.socket"))
     record, target = RequestRecord(made["REQUEST_METHOD"]), split_target(made)
     return RequestContext(made, target, record, runtime, snapshot, scope)
@@ -343,10 +347,14 @@ def form(*parts: tuple[str, bytes]) -> bytes:
 FILE = bytes(range(256)) * 12_000  # beyond what is kept in memory
 
 
-def read_form(body: bytes, *, routed: bool = True) -> ProxyRequest:
+@contextlib.contextmanager
+def read_form(body: bytes, *, routed: bool = True) -> Iterator[ProxyRequest]:
     kind = f"multipart/form-data; boundary={BOUNDARY}"
-    made = environ(body, kind=kind, target="/v1/audio/transcriptions")
-    return read_request(context(made), UNRESTRICTED, routed=routed)
+    how = context(environ(body, kind=kind, target="/v1/audio/transcriptions"))
+    try:
+        yield read_request(how, UNRESTRICTED, routed=routed)
+    finally:
+        how.record.finish()
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["model-first", "model-last"])
@@ -354,29 +362,31 @@ def test_a_forms_model_is_found_and_renamed_and_no_other_byte_is(last: bool) -> 
     parts = [("model", b"whisper"), ("file", FILE), ("prompt", b"model")]
     if last:
         parts.reverse()
-    request = read_form(form(*parts))
-    assert request.model == "whisper"
-    assert taken(request.prepare(None, {}, ask_usage=False).body) == form(*parts)
-    renamed = request.prepare("other-ü", {}, ask_usage=False).body
-    expected = form(*[(n, "other-ü".encode() if n == "model" else v) for n, v in parts])
-    assert taken(renamed) == expected
-    assert getattr(renamed, "length", 0) == len(expected)
-    assert taken(renamed) == expected, "the next target gets it all again"
-    request.release()
+    with read_form(form(*parts)) as request:
+        assert request.model == "whisper"
+        assert taken(request.prepare(None, {}, ask_usage=False).body) == form(*parts)
+        renamed = request.prepare("other-ü", {}, ask_usage=False).body
+        expected = form(*[(n, "other-ü".encode() if n == "model" else v) for n, v in parts])
+        assert taken(renamed) == expected
+        assert getattr(renamed, "length", 0) == len(expected)
+        assert taken(renamed) == expected, "the next target gets it all again"
 
 
 def test_a_form_with_two_models_is_refused() -> None:
-    with pytest.raises(errors.InvalidBody):
-        read_form(form(("model", b"a"), ("model", b"b")))
+    with (
+        pytest.raises(errors.InvalidBody),
+        read_form(form(("model", b"a"), ("model", b"b"))),
+    ):
+        pass
 
 
 def test_a_form_whose_model_does_not_decide_flows_by_and_is_read_beside() -> None:
     body = form(("file", FILE), ("model", b"whisper"))
-    request = read_form(body, routed=False)
-    assert request.model is None
-    assert isinstance(request.body, RequestBody)
-    assert b"".join(request.body) == body
-    assert request.named_model == "whisper"
+    with read_form(body, routed=False) as request:
+        assert request.model is None
+        assert isinstance(request.body, RequestBody)
+        assert b"".join(request.body) == body
+        assert request.named_model == "whisper"
 
 
 def test_a_missing_body_stays_missing_and_an_empty_one_empty() -> None:
@@ -461,7 +471,7 @@ def test_an_upload_leaves_room_on_the_volume_for_the_ledger(
     form += b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     form += b"a" * (20 << 20) + b"\r\n--b--\r\n"
 
-    def read(free: int, length: int = -1) -> ProxyRequest:
+    def read(free: int, length: int = -1) -> RequestRecord:
         volume = SimpleNamespace(f_frsize=1, f_blocks=400 << 20, f_bavail=free)
         monkeypatch.setattr("os.statvfs", lambda _: volume)
         made = environ(
@@ -470,11 +480,14 @@ def test_an_upload_leaves_room_on_the_volume_for_the_ledger(
             kind="multipart/form-data; boundary=b",
             length=length or None,
         )
-        return read_request(context(made), UNRESTRICTED, routed=True)
+        reading = context(made)
+        try:
+            assert read_request(reading, UNRESTRICTED, routed=True).model == "m"
+        finally:
+            reading.record.finish()
+        return reading.record
 
-    request = read(free=80 << 20)
-    assert request.model == "m"
-    request.release()
+    assert read(free=80 << 20).bytes_in == len(form)
     for length in (-1, 0):  # known at the start, and found out on the way
         with pytest.raises(errors.NoRoom):
             read(free=60 << 20 if length else 40 << 20, length=length)

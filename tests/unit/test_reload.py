@@ -165,6 +165,16 @@ def test_the_old_text_put_back_after_a_mistake_is_in_force_again(place: Place) -
     assert len(place.reported) == 2
 
 
+def test_keys_come_into_force_with_their_groups_while_the_other_file_has_a_mistake(
+    place: Place,
+) -> None:
+    place.write("gateway.toml", "[")
+    place.write("keys.toml", f"[groups.g]\n{ONLY_A}group = 'g'\n")
+    assert place.reloader.poll()
+    found = place.changes[-1]
+    assert (list(found.groups), found.keys["a"].group) == (["g"], "g")
+
+
 def test_a_key_is_revoked_also_while_the_other_file_has_a_mistake(place: Place) -> None:
     place.write("gateway.toml", GATEWAY + "[sever]")
     place.write("keys.toml", ONLY_A)

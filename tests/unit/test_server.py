@@ -1,12 +1,18 @@
-"""Start: the limit of open files."""
+"""Start and connections: the limit of open files, idle connections, heads that take long."""
 
 from __future__ import annotations
 
 import resource
+from typing import Any
 
+import gevent
+import gevent.socket
 import pytest
+from gunicorn.config import Config
+from gunicorn.http.parser import RequestParser
 
 from wrapper.server import lifecycle
+from wrapper.server.worker import HeadTimeout, StrictRequest
 
 INFINITE = resource.RLIM_INFINITY
 
@@ -39,3 +45,88 @@ def test_as_many_open_files_as_the_system_allows(
     monkeypatch.setattr(lifecycle.log, "warning", lambda *args: warnings.append(args))
     lifecycle.raise_open_file_limit()
     assert (now[0], bool(warnings)) == (then, warns)
+
+
+@pytest.mark.parametrize(
+    ("soft", "connections"),
+    [(INFINITE, 6000), (65536, 6000), (4096, 2418), (1024, 576), (256, 114)],
+)
+def test_a_worker_accepts_as_many_connections_as_it_has_files_for(
+    monkeypatch: pytest.MonkeyPatch, soft: int, connections: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, INFINITE))
+    assert lifecycle.worker_connections() == connections
+
+
+# --- keep-alive and the head's timeout -----------------------------------------------------------
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+LONG = 30.0  # seconds that no test waits
+SHORT = 0.02
+
+
+class Waiting:
+    """A connection whose requests are read as a worker does."""
+
+    def __init__(self, head: float, keepalive: float) -> None:
+        self.client, server = gevent.socket.socketpair()
+        self.requests = 0
+        self.greenlet = gevent.spawn(self._serve, server, head, keepalive)
+
+    def _serve(self, server: Any, head: float, keepalive: float) -> None:
+        parser = RequestParser(Config(), server, ("127.0.0.1", 1))
+        while True:
+            request = None
+            with HeadTimeout(head, keepalive):
+                request = next(parser, None)
+            if request is None:
+                break
+            self.requests += 1
+        server.close()
+
+    def ends(self, seconds: float) -> bool:
+        """Whether the connection is closed within that time."""
+        self.greenlet.join(seconds)
+        if self.greenlet.dead:
+            self.client.close()
+        return bool(self.greenlet.dead)
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RequestParser, "mesg_class", StrictRequest)
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_kept_connection_may_idle_longer_than_a_head_may_take() -> None:
+    waiting = Waiting(SHORT, LONG)
+    for number in (1, 2, 3):
+        waiting.client.sendall(REQUEST)
+        assert not waiting.ends(10 * SHORT)
+        assert waiting.requests == number
+    waiting.client.sendall(REQUEST[:5])
+    assert waiting.ends(LONG / 3)
+    assert waiting.requests == 3
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_new_connection_has_the_heads_time_only() -> None:
+    assert Waiting(SHORT, LONG).ends(LONG / 3)
+
+
+@pytest.mark.usefixtures("strict")
+def test_an_idle_connection_ends_after_its_time() -> None:
+    waiting = Waiting(LONG, SHORT)
+    waiting.client.sendall(REQUEST)
+    assert waiting.ends(LONG / 3)
+    assert waiting.requests == 1
+
+
+@pytest.mark.usefixtures("strict")
+def test_requests_that_wait_in_a_row_are_all_read_and_the_timers_are_gone() -> None:
+    waiting = Waiting(LONG, LONG)
+    waiting.client.sendall(REQUEST * 5)
+    waiting.client.close()
+    waiting.greenlet.join(LONG / 3)
+    assert waiting.requests == 5
+    assert HeadTimeout.waiting == {}

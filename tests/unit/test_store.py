@@ -19,7 +19,7 @@ import pytest
 from harness import effort
 from harness.poll import eventually
 from wrapper.metering import Usage
-from wrapper.store import PICO, Entry, StoreError, Sums, all_time, open_store, sqlite
+from wrapper.store import PICO, Entry, StoreError, Sums, all_time, open_store, sqlite, waiting
 from wrapper.store.sqlite import SqliteStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +131,7 @@ def test_what_was_settled_is_there_after_closing(path: Path, store: SqliteStore)
 def test_addresses_of_stores(tmp_path: Path) -> None:
     open_store(f"sqlite:///{tmp_path}/a.db").settle(entry())
     assert (tmp_path / "a.db").exists()
-    for url in ("redis://host:6379/0", "", "sqlite://", "sqlite:///", "/data/usage.db"):
+    for url in ("postgres://host/0", "redis://", "", "sqlite://", "sqlite:///", "/data/usage.db"):
         with pytest.raises(StoreError, match="WRAPPER_STORE"):
             open_store(url)
 
@@ -206,7 +206,7 @@ def locked(path: Path, store: SqliteStore) -> Iterator[sqlite3.Connection]:
 def test_a_locked_file_makes_requests_wait_and_loses_none(
     path: Path, store: SqliteStore, locked: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(waiting, "RETRY_SECONDS", 0.1)
     start = time.monotonic()
     with pytest.raises(StoreError, match="locked"):
         store.settle(entry())
@@ -233,7 +233,7 @@ def test_what_can_never_be_written_does_not_hold_up_what_waits_with_it(
     with pytest.raises(StoreError, match="wait to be written"):
         store.settle(entry(key="\ud800"))
     locked.execute("COMMIT")
-    monkeypatch.setattr(store, "_retry_at", 0.0)
+    monkeypatch.setattr(store._waiting, "_retry_at", 0.0)
     with pytest.raises(StoreError, match="surrogates"):
         store.settle(entry(key="later"))
     store.settle(entry(key="later"))
@@ -261,7 +261,7 @@ def test_a_locked_file_stops_the_worker_once_and_not_for_every_request(
 def test_what_may_wait_is_bounded(
     store: SqliteStore, locked: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "MAX_WAITING", 10)
+    monkeypatch.setattr(waiting, "MAX_WAITING", 10)
     for _ in range(50):
         with pytest.raises(StoreError):
             store.settle(entry())

@@ -123,3 +123,15 @@ def test_a_request_goes_on_with_the_restored_series(telemetry: Telemetry) -> Non
 def test_with_metering_off_no_model_is_counted(telemetry: Telemetry) -> None:
     telemetry.count(record("m"), proxy_request=True, metering=False)
     assert not series("api_key_requests_total")
+
+
+def test_a_failover_is_each_failure_but_that_of_the_last_attempt() -> None:
+    record = RequestRecord("POST", api_key="web-app")
+    assert record.failovers == []
+    record.attempted("groq", "m")
+    record.upstream_failed("timeout")
+    assert record.failovers == []
+    record.attempted("openai", "m")
+    assert record.failovers == [("groq", "timeout")]
+    record.upstream_failed("status_503")
+    assert record.failovers == [("groq", "timeout")]

@@ -22,6 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.setenv("WRAPPER_STORE", f"sqlite:///{tmp_path}/usage.db")
+    monkeypatch.setenv("WRAPPER_KEYS", f"{tmp_path}/keys.toml")
     monkeypatch.chdir(tmp_path)
 
     def run(*options: str) -> tuple[int, str, str]:
@@ -102,6 +103,41 @@ def test_where_nothing_was_used_it_says_so(run: Run, tmp_path: Path) -> None:
 def test_everything_can_be_summed_into_one_line(used: Run) -> None:
     _, out, _ = used("--by", "", "--format", "csv")
     assert len(out.splitlines()) == 2
+
+
+def test_groups_and_owners_are_those_of_the_keys_file(used: Run, tmp_path: Path) -> None:
+    digests = ("0" * 64, "1" * 64, "2" * 64)
+    (tmp_path / "keys.toml").write_text(
+        f'[groups.team]\n[keys.web]\nsha256="{digests[0]}"\ngroup="team"\nowner="ann"\n'
+        f'[keys.batch]\nsha256="{digests[1]}"\ngroup="team"\n'
+        f'[keys.idle]\nsha256="{digests[2]}"\nowner="bob"\n'
+    )
+    options = ("--since", "365d", "--format", "json")
+    found = json.loads(used("--by", "group", *options)[1])
+    assert [(row["group"], row["requests"]) for row in found["rows"]] == [("-", 1), ("team", 4)]
+    assert [row["unmetered"] for row in found["rows"]] == [0, 1]
+    assert found["total"]["requests"] == 5
+    rows = json.loads(used("--by", "owner,provider", *options)[1])["rows"]
+    assert [(row["owner"], row["provider"], row["prompt_tokens"]) for row in rows] == [
+        ("-", "groq", 1000),
+        ("-", "openai", 1000),
+        ("ann", "groq", 2000),
+    ]
+    table = used("--by", "group,key,owner")[1].splitlines()
+    assert table[0].split()[:4] == ["group", "key", "owner", "requests"]
+    assert table[1].split()[:4] == ["team", "batch", "-", "2"]
+    csv_rows = list(csv.DictReader(io.StringIO(used("--by", "group", "--format", "csv")[1])))
+    assert [(row["group"], row["cost_usd"]) for row in csv_rows] == [("team", "0.000002469134")]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_cell_of_the_csv_is_a_formula(used: Run, tmp_path: Path, start: str) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/usage.db")
+    model = f'{start}HYPERLINK("http://x")'
+    store.settle(Entry(time.time(), "web", "groq", model, "completed"))
+    store.close()
+    rows = csv.DictReader(io.StringIO(used("--by", "model", "--format", "csv")[1], newline=""))
+    assert f"'{model}" in [row["model"] for row in rows]
 
 
 @pytest.mark.parametrize(

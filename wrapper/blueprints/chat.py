@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from wrapper import errors
-from wrapper.proxy import authenticate, begin, forward, read_request, resolve, stream
+from wrapper.proxy import admit, authenticate, begin, forward, read_request, resolve, stream
 
 bp = Blueprint("chat", __name__)
 
@@ -24,4 +24,5 @@ def chat() -> Response:
     if not request.model:
         raise errors.InvalidBody("'model' is missing: name the model to call.", param="model")
     attempts = resolve(context, principal, request, path=PATH)
+    attempts = admit(context, principal, request, attempts)
     return stream(context, request, forward(context, request, attempts))

@@ -6,6 +6,7 @@ that has it and the key may make that request.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import Any, cast
@@ -32,19 +33,27 @@ MAX_OBJECTS = 50_000  # in one list: decoding them takes some ten milliseconds
 Model = dict[str, Any]
 
 
+log = logging.getLogger("wrapper")
+
+
 class _List(msgspec.Struct):
-    data: list[dict[str, Any]]
+    """OpenAI's list, or that of Ollama, Cohere, Gemini and others."""
+
+    data: list[Any] | None = None
+    models: list[Any] | None = None
 
 
-_decode = msgspec.json.Decoder(_List).decode
+_decode = msgspec.json.Decoder(_List | list[Any]).decode
 
 
+@bp.get("/models")
 @bp.get("/v1/models")
 def list_models() -> Response:
     """The models this key may call, in OpenAI's list format."""
     return _json({"object": "list", "data": list(_callable().values())})
 
 
+@bp.get("/models/<path:model>")
 @bp.get("/v1/models/<path:model>")
 def get_model(model: str) -> Response:
     """One of them."""
@@ -66,6 +75,7 @@ class ModelLists:
 
     def __init__(self) -> None:
         self._known: dict[Upstream, tuple[float, list[Model]]] = {}  # when to ask again, the list
+        self._failing: set[Upstream] = set()  # those of which the log has been told
         self._asking: dict[Upstream, threading.Event] = {}
 
     def init_app(self, app: Flask) -> None:
@@ -87,6 +97,7 @@ class ModelLists:
                 responded.wait(TIMEOUT + 1)
         for upstream in set(self._known) - set(upstreams.values()):
             del self._known[upstream]
+        self._failing.intersection_update(upstreams.values())
         return {name: self._known[up][1] for name, up in usable.items() if up in self._known}
 
     def _ask(self, upstream: Upstream) -> threading.Event:
@@ -107,12 +118,51 @@ class ModelLists:
         until = time.monotonic() + FRESH
         try:
             text = upstream.fetch("/models", timeout=TIMEOUT, limit=MAX_LIST)
-            listed = _decode(text).data if text.count(b"{") <= MAX_OBJECTS else []
-            models = [model for model in listed if isinstance(model.get("id"), str)][:MAX_MODELS]
-        except (errors.UpstreamError, *DECODING_ERRORS):
+            models = read_list(text, upstream.provider.name)
+        except (errors.UpstreamError, *DECODING_ERRORS) as error:
             until = time.monotonic() + RETRY
             models = self._known[upstream][1] if upstream in self._known else []
+            if upstream not in self._failing:
+                name = upstream.provider.name
+                log.warning("cannot list the models of provider '%s': %s", name, error)
+            self._failing.add(upstream)
+        else:
+            self._failing.discard(upstream)
         self._known[upstream] = (until, models)
+
+
+def read_list(text: bytes, provider: str) -> list[Model]:
+    """The models in a provider's list: OpenAI's format, a bare array, or `{"models": [...]}`.
+
+    An entry is an object with an `id`, `name` or `model`, or a name alone; what OpenAI's format
+    wants beside that is filled in. Raises DECODING_ERRORS where there is no list that can be read.
+    """
+    if text.count(b"{") > MAX_OBJECTS or text.count(b",") > 100 * MAX_MODELS:
+        raise ValueError("it is too long")
+    found = _decode(text)
+    entries = found if isinstance(found, list) else found.data
+    if entries is None and isinstance(found, _List):
+        entries = found.models
+    if entries is None:
+        raise ValueError("its response has neither 'data' nor 'models'")
+    models = [_model(entry, provider) for entry in entries]
+    readable = [model for model in models if model is not None]
+    if entries and not readable:
+        raise ValueError("its entries have neither 'id' nor 'name'")
+    return readable[:MAX_MODELS]
+
+
+def _model(entry: Any, provider: str) -> Model | None:
+    fields = {"id": entry} if isinstance(entry, str) else entry
+    if not isinstance(fields, dict):
+        return None
+    named = [fields.get(key) for key in ("id", "name", "model")]
+    name = next((value for value in named if isinstance(value, str) and value), None)
+    if name is None:
+        return None
+    if name != named[0]:
+        name = name.removeprefix("models/")  # Gemini's own list
+    return {"object": "model", "created": 0, "owned_by": provider, **fields, "id": name}
 
 
 def _callable() -> dict[str, Model]:

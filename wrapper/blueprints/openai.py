@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from wrapper.proxy import authenticate, begin, forward, read_request, resolve, stream
+from wrapper.proxy import admit, authenticate, begin, forward, read_request, resolve, stream
+from wrapper.runtime import RequestContext
 
 bp = Blueprint("openai", __name__)
 
 ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+PATH = "/v1/<path>"
 
 
 @bp.route("/v1/<path:rest>", methods=ANY_METHOD)
 def unified(rest: str) -> Response:
     """Any path of the OpenAI API."""
+    return _relay(begin())
+
+
+def without_version() -> Response:
+    """A path of the OpenAI API without `/v1`: the same as with it, also in metrics and log."""
     context = begin()
+    context.record.path = PATH
+    return _relay(context, path=context.target[0])
+
+
+def _relay(context: RequestContext, path: str | None = None) -> Response:
     principal = authenticate(context)
     request = read_request(context, principal, routed=True)
-    attempts = resolve(context, principal, request)
+    attempts = resolve(context, principal, request, path=path)
+    attempts = admit(context, principal, request, attempts)
     return stream(context, request, forward(context, request, attempts))

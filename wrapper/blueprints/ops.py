@@ -13,9 +13,10 @@ from wrapper import errors
 from wrapper.auth import bearer
 from wrapper.config import ApiKey
 from wrapper.proxy import authenticate
-from wrapper.runtime import current_runtime, request_context
-from wrapper.store import PICO, StoreError, Sums, UsageStore
-from wrapper.store.spans import days_start, iso, months_start, since
+from wrapper.runtime import RequestContext, current_runtime, request_context
+from wrapper.store import PICO, Standing, StoreError, Sums
+from wrapper.store.spans import iso, months_start, since
+from wrapper.telemetry.limits import key_families, limit_families
 
 bp = Blueprint("ops", __name__)
 log = logging.getLogger("wrapper")
@@ -29,23 +30,39 @@ def healthz() -> Response:
 
 @bp.get("/readyz")
 def readyz() -> Response:
-    """Ready: the configuration is loaded and at least one provider can be called."""
-    usable = current_runtime().snapshot.settings.usable
+    """Ready: the configuration is loaded and at least one provider can be called.
+
+    A failing store makes it not unready: keys without limits are served all the same.
+    """
+    runtime = current_runtime()
+    usable = runtime.snapshot.settings.usable
     if usable:
-        return _json({"status": "ready", "providers": list(usable)})
+        store = "failing" if runtime.store_failing else "ok"
+        return _json({"status": "ready", "providers": list(usable), "store": store})
     return _json({"status": "not ready", "reason": "no provider has a credential"}, 503)
 
 
 @bp.get("/metrics")
 def metrics() -> Response:
     """All workers' metrics as Prometheus text."""
-    token = current_runtime().snapshot.settings.server.metrics_token
+    context = request_context()
+    settings = context.snapshot.settings
+    token = settings.server.metrics_token
     if token is not None and not hmac.compare_digest(
-        bearer(request.headers.get("Authorization")).encode(), token.reveal().encode()
+        bearer(request.headers.get("Authorization"), "metrics token").encode(),
+        token.reveal().encode(),
     ):
-        raise errors.InvalidApiKey("The metrics token is not right.")
+        raise errors.InvalidApiKey(
+            "The metrics token is wrong: /metrics needs the one of metrics_token in gateway.toml."
+        )
+    further = [*key_families(settings.keys.values())]
+    try:
+        standings = context.runtime.admission.standing(list(context.snapshot.limits))
+        further += limit_families(standings)
+    except StoreError as error:  # the other metrics are there all the same
+        context.runtime.store_failed(error)
     text, content_type = current_app.extensions["exporter"].generate_metrics(
-        request.headers.get("Accept"), request.args.getlist("name[]") or None
+        request.headers.get("Accept"), request.args.getlist("name[]") or None, further
     )
     return Response(text, content_type=content_type)
 
@@ -56,14 +73,15 @@ def usage() -> Response:
 
     `since` is such as 24h, 7d or 2026-11-01.
     """
-    store, key = current_runtime().store, authenticate(request_context()).key
-    name = key.name if key else ""
+    context = request_context()
+    key = context.snapshot.settings.keys[authenticate(context).name]
+    store, name = context.runtime.store, key.name
     now = time.time()
     begin = _since(request.args.get("since"), now)
     try:
         totals = store.totals(since=begin, key=name)
         rows = store.totals(since=begin, by=("provider", "model"), key=name)
-        limits = _limits(key, store, now)
+        limits = _limits(context, key)
     except StoreError as error:
         log.error("cannot read the usage table: %s", error)
         raise errors.InternalError("The usage table cannot be read at the moment.") from None
@@ -97,26 +115,74 @@ def _sums(row: Sums | None) -> dict[str, object]:
     }
 
 
-def _limits(key: ApiKey | None, store: UsageStore, now: float) -> dict[str, object]:
-    if key is None:
-        return {}
+def _limits(context: RequestContext, key: ApiKey) -> dict[str, object]:
+    """The key's own limits, and how much of each limit that holds for it is in use."""
+    standings = context.runtime.admission.standing(context.snapshot.limits.of_key(key.name))
+    own = next((each for each in standings if each.subject.name.startswith("key:")), None)
+    left = None if own is None else own.budget_left
     budget = None if key.budget_usd is None else float(key.budget_usd)
     return {
         "models": list(key.models),
+        "endpoints": list(key.endpoints),
+        "group": key.group,
         "requests_per_minute": key.requests_per_minute,
         "tokens_per_minute": key.tokens_per_minute,
         "max_concurrent": key.max_concurrent,
         "budget_usd": budget,
         "budget_period": None if budget is None else key.budget_period,
-        "budget_left_usd": None if budget is None else max(0.0, budget - _spent(key, store, now)),
+        "budget_left_usd": None if left is None else left / PICO,
+        "enforced": key.enforce,
         "expires": key.expires.isoformat() if key.expires else None,
+        "in_use": [_standing(standing) for standing in standings],
     }
 
 
-def _spent(key: ApiKey, store: UsageStore, now: float) -> float:
-    """USD in the current period of the key's budget."""
-    begin = days_start(now) if key.budget_period == "day" else months_start(now)
-    return sum(row.cost for row in store.totals(since=begin, key=key.name)) / PICO
+def _standing(standing: Standing) -> dict[str, object]:
+    scope, _, name = standing.subject.name.partition(":")
+    limits = standing.subject.limits
+    rows: list[tuple[str, float | None, float, float | None, float | None]] = [
+        (
+            "requests",
+            limits.requests_per_minute,
+            standing.requests,
+            standing.requests_left,
+            standing.requests_reset,
+        ),
+        (
+            "tokens",
+            limits.tokens_per_minute,
+            standing.tokens,
+            standing.tokens_left,
+            standing.tokens_reset,
+        ),
+        (
+            "concurrency",
+            limits.max_concurrent,
+            standing.concurrent,
+            standing.concurrent_left,
+            None,
+        ),
+        (
+            "budget_usd",
+            _usd(limits.budget),
+            (standing.spent + standing.reserved) / PICO,
+            _usd(standing.budget_left),
+            standing.budget_reset,
+        ),
+    ]
+    return {
+        "scope": scope,
+        "name": name,
+        **{
+            kind: {"limit": limit, "used": used, "left": left, "resets_in_seconds": reset}
+            for kind, limit, used, left, reset in rows
+            if limit is not None
+        },
+    }
+
+
+def _usd(pico: int | None) -> float | None:
+    return None if pico is None else pico / PICO
 
 
 def _since(text: str | None, now: float) -> float:

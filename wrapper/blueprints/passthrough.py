@@ -6,22 +6,39 @@ from flask import Blueprint, Response, current_app
 from flask import request as flask_request
 
 from wrapper import errors
-from wrapper.blueprints.openai import ANY_METHOD
-from wrapper.proxy import authenticate, begin, forward, read_request, resolve_provider, stream
-from wrapper.runtime import current_runtime
+from wrapper.blueprints import chat
+from wrapper.blueprints.openai import ANY_METHOD, without_version
+from wrapper.endpoints import FIRST_SEGMENTS
+from wrapper.proxy import (
+    admit,
+    authenticate,
+    begin,
+    forward,
+    read_request,
+    resolve_provider,
+    stream,
+)
+from wrapper.runtime import request_context
 
 bp = Blueprint("passthrough", __name__)
 
 
+@bp.route("/<provider>", methods=ANY_METHOD)
 @bp.route("/<provider>/<path:rest>", methods=ANY_METHOD)
-def passthrough(provider: str, rest: str) -> Response:
-    """Any path of one provider."""
-    if provider not in current_runtime().snapshot.upstreams:
+def passthrough(provider: str, rest: str = "") -> Response:
+    """Any path of one provider; else it may be one of the OpenAI API without `/v1`.
+
+    In this order, so that no provider in a configuration disappears behind a path of that API.
+    """
+    if provider not in request_context().snapshot.upstreams:
+        if provider in FIRST_SEGMENTS and flask_request.path != chat.PATH:
+            return without_version()
         raise _unknown(provider)
     context = begin()
     principal = authenticate(context, provider=provider)
     request = read_request(context, principal, routed=False)
     attempts = resolve_provider(context, principal, request, provider)
+    attempts = admit(context, principal, request, attempts)
     return stream(context, request, forward(context, request, attempts))
 
 

@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 COMMANDS = ("check", "keys", "usage", "reconcile", "demo_key")
 """Modules of this package, in the order of `--help`."""
 
-NOT_ENFORCED = "limits and budgets are recorded but not yet enforced by this version"
-
 
 class CommandError(Exception):
     """A command cannot be carried out; the message says why and what to do."""
+
+
+def examples(*lines: tuple[str, str]) -> str:
+    """The end of a command's help: command lines, and what each does."""
+    commands = [(f"  python -m wrapper {command}", what) for command, what in lines]
+    width = max(len(command) for command, _ in commands)
+    return "\n".join(("examples:", *(f"{each:{width}}   # {what}" for each, what in commands)))
 
 
 def count(number: int, what: str) -> str:
@@ -31,23 +36,24 @@ def count(number: int, what: str) -> str:
 
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[str]], names: int | None = None) -> str:
-    """A table as text. Cells of the first `names` columns (default: all) are left-aligned, those
-    of the others right-aligned.
+    """A table as text. The first `names` columns (default: all) are left-aligned, the others
+    right-aligned.
     """
     body = [[_printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     left = len(header) if names is None else names
-    aligned = [
-        [
-            cell.rjust(width) if i >= left else cell
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in body
-    ]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (header, *aligned)
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in (header, *body)
     )
+
+
+def cell_of_csv(text: str) -> str:
+    """Text for a spreadsheet: names that callers choose must not be read as formulas."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _printable(text: str) -> str:

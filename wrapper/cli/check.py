@@ -6,21 +6,31 @@ Problems go to stderr and the exit code is 1; notes go to stdout and do not chan
 from __future__ import annotations
 
 import argparse
+import datetime
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from wrapper.auth import expired
-from wrapper.cli import NOT_ENFORCED, count
+from wrapper.auth import Principal, expired
+from wrapper.cli import count, examples
+from wrapper.cli.key_list import contents
 from wrapper.config import (
+    ApiKey,
     ConfigError,
+    KeyFile,
     Problem,
     Provider,
     Settings,
     config_path,
+    ignored_proxies,
     keys_path,
     load,
     prices_path,
 )
+from wrapper.config.settings import GLOB_CHARACTERS
+from wrapper.errors import ModelNotFound
+from wrapper.metering.pricing import Prices
+from wrapper.routing import Routes
 
 if TYPE_CHECKING:
     from wrapper.cli import Subparsers
@@ -32,39 +42,42 @@ def add_parser(subparsers: Subparsers) -> None:
         "check",
         help="list every problem of the configuration",
         description="Reads the configuration as the gateway would. Exit code 1 if anything is"
-        " wrong; each problem is listed with its file, its key path and what would be right.",
+        " wrong; each problem is listed with its file, line and key path and what would be right.",
+        epilog=examples(
+            ("check", "the files of WRAPPER_CONFIG and WRAPPER_KEYS"),
+            ("keys check", "the keys file alone"),
+        ),
     )
     parser.set_defaults(run=run)
 
 
 def run(_args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints a summary. Raises `ConfigError` with all problems, those of prices.toml too."""
-    settings = _checked(environ)
+    settings, prices = _checked(environ)
     providers, routes = len(settings.providers), len(settings.routes)
+    keys = contents(KeyFile(settings.keys, settings.groups))
     print(f"{config_path(environ)}: {count(providers, 'provider')}, {count(routes, 'route')}")
-    print(f"{keys_path(environ)}: {count(len(settings.keys), 'key')}")
-    for note in notes(settings, environ):
+    print(f"{keys_path(environ)}: {keys}")
+    for note in notes(settings, environ, prices):
         print(f"note: {note}")
     print("no problems")
     return 0
 
 
-def _checked(environ: Mapping[str, str]) -> Settings:
-    from wrapper.metering.pricing import Prices
-
+def _checked(environ: Mapping[str, str]) -> tuple[Settings, Prices]:
     problems: list[Problem] = []
-    settings = None
+    settings = prices = None
     try:
         settings = load(environ)
     except ConfigError as error:
         problems += error.problems
     try:
-        Prices.load(prices_path(environ), {} if settings is None else settings.prices)
+        prices = Prices.load(prices_path(environ), {} if settings is None else settings.prices)
     except ConfigError as error:
         problems += error.problems
-    if settings is None or problems:
+    if settings is None or prices is None or problems:
         raise ConfigError(problems)
-    return settings
+    return settings, prices
 
 
 def _client_credentials(provider: Provider) -> str:
@@ -74,30 +87,96 @@ def _client_credentials(provider: Provider) -> str:
     return f" (callers with their own provider key can still use /{provider.name}/…)"
 
 
-def notes(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
+def notes(settings: Settings, environ: Mapping[str, str], prices: Prices) -> Iterator[str]:
     """What is valid, but may not be intended."""
     for name, provider in settings.providers.items():
         if not provider.usable:
             why = f"{provider.api_key_problem}{_client_credentials(provider)}"
             yield f"providers.{name} is not used: {why}"
-    if settings.dead_routes:
-        names = ", ".join(settings.dead_routes)
-        yield f"requests for {names} get 502: no target of these routes has a credential"
-    if not settings.usable:
-        yield "no provider can be used: WRAPPER_DEMO=1 serves a simulated one"
+    yield from _demo_notes(settings, environ)
     if settings.server.metrics_token_problem:
         yield f"/metrics is open to everyone: {settings.server.metrics_token_problem}"
     if not any(route.model == "*" for route in settings.routes):
         yield 'there is no route for "*": requests without a model at /v1/… are refused'
+    for name in ignored_proxies(environ):
+        yield f"{name} is set and not used: providers are called directly"
     yield from _key_notes(settings, environ)
+    yield from _price_notes(settings, prices)
+
+
+def _demo_notes(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
+    """Which requests get 502, and which ones the simulated provider serves instead."""
+    names = ", ".join(settings.dead_routes)
+    if not settings.usable:
+        names = "all models"
+    if not names:
+        return
+    stands_in = load(environ, "http://127.0.0.1").stand_in is not None
+    if not stands_in:
+        yield f"requests for {names} get 502: no target of these routes has a credential"
+    elif environ.get("WRAPPER_DEMO") == "1":
+        yield f"WRAPPER_DEMO=1: the simulated provider serves {names}, until a provider has a key"
+    else:
+        yield (
+            f"requests for {names} get 502, except with WRAPPER_DEMO=1, which `make run` sets: then"
+            " the simulated provider serves them"
+        )
 
 
 def _key_notes(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
     if not settings.keys:
         yield f"there are no keys in {keys_path(environ)}: python -m wrapper keys create NAME"
+    now = datetime.datetime.now(datetime.UTC)
     for name, key in settings.keys.items():
         if expired(key):
             yield f"keys.{name} has expired"
-    limited = [name for name, key in settings.keys.items() if key.limited]
-    if limited:
-        yield f"{NOT_ENFORCED} (keys: {', '.join(limited)})"
+        if key.rotated_until is not None and key.rotated_until <= now:
+            yield f"keys.{name}: the old secret is refused: keys rotate {name} --end removes it"
+        elif key.old_sha256 is not None and key.rotated_until is None:
+            yield f"keys.{name} has two valid secrets without an end: write rotated_until"
+    for name, group in settings.groups.items():
+        if not any(key.group == name for key in settings.keys.values()):
+            yield f"groups.{name} has no keys"
+        elif not group.limited:
+            yield f"groups.{name} has no limits"
+
+
+def _price_notes(settings: Settings, prices: Prices) -> Iterator[str]:
+    """The models of the configuration that keys with a budget may not call."""
+    for model, where in _unpriced(settings, prices).items():
+        keys = [
+            name
+            for name, key in settings.keys.items()
+            if key.unpriced == "refuse" and _has_budget(key, settings)
+            if Principal(name, key.models).may_use(model)
+        ]
+        if keys:
+            yield (
+                f"no price is known for {where}: keys with a budget ({', '.join(keys)}) are refused"
+                f' for {model}; write [prices."{where.partition(":")[2]}"], or unpriced = "allow"'
+            )
+
+
+def _has_budget(key: ApiKey, settings: Settings) -> bool:
+    group = settings.groups.get(key.group or "")
+    return key.budget_usd is not None or (group is not None and group.budget_usd is not None)
+
+
+def _unpriced(settings: Settings, prices: Prices) -> dict[str, str]:
+    """Models that the configuration names and `provider:model` of a target without a price."""
+    routes = Routes(settings)
+    names = {*routes.exact_names}
+    for key in settings.keys.values():
+        names.update(model for model in key.models if GLOB_CHARACTERS.isdisjoint(model))
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        try:
+            targets = routes.for_model(name)
+        except ModelNotFound:
+            continue
+        for target in targets:
+            host = urlsplit(settings.providers[target.provider].base_url).hostname or ""
+            model = target.model or name
+            if not prices.knows(target.provider, host, model):
+                found[name] = f"{target.provider}:{model}"
+    return found

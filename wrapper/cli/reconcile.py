@@ -18,7 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from wrapper.cli import CommandError, columns, count
+from wrapper.cli import CommandError, cell_of_csv, columns, count, examples
 from wrapper.cli.exports import COLUMNS, NUMBERS, Export, ExportError, Total, read_export
 from wrapper.metering.pricing import undated
 from wrapper.record import NO_MODEL
@@ -74,8 +74,12 @@ def add_parser(subparsers: Subparsers) -> None:
         " OpenAI's usage API (group_by=model), a JSON list of objects, or CSV with a header."
         f" Columns that are read: {known}. Others are ignored. Requests that the provider"
         " refused are not counted, since they are in no export; tokens and cost all are.",
+        epilog=examples(
+            ("reconcile export.csv --provider openai", "exit code 3 if a drift is over 1 %"),
+            ("reconcile export.json --tolerance 0.1 --format csv", "for a nightly job"),
+        ),
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="- is standard input")
+    parser.add_argument("file", type=Path, metavar="FILE", help="the export; - is standard input")
     parser.add_argument(
         "--provider",
         metavar="NAME",
@@ -84,10 +88,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--tolerance",
         type=_percent,
+        default=Decimal(1),
         metavar="PCT",
-        help="exit with 3 if a drift is more than this many percent",
+        help="exit with 3 if a drift is more than this many percent (default: 1)",
     )
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    parser.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table", help="default: table"
+    )
     parser.set_defaults(run=run)
 
 
@@ -196,9 +203,7 @@ def _by_name(export: Export, both: Iterable[str]) -> Export:
     return renamed
 
 
-def _is_over(line: Line, tolerance: Decimal | None) -> bool:
-    if tolerance is None:
-        return False
+def _is_over(line: Line, tolerance: Decimal) -> bool:
     return line.percent is None or abs(line.percent) > tolerance
 
 
@@ -223,7 +228,9 @@ def _print_table(lines: list[Line]) -> None:
 def _print_csv(lines: list[Line]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(_HEADER)
-    writer.writerows(_row(line) for line in lines)
+    for line in lines:
+        day, model, what, *numbers = _row(line)
+        writer.writerow((day, cell_of_csv(model), what, *numbers))
 
 
 def _print_json(lines: list[Line]) -> None:
@@ -242,7 +249,7 @@ def _print_json(lines: list[Line]) -> None:
     print(json.dumps({"rows": rows}, indent=2, ensure_ascii=False))
 
 
-def _print_notes(ours: Ours, over: list[Line], tolerance: Decimal | None) -> None:
+def _print_notes(ours: Ours, over: list[Line], tolerance: Decimal) -> None:
     if ours.unmetered:
         number = count(ours.unmetered, "response")
         print(f"unmetered here: {number}; their tokens are missing from ours")

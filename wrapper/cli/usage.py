@@ -14,8 +14,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from wrapper.cli import CommandError, columns
-from wrapper.store import DIMENSIONS, PICO, StoreError, Sums, open_store, spans
+from wrapper.cli import CommandError, cell_of_csv, columns, examples
+from wrapper.config import ApiKey, load_keys, store_url
+from wrapper.store import DIMENSIONS, PICO, StoreError, Sums, UsageStore, open_store, spans
 
 if TYPE_CHECKING:
     from wrapper.cli import Subparsers
@@ -34,6 +35,11 @@ _NUMBERS = (
 )
 
 
+_OF_KEYS = ("group", "owner")
+COLUMNS = (*DIMENSIONS, *_OF_KEYS)
+NONE = "-"
+
+
 def add_parser(subparsers: Subparsers) -> None:
     """Adds the command and its options."""
     parser = subparsers.add_parser(
@@ -41,7 +47,14 @@ def add_parser(subparsers: Subparsers) -> None:
         help="usage and cost by key, model and other columns",
         description="Sums of the usage table. Days and hours are UTC, and an hour counts as a"
         " whole. unmetered: responses whose usage is not known; their tokens are missing from the"
-        " sums. unpriced: requests whose model has no known price; their cost is missing.",
+        " sums. unpriced: requests whose model has no known price; their cost is missing."
+        " group and owner are those of the keys file now; '-' where a key has none or is gone.",
+        epilog=examples(
+            ("usage", "the last week, by key and model"),
+            ("usage --since 2026-11-01 --by group,day", "each team, day by day (UTC)"),
+            ("usage --since 24h --by owner --format csv", "for a spreadsheet"),
+            ("usage --key web-app --by model --format json", "one key, for a program"),
+        ),
     )
     parser.add_argument(
         "--since",
@@ -55,10 +68,12 @@ def add_parser(subparsers: Subparsers) -> None:
         type=dimensions,
         default="key,model",
         metavar="LIST",
-        help=f"any of {', '.join(DIMENSIONS)}, separated by commas; default key,model",
+        help=f"any of {', '.join(COLUMNS)}, separated by commas; default key,model",
     )
     parser.add_argument("--key", metavar="NAME", help="only this key")
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    parser.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table", help="default: table"
+    )
     parser.set_defaults(run=run)
 
 
@@ -76,8 +91,8 @@ def dimensions(text: str) -> tuple[str, ...]:
     """The columns to group by."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
-        if name not in DIMENSIONS:
-            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(DIMENSIONS)}")
+        if name not in COLUMNS:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(COLUMNS)}")
     if len(set(names)) < len(names):
         raise argparse.ArgumentTypeError("names a column twice")
     return names
@@ -85,11 +100,9 @@ def dimensions(text: str) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints the sums. Raises CommandError when the table cannot be read."""
-    from wrapper.config import store_url
-
     try:
         store = open_store(store_url(environ))
-        rows = store.totals(args.since, None, args.by, args.key)
+        rows = _totals(store, args, environ)
         total = store.totals(args.since, None, (), args.key)[0]
         store.close()
     except StoreError as error:
@@ -99,10 +112,37 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     elif args.format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow((*args.by, *_NUMBERS))
-        writer.writerows((*row.group, *_exact(row)) for row in rows)
+        writer.writerows((*map(cell_of_csv, row.group), *_exact(row)) for row in rows)
     else:
         _print_table(args, rows, total)
     return 0
+
+
+def _totals(
+    store: UsageStore, args: argparse.Namespace, environ: Mapping[str, str]
+) -> Sequence[Sums]:
+    """The sums by `args.by`. The table has keys, and the keys file says whose they are."""
+    of_keys = [name for name in args.by if name in _OF_KEYS]
+    if not of_keys:
+        return store.totals(args.since, None, args.by, args.key)
+    keys = load_keys(environ)
+    by = tuple(dict.fromkeys(("key", *(name for name in args.by if name not in _OF_KEYS))))
+    merged: dict[tuple[str, ...], Sums] = {}
+    for row in store.totals(args.since, None, by, args.key):
+        names = dict(zip(by, row.group, strict=True))
+        key = keys.get(names["key"])
+        names |= {name: _of_key(key, name) for name in of_keys}
+        group = tuple(names[name] for name in args.by)
+        before = merged.get(group)
+        numbers = row[1:] if before is None else map(sum, zip(before[1:], row[1:], strict=True))
+        merged[group] = Sums(group, *numbers)
+    return sorted(merged.values())
+
+
+def _of_key(key: ApiKey | None, name: str) -> str:
+    """The group or the owner of a key; `-` where it has none or the keys file has no such key."""
+    found = None if key is None else key.group if name == "group" else key.owner
+    return found or NONE
 
 
 def _exact(sums: Sums) -> tuple[str, ...]:

@@ -7,13 +7,16 @@
 
 from __future__ import annotations
 
+from wrapper.config.keys import KeyFile
 from wrapper.config.loading import (
     Listen,
     config_path,
     environment,
+    ignored_proxies,
     keys_path,
     listen,
     load,
+    load_key_file,
     load_keys,
     needs_demo,
     prices_path,
@@ -23,6 +26,7 @@ from wrapper.config.problems import ConfigError, Problem
 from wrapper.config.settings import (
     MAX_IN_FLIGHT,
     ApiKey,
+    Group,
     Price,
     Provider,
     Route,
@@ -36,6 +40,8 @@ __all__ = [
     "MAX_IN_FLIGHT",
     "ApiKey",
     "ConfigError",
+    "Group",
+    "KeyFile",
     "Listen",
     "Price",
     "Problem",
@@ -47,9 +53,11 @@ __all__ = [
     "Target",
     "config_path",
     "environment",
+    "ignored_proxies",
     "keys_path",
     "listen",
     "load",
+    "load_key_file",
     "load_keys",
     "needs_demo",
     "prices_path",

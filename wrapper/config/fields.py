@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +21,7 @@ from wrapper.config.problems import Problem, join_path, quote, suggest
 from wrapper.config.settings import Secret
 
 T = TypeVar("T")
+C = TypeVar("C", bound=str)
 
 SECRET_WANTED = 'write { env = "NAME_OF_A_VARIABLE" } or { file = "/path/of/a/file" }'
 
@@ -89,6 +90,22 @@ class Table:
             self.problem(key, f"is {quote(value)}", f"write {wanted}")
         else:
             return value
+        return default
+
+    def choice(self, key: str, default: C, choices: Collection[C]) -> C:
+        """One of some words."""
+        value = self.get(key)
+        if value is None:
+            return default
+        *most, last = (f'"{choice}"' for choice in choices)
+        wanted = f"{', '.join(most)} or {last}"
+        for choice in choices:
+            if value == choice:
+                return choice
+        if isinstance(value, str):
+            self.problem(key, f"is {quote(value)}", f"write {wanted}")
+        else:
+            self._wrong_kind(key, value, wanted)
         return default
 
     def flag(self, key: str, default: bool) -> bool:

@@ -115,14 +115,14 @@ def _unreadable(error: OSError | ValueError) -> Unreadable:
     return Unreadable(f"cannot be read: {reason}", "name a file that can be read")
 
 
-def open_toml(sources: Sources, path: Path, hint: str) -> dict[str, object]:
-    """A TOML file's tables. Raises `ProblemFound`; `hint` is for a missing file."""
+def open_toml(sources: Sources, path: Path, hint: str) -> tuple[dict[str, object], str]:
+    """A TOML file's tables and its text. Raises `ProblemFound`; `hint` is for a missing file."""
     try:
         text = sources.read(path)
     except Unreadable as error:
         wanted = hint if error.missing else error.hint
         raise ProblemFound(Problem(str(path), "", error.reason, wanted)) from error
-    return parse_toml(text, str(path))
+    return parse_toml(text, str(path)), text
 
 
 def parse_toml(text: str, file: str) -> dict[str, object]:

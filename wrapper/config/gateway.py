@@ -17,7 +17,9 @@ from wrapper.config.fields import SecretReader, Table
 from wrapper.config.problems import quote, suggest
 from wrapper.config.provider import read_provider
 from wrapper.config.settings import (
+    DEFAULT_OUTPUT_TOKENS,
     MAX_IN_FLIGHT,
+    MAX_OUTPUT_TOKENS,
     Price,
     Provider,
     Route,
@@ -47,6 +49,7 @@ RESERVED = frozenset(
 
 _PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 _MODEL_LENGTH = 256
 
 
@@ -98,19 +101,23 @@ def _server(table: Table | None, secrets: SecretReader) -> Server:
         # An unset variable means no token; a file that is named is expected to be there.
         table.problem("metrics_token", why, "without it /metrics would be open to everyone")
     server = Server(
+        root_path=table.text("root_path", "", pattern=_ROOT_PATH, wanted='a path such as "/llm"'),
         cors_origins=_origins(table),
         max_body_bytes=table.whole("max_body_bytes", 26_214_400, low=1024),
         max_upload_bytes=table.whole("max_upload_bytes", 536_870_912, low=1024),
         metrics_token=token,
         metrics_token_problem=why,
         body_timeout=table.seconds("body_timeout", 30.0),
-        max_in_flight=table.whole("max_in_flight", 900, high=MAX_IN_FLIGHT),
+        max_in_flight=table.whole("max_in_flight", 1500, high=MAX_IN_FLIGHT),
         max_in_flight_unauthenticated=table.whole(
             "max_in_flight_unauthenticated", 90, high=MAX_IN_FLIGHT
         ),
         body_memory_bytes=table.whole("body_memory_bytes", 268_435_456, low=1 << 20),
         upload_disk_bytes=table.whole("upload_disk_bytes", 4_294_967_296, low=1 << 20),
         metering=table.flag("metering", True),
+        default_output_tokens=table.whole(
+            "default_output_tokens", DEFAULT_OUTPUT_TOKENS, high=MAX_OUTPUT_TOKENS
+        ),
     )
     table.close()
     return server

@@ -1,10 +1,8 @@
-"""keys.toml: read into `ApiKey`s, and edited one key at a time.
+"""Edits keys.toml one key at a time. `wrapper.config.keys` reads it.
 
-The names of keys become metric labels and log fields, so they are short, printable and never
-secrets. People edit the file too, so it is never written from what was read: a new key is
-appended, and a revoked one is taken out of tomlkit's document. Invariants:
+People edit the file too, so it is never written from what was read: a new key is appended, and
+the lines or values of another are replaced where they stand. Invariants:
 
-- A key with a problem is not a key.
 - An edit leaves every other byte as it was, comments included. The new text is parsed and compared
   with what it must say before it replaces the old one; a spelling that cannot be edited so is
   refused.
@@ -19,145 +17,92 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from wrapper.config.fields import Table, kind
+from wrapper.config.fields import Table
 from wrapper.config.files import ProblemFound, Unreadable, parse_toml, read_text, replace_file
+from wrapper.config.keys import NOTHING, read_keys
 from wrapper.config.problems import ConfigError, Problem, quote
-from wrapper.config.settings import ApiKey, is_broken_glob
-
-if TYPE_CHECKING:
-    from tomlkit.items import Item, Key
-
-    Body = list[tuple[Key | None, Item]]
+from wrapper.config.settings import ApiKey, Group
+from wrapper.config.statements import located, statements
 
 Tables = dict[str, object]
+Value = str | bool | int | Decimal | datetime.date | tuple[str, ...]
+Changes = dict[str, Value | None]
+"""Settings of a key and their new values; None removes one."""
 
 _HEAD = """\
 # The gateway's keys. A key's secret is not in here, only its SHA-256.
 # `python -m wrapper keys create NAME` adds one; a change is in force within two seconds.
 """
 
-RESERVED_NAMES = frozenset(("none", "client", "other"))
-"""Metric labels with a meaning of their own."""
+_SETTINGS = (
+    "group",
+    "owner",
+    "description",
+    "models",
+    "endpoints",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_concurrent",
+    "budget_usd",
+    "budget_period",
+    "unpriced",
+    "store_failure",
+    "enforce",
+    "expires",
+)
+"""What a new key can have beside its digest, in the order of the file."""
 
-PERIODS = ("month", "day")
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def wrong_name(name: str) -> str | None:
-    """Why `name` cannot be a key's name; None if it can."""
-    if name in RESERVED_NAMES:
-        return "is reserved"
-    if name.startswith("sk-"):
-        return "looks like a secret"
-    if not _NAME.fullmatch(name):
-        return "is not 1 to 64 letters, digits and . _ @ - that start with a letter or a digit"
-    return None
-
-
-def read_keys(top: Table) -> dict[str, ApiKey]:
-    """All keys of the file. Problems go to `top.problems`."""
-    keys: dict[str, ApiKey] = {}
-    owners: dict[str, str] = {}
-    for name, table in top.named_tables("keys"):
-        why = wrong_name(name)
-        if why:
-            table.problem("", f"the name {why}", "choose another name")
-        key = _key(name, table)
-        if key.sha256 and key.sha256 in owners:
-            other = owners[key.sha256]
-            table.problem("sha256", f"is also that of keys.{other}", "give each key its own")
-        owners.setdefault(key.sha256, name)
-        keys[name] = key
-    top.close()
-    return keys
-
-
-def _key(name: str, table: Table) -> ApiKey:
-    wanted = 'model names or globs such as "gpt-*"'
-    period = table.text("budget_period", "month", wanted='"month" or "day"')
-    if period not in PERIODS:
-        table.problem("budget_period", "is not a period", 'write "month" or "day"')
-    key = ApiKey(
-        name=name,
-        sha256=_sha256(table),
-        models=table.texts("models", ("*",), wanted=wanted),
-        requests_per_minute=table.whole("requests_per_minute", None),
-        tokens_per_minute=table.whole("tokens_per_minute", None),
-        max_concurrent=table.whole("max_concurrent", None),
-        budget_usd=table.number("budget_usd", None, high="1e9", above=True),
-        budget_period=period,
-        expires=_date(table),
-    )
-    for model in filter(is_broken_glob, key.models):
-        table.problem("models", f"{quote(model)} has a bracket that is not closed", "close it")
-    if "budget_period" in table.data and "budget_usd" not in table.data:
-        table.problem("budget_period", "has no budget", "add budget_usd, or remove it")
-    table.close()
-    return key
-
-
-def _sha256(table: Table) -> str:
-    """The digest. Messages do not repeat the value: it may be the secret itself."""
-    value = table.get("sha256")
-    wanted = "write the SHA-256 of the secret, 64 lower-case hexadecimal digits"
-    if isinstance(value, str) and _SHA256.fullmatch(value):
-        return value
-    if value is None:
-        table.problem("sha256", "is missing", wanted)
-    elif not isinstance(value, str):
-        table.problem("sha256", f"is {kind(value)}", wanted)
-    else:
-        table.problem("sha256", "is no SHA-256", wanted)
-    return ""
-
-
-def _date(table: Table) -> datetime.date | None:
-    """A date in UTC. Of a date with a time only the day counts: the key ends early, not late."""
-    value = table.get("expires")
-    wanted = "write a date without quotes, such as 2027-01-01"
-    if value is None:
-        return None
-    if isinstance(value, datetime.datetime):
-        try:
-            moment = value if value.tzinfo is None else value.astimezone(datetime.UTC)
-        except OverflowError:
-            table.problem("expires", "is out of range", wanted)
-            return None
-        return moment.date()
-    if isinstance(value, datetime.date):
-        return value
-    table.problem("expires", f"is {kind(value)}", wanted)
-    return None
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class KeyFileError(Exception):
     """The file stays as it was; the message says why and what to do."""
 
 
-def create(path: Path, key: ApiKey) -> None:
-    """Appends `key`. Raises `KeyFileError`, or `ConfigError` for a file that is not TOML."""
+def add(
+    path: Path,
+    keys: Sequence[ApiKey],
+    groups: Sequence[Group] = (),
+    *,
+    defaults: ApiKey = NOTHING,
+) -> None:
+    """Appends keys and groups; what is as in `defaults` is not written.
+
+    Raises `KeyFileError`, or `ConfigError` for a file that is not TOML.
+    """
     with _locked(path) as target:
         text = _read(target)
-        tables, keys = _parsed(text or "", path)
-        if keys is None:
-            raise KeyFileError(f"{path}: keys is not a table: write [keys.NAME] tables")
-        if key.name in keys:
-            raise KeyFileError(
-                f"{path}: there is a key {quote(key.name)} already: revoke it first, or choose"
-                " another name"
-            )
-        added = render(key)
-        _, new = _parsed(added, path)
-        wanted = {**tables, "keys": {**keys, **(new or {})}}
-        result = _append(_HEAD if text is None else text, added)
-        _check(path, result, wanted, "it has no room for another [keys.NAME] table")
+        tables, _ = _parsed(text or "", path)
+        result = _HEAD if text is None else text
+        for kind, named in (("group", groups), ("key", keys)):
+            if not named:
+                continue
+            before = tables.get(f"{kind}s", {})
+            if not isinstance(before, dict):
+                hint = f"write [{kind}s.NAME] tables"
+                raise KeyFileError(f"{path}: {kind}s is not a table: {hint}")
+            for each in named:
+                if each.name in before:
+                    raise KeyFileError(
+                        f"{path}: there is a {kind} {quote(each.name)} already: remove it first,"
+                        " or choose another name"
+                    )
+                added = render(each, defaults)
+                result = _append(result, added)
+                before = {**before, **_named(parse_toml(added, str(path)))}
+            tables = {**tables, f"{kind}s": before}
+        _check(path, result, tables, "it has no room for another [keys.NAME] table")
         replace_file(target, result.encode())
+
+
+def _named(tables: Tables) -> Tables:
+    """What is in the only table of `tables`."""
+    (inner,) = tables.values()
+    return inner if isinstance(inner, dict) else {}
 
 
 def revoke(path: Path, name: str) -> None:
@@ -166,35 +111,105 @@ def revoke(path: Path, name: str) -> None:
         text = _read(target) or ""
         tables, keys = _parsed(text, path)
         if not keys or name not in keys:
-            known = f" (there are: {', '.join(keys)})" if keys else ""
-            raise KeyFileError(f"{path}: there is no key {quote(name)}{known}")
+            raise _missing(path, name, keys or ())
         wanted = {**tables, "keys": {key: value for key, value in keys.items() if key != name}}
         result = _without(text, name)
         _check(path, result, wanted, f"remove {quote(name)} with an editor")
         replace_file(target, result.encode())
 
 
-def render(key: ApiKey) -> str:
-    """The table of a key; settings at their default are left out."""
-    import tomlkit  # only what writes the file imports it
+def change(path: Path, name: str, changes_of: Callable[[ApiKey], Changes]) -> ApiKey:
+    """Changes settings of key `name` and returns the key as it is then.
 
-    table = tomlkit.table()
-    table["sha256"] = key.sha256
-    if key.models != ("*",):
-        table["models"] = list(key.models)
-    for name in ("requests_per_minute", "tokens_per_minute", "max_concurrent"):
-        limit = getattr(key, name)
-        if limit is not None:
-            table[name] = limit
-    if key.budget_usd is not None:
-        amount = format(key.budget_usd, "f")  # never with an exponent
-        table["budget_usd"] = tomlkit.value(amount if "." in amount else f"{amount}.0")
-        table["budget_period"] = key.budget_period
-    if key.expires is not None:
-        table["expires"] = key.expires
-    keys = tomlkit.table(is_super_table=True)
-    keys[key.name] = table
-    return tomlkit.dumps({"keys": keys})
+    `changes_of` gets the key with the defaults that hold for it. Raises as `create` does, and
+    `ConfigError` for a file with any mistake.
+    """
+    with _locked(path) as target:
+        text = _read(target) or ""
+        tables, keys = _parsed(text, path)
+        changes = changes_of(_one_key(path, text, tables, name))
+        table = (keys or {}).get(name)
+        new = dict(table) if isinstance(table, dict) else {}
+        for setting, value in changes.items():
+            new.pop(setting, None)
+            if value is not None:
+                new.update(parse_toml(f"{setting} = {literal(value)}", str(path)))
+        wanted = {**tables, "keys": {**(keys or {}), name: new}}
+        result = _changed(text, name, changes)
+        _check(path, result, wanted, f"change {quote(name)} with an editor: {_described(changes)}")
+        key = _one_key(path, result, wanted, name)
+        replace_file(target, result.encode())
+        return key
+
+
+def _one_key(path: Path, text: str, tables: Tables, name: str) -> ApiKey:
+    """Raises `ConfigError` with the problems of the file, or `KeyFileError`."""
+    problems: list[Problem] = []
+    keys = read_keys(Table(tables, "", str(path), problems)).keys
+    if problems:
+        raise ConfigError(located(problems, text), (path,))
+    if name not in keys:
+        raise _missing(path, name, keys)
+    return keys[name]
+
+
+def _missing(path: Path, name: str, keys: Iterable[str]) -> KeyFileError:
+    known = ", ".join(keys)
+    others = f" (there are: {known})" if known else ""
+    return KeyFileError(f"{path}: there is no key {quote(name)}{others}")
+
+
+def _described(changes: Changes) -> str:
+    return ", ".join(
+        f"remove {setting}" if value is None else f"{setting} = {literal(value)}"
+        for setting, value in changes.items()
+    )
+
+
+def render(of: ApiKey | Group, defaults: ApiKey = NOTHING) -> str:
+    """The table of a key or a group; a key's settings that are as in `defaults` are left out."""
+    name = of.name if _BARE.fullmatch(of.name) else literal(of.name)
+    if isinstance(of, ApiKey):
+        plain: ApiKey | Group = defaults
+        lines = [f"[keys.{name}]", f"sha256 = {literal(of.sha256)}"]
+    else:
+        plain = Group("")
+        lines = [f"[groups.{name}]"]
+    for setting in _SETTINGS:
+        if setting == "budget_period" and of.budget_usd is None:
+            continue  # a period needs a budget
+        value = getattr(of, setting, None)
+        if value is not None and value != getattr(plain, setting, None):
+            lines.append(f"{setting} = {literal(value)}")
+    return "\n".join((*lines, ""))
+
+
+def literal(value: Value) -> str:
+    """A value in TOML's spelling."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return f'"{"".join(map(_escaped, value))}"'
+        case Decimal():
+            amount = format(value, "f")  # never with an exponent
+            return amount if "." in amount else f"{amount}.0"
+        case datetime.datetime():
+            return value.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        case datetime.date():
+            return value.isoformat()
+        case tuple():
+            return f"[{', '.join(map(literal, value))}]"
+    return str(value)
+
+
+def _escaped(char: str) -> str:
+    if char in '"\\':
+        return f"\\{char}"
+    if char.isprintable():
+        return char
+    code = ord(char)
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
 def _append(text: str, table: str) -> str:
@@ -206,55 +221,41 @@ def _append(text: str, table: str) -> str:
 
 
 def _without(text: str, name: str) -> str:
-    """The text without the lines of `keys.NAME`; comments behind its last line stay.
-
-    tomlkit says which lines these are. The others are taken from `text`, since tomlkit loses a
-    space behind a date in an inline table.
-    """
-    from tomlkit import parse
-    from tomlkit.exceptions import TOMLKitError
-
-    try:
-        document = parse(text)
-    except (TOMLKitError, RecursionError):
-        return text  # `_check` refuses it
-    before = document.as_string().splitlines(keepends=True)
-    _remove(document.body, ("keys", name))
-    after = document.as_string().splitlines(keepends=True)
+    """The text without the lines of `keys.NAME`; comments behind its last line stay."""
     kept: list[str] = []
-    for original, line in zip(text.splitlines(keepends=True), before, strict=False):
-        if after[len(kept) : len(kept) + 1] == [line]:
-            kept.append(original)
-    return "".join(kept)
+    begin = 0  # of the text that is not yet kept
+    inside = False  # below a header of the key: comments between its lines are its own
+    for statement in statements(text):
+        if statement.path[:2] != ("keys", name):
+            inside = False
+            continue
+        if not inside:
+            kept.append(text[begin : statement.start])
+        begin = statement.end
+        inside = inside or statement.is_table
+    return "".join((*kept, text[begin:]))
 
 
-def _remove(body: Body, path: tuple[str, ...]) -> None:
-    from tomlkit import items, ws
-
-    kept: Body = []
-    for key, item in body:
-        if key is None or key.key != path[0]:
-            kept.append((key, item))
-        elif path[1:]:
-            if isinstance(item, items.Table):
-                _remove(item.value.body, path[1:])
-            kept.append((key, item))
-        elif isinstance(item, items.Table):
-            # As white space: a comment would give the table around it a header.
-            kept.append((None, ws("".join(each.as_string() for each in _trailing(item)))))
-    body[:] = kept
-
-
-def _trailing(table: Item) -> list[Item]:
-    """The comments and empty lines behind the last statement of a table."""
-    from tomlkit import items
-
-    if not isinstance(table, items.Table):
-        return []
-    found: list[Item] = []
-    for key, item in table.value.body:
-        found = [*found, item] if key is None else _trailing(item)
-    return found
+def _changed(text: str, name: str, changes: Changes) -> str:
+    """The text with `changes` in `keys.NAME`; a setting that is new there follows `sha256`."""
+    found = {each.path: each for each in statements(text)}
+    digest = found.get(("keys", name, "sha256"))
+    edits: list[tuple[int, int, str]] = []
+    for setting, value in changes.items():
+        old = found.get(("keys", name, setting))
+        if old is not None and value is not None:
+            edits.append((old.value, old.stop, literal(value)))
+        elif old is not None:
+            edits.append((old.start, old.end, ""))
+        elif digest is not None and value is not None:
+            before, _, after = text[digest.start : digest.value].rpartition("sha256")
+            newline = "\r\n" if text.startswith("\r\n", digest.end - 2) else "\n"
+            line = f"{before}{setting}{after}{literal(value)}{newline}"
+            is_last = not text[: digest.end].endswith("\n")
+            edits.append((digest.end, digest.end, newline + line if is_last else line))
+    for start, end, new in sorted(edits, reverse=True):
+        text = text[:start] + new + text[end:]
+    return text
 
 
 def _parsed(text: str, path: Path) -> tuple[Tables, Tables | None]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from wrapper.config.fields import SecretReader, Table
 from wrapper.config.files import ProblemFound, Sources, Unreadable, open_toml, read_text
 from wrapper.config.gateway import Gateway, read_gateway
-from wrapper.config.keyfile import read_keys
+from wrapper.config.keys import KeyFile, read_keys
 from wrapper.config.prepared import Prepared
 from wrapper.config.problems import ENVIRONMENT, ConfigError, Problem, quote, suggest
 from wrapper.config.settings import (
@@ -29,12 +29,16 @@ from wrapper.config.settings import (
     Target,
     frozen,
 )
+from wrapper.config.statements import located
+from wrapper.config.storeurl import REDIS_FORMS, is_redis, parse_redis
 
 DEFAULT_CONFIG = "config/gateway.toml"
 DEFAULT_KEYS = "config/keys.toml"
 PRICES = "prices.toml"
 DEMO = "demo"
 LOG_LEVELS = ("debug", "info", "warning", "error")
+
+_PROXIES = frozenset(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"))
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 
@@ -48,6 +52,7 @@ class Listen:
     workers: int = 2
     log_level: str = "info"
     graceful_timeout: int = 30  # seconds
+    keepalive: int = 75  # seconds
 
     @property
     def bind(self) -> str:
@@ -95,7 +100,7 @@ def default_workers() -> int:
 
 
 def listen(environ: Mapping[str, str]) -> Listen:
-    """HOST, PORT, WEB_CONCURRENCY, LOG_LEVEL and GRACEFUL_TIMEOUT. Raises `ConfigError`."""
+    """HOST, PORT, WEB_CONCURRENCY, LOG_LEVEL, GRACEFUL_TIMEOUT, KEEPALIVE. Raises `ConfigError`."""
     problems: list[Problem] = []
     found = read_listen(environ, problems)
     if problems:
@@ -119,6 +124,7 @@ def read_listen(environ: Mapping[str, str], problems: list[Problem]) -> Listen:
         workers=_whole(environ, "WEB_CONCURRENCY", default_workers(), 1, 256, problems),
         log_level=level,
         graceful_timeout=_whole(environ, "GRACEFUL_TIMEOUT", 30, 1, 3600, problems),
+        keepalive=_whole(environ, "KEEPALIVE", 75, 1, 3600, problems),
     )
 
 
@@ -133,6 +139,13 @@ def _whole(
     return default
 
 
+def ignored_proxies(environ: Mapping[str, str]) -> list[str]:
+    """The variables that name an outgoing proxy; the gateway uses none. The value may hold a
+    password, so it is not shown.
+    """
+    return [name for name in environ if environ[name] and name.upper() in _PROXIES]
+
+
 def store_url(environ: Mapping[str, str]) -> str:
     """WRAPPER_STORE: the URL of the usage table. Raises `ConfigError`."""
     problems: list[Problem] = []
@@ -145,10 +158,14 @@ def store_url(environ: Mapping[str, str]) -> str:
 def read_store_url(environ: Mapping[str, str], problems: list[Problem]) -> str:
     """As `store_url`, but adds to `problems`. Does not repeat the value: it may hold a password."""
     url = environ.get("WRAPPER_STORE") or DEFAULT_STORE
-    wanted = "write sqlite:///path/of/the/file.db"
-    if re.fullmatch(r"rediss?://\S+", url):
-        wrong = "a Redis store is not built yet"
-        wanted = "use sqlite:///path/of/the/file.db"
+    wanted = "write sqlite:///path/of/the/file.db or redis://host:6379/0"
+    if is_redis(url):
+        try:
+            parse_redis(url)
+        except ValueError as error:
+            wrong, wanted = str(error), REDIS_FORMS
+        else:
+            return url
     elif not url.startswith("sqlite:///"):
         wrong = "is not the address of a store"
     elif not url.removeprefix("sqlite:///").strip("/") or not url.isprintable() or "?" in url:
@@ -204,12 +221,13 @@ def load(
     _check_demo(environ, in_environ)
     problems = [*in_environ, *problems, *in_keys]
     if problems:
-        raise ConfigError(problems, sources.files, None if in_keys else frozen(keys))
+        raise ConfigError(problems, sources.files, None if in_keys else keys)
     settings = Settings(
         server=gateway.server,
         providers=frozen(gateway.providers),
         routes=gateway.routes,
-        keys=frozen(keys),
+        keys=keys.keys,
+        groups=keys.groups,
         prices=frozen(gateway.prices),
         files=sources.files,
         stamps=sources.stamps,
@@ -221,31 +239,34 @@ def load(
 def _gateway(environ: Mapping[str, str], sources: Sources, problems: list[Problem]) -> Gateway:
     path = config_path(environ)
     try:
-        data = open_toml(sources, path, "set WRAPPER_CONFIG to the path of gateway.toml")
+        data, text = open_toml(sources, path, "set WRAPPER_CONFIG to the path of gateway.toml")
     except ProblemFound as found:
         problems.append(found.problem)
         return Gateway(Server(), {}, (), {})
     secrets = SecretReader(environ, sources, path.parent)
     watch: list[Path] = []
-    gateway = read_gateway(Table(data, "", str(path), problems), secrets, watch)
+    found_here: list[Problem] = []
+    gateway = read_gateway(Table(data, "", str(path), found_here), secrets, watch)
+    problems += located(found_here, text)
     for file in watch:
         sources.watch(file)
     return gateway
 
 
-def _keys(
-    environ: Mapping[str, str], sources: Sources, problems: list[Problem]
-) -> dict[str, ApiKey]:
-    """The keys; none where there is no keys file, as on the first start."""
+def _keys(environ: Mapping[str, str], sources: Sources, problems: list[Problem]) -> KeyFile:
+    """The keys and groups; none where there is no keys file, as on the first start."""
     path = keys_path(environ)
     try:
-        data = open_toml(sources, path, "")
+        data, text = open_toml(sources, path, "")
     except ProblemFound as found:
         cause = found.__cause__
         if not (isinstance(cause, Unreadable) and cause.missing):
             problems.append(found.problem)
-        return {}
-    return read_keys(Table(data, "", str(path), problems))
+        return KeyFile()
+    found_here: list[Problem] = []
+    keys = read_keys(Table(data, "", str(path), found_here))
+    problems += located(found_here, text)
+    return keys
 
 
 def _prepared_keys(
@@ -253,13 +274,13 @@ def _prepared_keys(
     sources: Sources,
     problems: list[Problem],
     prepared: Prepared | None,
-) -> dict[str, ApiKey]:
+) -> KeyFile:
     """As `_keys`, from what another process has read where there is that."""
     path = keys_path(environ)
     found = prepared.get(sources.watch(path)) if prepared else None
     if found is None:
         return _keys(environ, sources, problems)
-    keys: dict[str, ApiKey]
+    keys: KeyFile
     keys, known = found
     problems += known
     return keys
@@ -268,7 +289,7 @@ def _prepared_keys(
 def prepare_keys(environ: Mapping[str, str], prepared: Prepared) -> None:
     """Read a large keys file for this process and others; see `wrapper.config.prepared`."""
 
-    def read() -> tuple[dict[str, ApiKey], list[Problem]]:
+    def read() -> tuple[KeyFile, list[Problem]]:
         problems: list[Problem] = []
         return _keys(environ, Sources(), problems), problems
 
@@ -277,12 +298,17 @@ def prepare_keys(environ: Mapping[str, str], prepared: Prepared) -> None:
 
 def load_keys(environ: Mapping[str, str]) -> Mapping[str, ApiKey]:
     """The keys only. Raises `ConfigError`."""
+    return load_key_file(environ).keys
+
+
+def load_key_file(environ: Mapping[str, str]) -> KeyFile:
+    """The keys and groups only. Raises `ConfigError`."""
     problems: list[Problem] = []
     sources = Sources()
-    keys = _keys(environ, sources, problems)
+    found = _keys(environ, sources, problems)
     if problems:
         raise ConfigError(problems, sources.files)
-    return frozen(keys)
+    return found
 
 
 def _check_demo(environ: Mapping[str, str], problems: list[Problem]) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wrapper.config.settings import ApiKey
+    from wrapper.config.keys import KeyFile
 
 ENVIRONMENT = "environment"
 """The value of `Problem.file` where the mistake is in a variable and not in a file."""
@@ -26,34 +26,36 @@ _MAX_LENGTH = 60
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake: `file` and `key_path` say where, `hint` says what would be right."""
+    """One mistake: `file`, `line` and `key_path` say where, `hint` says what would be right."""
 
     file: str
     key_path: str
     message: str
     hint: str = ""
+    line: int | None = None
 
     def __str__(self) -> str:
-        where = f"{self.file}: {self.key_path}" if self.key_path else self.file
+        line = "" if self.line is None else f"line {self.line}"
+        where = ": ".join(filter(None, (self.file, line, self.key_path)))
         return f"{where}: {self.message}" + (f"; {self.hint}" if self.hint else "")
 
 
 class ConfigError(Exception):
     """The configuration cannot be used. `str()` gives one problem per line.
 
-    `files` are all files that were read (watch these to see a correction); `keys` are the keys of
-    the keys file where that file itself has no problem.
+    `files` are all files that were read (watch these to see a correction); `key_file` is
+    what the keys file says, where that file itself has no problem.
     """
 
     def __init__(
         self,
         problems: Iterable[Problem],
         files: tuple[Path, ...] = (),
-        keys: Mapping[str, ApiKey] | None = None,
+        key_file: KeyFile | None = None,
     ) -> None:
         self.problems = tuple(problems)
         self.files = files
-        self.keys = keys
+        self.key_file = key_file
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

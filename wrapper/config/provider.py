@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from wrapper.config.fields import SECRET_WANTED, SecretReader, Table, kind
 from wrapper.config.files import Unreadable, read_text
-from wrapper.config.settings import Provider
+from wrapper.config.limits import check_period, read_limits
+from wrapper.config.settings import MAX_IN_FLIGHT, MAX_OUTPUT_TOKENS, Provider
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*")
@@ -43,6 +44,11 @@ _RESERVED_HEADERS = frozenset(
 )
 _SECRET = frozenset(("api-key", "x-api-key", "x-goog-api-key"))
 
+# Seconds that an idle connection may serve again. uvicorn, and with it vLLM, closes after 5 s, Node
+# after 5 s: a request that meets the close on its way is lost. These hosts keep theirs for minutes.
+_KEEPALIVE = 4.0
+_PATIENT_HOSTS = {"api.openai.com": 45.0, "api.groq.com": 45.0}
+
 
 def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | None:
     """The provider, or None when its base URL is wrong. Problems are recorded in the table."""
@@ -51,17 +57,21 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
     headers, secret_headers, headers_why = _headers(table, secrets)
     timeouts = {
         "connect_timeout": table.seconds("connect_timeout", 5.0),
-        "first_byte_timeout": table.seconds("first_byte_timeout", 120.0),
-        "idle_timeout": table.seconds("idle_timeout", 120.0),
-        "total_timeout": table.seconds("total_timeout", 900.0),
+        "first_byte_timeout": table.seconds("first_byte_timeout", 600.0),
+        "idle_timeout": table.seconds("idle_timeout", 600.0),
+        "total_timeout": table.seconds("total_timeout", 3600.0),
+        "keepalive": table.seconds("keepalive", _keepalive(base_url or "")),
     }
     client_credentials = table.flag("client_credentials", False)
-    max_connections = table.whole("max_connections", 1000, high=100_000)
+    max_connections = table.whole("max_connections", MAX_IN_FLIGHT, high=100_000)
     ca_file, ca_pem = _ca_file(table, secrets.base)
     reports = "sent" if name == "groq" or "api.groq.com" in (base_url or "") else "ask"
     stream_usage = table.text(
         "stream_usage", reports, pattern=_STREAM_USAGE, wanted='"ask" or "sent"'
     )
+    limits = read_limits(table)
+    check_period(table, limits)
+    default_output_tokens = table.whole("default_output_tokens", None, high=MAX_OUTPUT_TOKENS)
     table.close()
     if base_url is None:
         return None
@@ -77,8 +87,14 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
         ca_file=ca_file,
         ca_pem=ca_pem,
         stream_usage=stream_usage,
+        default_output_tokens=default_output_tokens,
         **timeouts,
+        **limits,
     )
+
+
+def _keepalive(base_url: str) -> float:
+    return _PATIENT_HOSTS.get(urlsplit(base_url).hostname or "", _KEEPALIVE)
 
 
 def _base_url(table: Table) -> str | None:

@@ -12,13 +12,18 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
-MAX_IN_FLIGHT = 950  # requests in a worker; it accepts some more connections
+MAX_IN_FLIGHT = 4000  # requests in a worker; it accepts more connections: idle ones are kept
 DEFAULT_STORE = "sqlite:///data/usage.db"
+DEFAULT_OUTPUT_TOKENS = 4096
+MAX_OUTPUT_TOKENS = 10_000_000
+BUDGET_PERIODS = ("day", "week", "month", "total")
+"""Days, weeks from Monday and months are UTC; "total" is a prepaid pot."""
+
 GLOB_CHARACTERS = frozenset("*?[")
 
 Stamp = tuple[int, int, int] | None
@@ -64,7 +69,8 @@ class Provider:
     case) are credentials of the gateway, sent for its own keys only. `ca_pem` is the content of
     `ca_file`: with another content this is another provider. `stream_usage` says when a chat stream
     reports its usage: `ask` on request (OpenAI's `stream_options.include_usage`), `sent` always
-    (Groq).
+    (Groq). `keepalive` is how long an idle connection may serve again. The limits hold for the
+    whole account. `default_output_tokens` overrides that of the server.
     """
 
     name: str
@@ -73,15 +79,22 @@ class Provider:
     api_key_problem: str | None = None
     client_credentials: bool = False
     connect_timeout: float = 5.0
-    first_byte_timeout: float = 120.0
-    idle_timeout: float = 120.0
-    total_timeout: float = 900.0
-    max_connections: int = 1000
+    first_byte_timeout: float = 600.0
+    idle_timeout: float = 600.0
+    total_timeout: float = 3600.0
+    keepalive: float = 4.0
+    max_connections: int = MAX_IN_FLIGHT
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     secret_headers: frozenset[str] = frozenset()
     ca_file: Path | None = None
     ca_pem: str | None = field(default=None, repr=False)
     stream_usage: str = "ask"
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_concurrent: int | None = None
+    budget_usd: Decimal | None = None
+    budget_period: str = "month"
+    default_output_tokens: int | None = None
 
     @property
     def origin(self) -> str:
@@ -128,9 +141,12 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A gateway key: the SHA-256 of its secret, the models it may call, its limits.
+    """A gateway key: the SHA-256 of its secret, what it may use, its limits.
 
-    The budget is per UTC day or month. The key is refused from 00:00 UTC of `expires`.
+    Limits that keys.toml does not give are those of its `[defaults]`. The key is refused from
+    00:00 UTC of `expires`. While a rotation overlaps, `old_sha256` is the digest of the secret
+    before; it is refused from `rotated_until` on (None: as long as the file has it). `endpoints`
+    are the surfaces that need permission and have it. `enforce = False` is a dry run.
     """
 
     name: str
@@ -142,12 +158,50 @@ class ApiKey:
     budget_usd: Decimal | None = None
     budget_period: str = "month"
     expires: datetime.date | None = None
+    group: str | None = None
+    owner: str | None = None
+    description: str | None = None
+    endpoints: tuple[str, ...] = ()
+    unpriced: Literal["refuse", "allow"] = "refuse"
+    store_failure: Literal["refuse", "allow"] = "refuse"
+    enforce: bool = True
+    old_sha256: str | None = None
+    rotated_until: datetime.datetime | None = None
+
+    @property
+    def sha256s(self) -> tuple[str, ...]:
+        """The digests of the secrets that authenticate, the newest first."""
+        return (self.sha256,) if self.old_sha256 is None else (self.sha256, self.old_sha256)
 
     @property
     def limited(self) -> bool:
-        """Whether a limit or a budget is recorded for this key."""
-        limits = (self.requests_per_minute, self.tokens_per_minute, self.max_concurrent)
-        return self.budget_usd is not None or any(limit is not None for limit in limits)
+        """Whether the key has a limit or a budget of its own."""
+        return has_limits(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Limits over all keys of a group together, beside each key's own."""
+
+    name: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_concurrent: int | None = None
+    budget_usd: Decimal | None = None
+    budget_period: str = "month"
+    enforce: bool = True
+    description: str | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether the group has a limit or a budget."""
+        return has_limits(self)
+
+
+def has_limits(holder: ApiKey | Group | Provider) -> bool:
+    """Whether any limit or a budget is set."""
+    limits = (holder.requests_per_minute, holder.tokens_per_minute, holder.max_concurrent)
+    return holder.budget_usd is not None or any(limit is not None for limit in limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,21 +221,25 @@ class Server:
     the next piece of a response. `max_in_flight` is per worker; requests above it get 503.
     `max_in_flight_unauthenticated` of them may be callers with a provider credential of their own
     that no provider has accepted yet. `body_memory_bytes` and `upload_disk_bytes` are what a worker
-    may hold of request bodies. `metrics_token_problem` says why there is no
-    token although one is configured.
+    may hold of request bodies.
+    `metrics_token_problem` says why there is no token although one is configured. `root_path` is
+    the prefix that a proxy in front leaves in the paths; empty or `/…` without a slash at the end.
+    `default_output_tokens` is reserved for a request that does not limit its output itself.
     """
 
+    root_path: str = ""
     cors_origins: tuple[str, ...] = ("*",)
     max_body_bytes: int = 26_214_400
     max_upload_bytes: int = 536_870_912
     metrics_token: Secret | None = None
     metrics_token_problem: str | None = None
     body_timeout: float = 30.0
-    max_in_flight: int = 900
+    max_in_flight: int = 1500
     max_in_flight_unauthenticated: int = 90
     body_memory_bytes: int = 268_435_456
     upload_disk_bytes: int = 4_294_967_296
     metering: bool = True
+    default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +255,7 @@ class Settings:
     providers: Mapping[str, Provider]
     routes: tuple[Route, ...]
     keys: Mapping[str, ApiKey]
+    groups: Mapping[str, Group] = field(default_factory=lambda: frozen({}))
     prices: Mapping[str, Price] = field(default_factory=lambda: frozen({}))
     files: tuple[Path, ...] = ()
     stamps: tuple[Stamp, ...] = ()

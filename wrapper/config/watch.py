@@ -79,9 +79,10 @@ class Reloader:
         if state != self._failed:
             self._failed = state
             self._on_problem(error)
-        if error.keys is None or self._current is None:
+        if error.key_file is None or self._current is None:
             return False
-        return self._take(replace(self._current, keys=error.keys))
+        found = error.key_file
+        return self._take(replace(self._current, keys=found.keys, groups=found.groups))
 
     def _take(self, settings: Settings) -> bool:
         if settings == self._current:

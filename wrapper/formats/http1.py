@@ -23,6 +23,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 READ_SIZE = 65536
@@ -43,6 +44,14 @@ _CHUNK = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,14})\r\n")
 
 _LAST_CHUNK = b"0\r\n\r\n"  # without trailers
 
+# Linux's account of a connection (tcp(7)). Its last 8 bytes here are `tcpi_bytes_acked`, the bytes
+# that the peer has acknowledged.
+_TCP, _TCP_INFO = socket.IPPROTO_TCP, getattr(socket, "TCP_INFO", -1)
+_TCP_INFO_BYTES = 128
+
+# A machine's sleep counts: the peer has not slept.
+clock = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
 Headers = list[tuple[str, str]]
 
 
@@ -52,6 +61,14 @@ class ProtocolError(Exception):
 
 class Disconnected(ProtocolError):
     """The peer closed before its response was complete."""
+
+
+class Unanswered(Disconnected):
+    """The peer closed, or `reset` the connection, before the first byte of a response."""
+
+    def __init__(self, message: str, *, reset: bool = False) -> None:
+        super().__init__(message)
+        self.reset = reset
 
 
 class Head(NamedTuple):
@@ -69,31 +86,15 @@ class Head(NamedTuple):
 class Connection:
     """One TCP or TLS connection to `host:port`, used for one request at a time."""
 
-    __slots__ = ("_ahead", "idle_since", "reusable", "sock")
+    __slots__ = ("_acked", "_ahead", "_written", "idle_since", "reusable", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._ahead = b""
         self.reusable = False
-        self.idle_since = 0.0
-
-    @classmethod
-    def open(cls, host: str, port: int, tls: ssl.SSLContext | None, timeout: float) -> Connection:
-        """Connect, at most `timeout` seconds for each address and for the TLS handshake.
-
-        Raises OSError (ssl.SSLError and TimeoutError among its kinds).
-        """
-        sock = socket.create_connection((host, port), timeout)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if tls is not None:
-                # An end without TLS's close_notify may be an attacker's: a body that lasts until
-                # the close is then incomplete (RFC 9112 section 9.8).
-                sock = tls.wrap_socket(sock, server_hostname=host, suppress_ragged_eofs=False)
-        except BaseException:
-            sock.close()
-            raise
-        return cls(sock)
+        self.idle_since = 0.0  # 0: it has served no request yet
+        self._acked: bytes | None = None  # the kernel's account before a further request
+        self._written = False
 
     def is_quiet(self) -> bool:
         """Whether an idle connection is still open with nothing on it, as it must be."""
@@ -101,10 +102,31 @@ class Connection:
             self.sock.settimeout(0)
             self.sock.recv(1)
         except (BlockingIOError, ssl.SSLWantReadError):
+            try:
+                self._acked = self.sock.getsockopt(_TCP, _TCP_INFO, _TCP_INFO_BYTES)
+            except OSError:  # no Linux, or no TCP
+                self._acked = None
             return True
         except OSError:
             return False
         return False
+
+    def was_dead(self, error: Exception) -> bool:
+        """Whether `error`, before any byte of a response on a kept connection, shows that the
+        peer had closed it before the request: then nothing of the request was executed.
+
+        Either the request could not be written to its end, or the peer's close has arrived and
+        acknowledges nothing of it. (A reset says nothing: a peer that has read a request may
+        send one without acknowledging anything.)
+        """
+        if not self.idle_since or not isinstance(error, Unanswered):
+            return False
+        if not self._written:
+            return True
+        if error.reset or self._acked is None or len(self._acked) < _TCP_INFO_BYTES:
+            return False
+        now = self.sock.getsockopt(_TCP, _TCP_INFO, _TCP_INFO_BYTES)
+        return now[_TCP_INFO_BYTES - 8 :] == self._acked[_TCP_INFO_BYTES - 8 :]
 
     def send(self, head: bytes, body: bytes | Iterable[bytes] | None, timeout: float) -> None:
         """Write a request; `timeout` bounds each wait for the peer to take bytes.
@@ -113,6 +135,7 @@ class Connection:
         pipe here is left to `read_head`, which finds the response or its absence.
         """
         self.reusable = False
+        self._written = False
         self.sock.settimeout(timeout)
         try:
             if body is None or (isinstance(body, bytes) and len(body) <= READ_SIZE):
@@ -122,7 +145,8 @@ class Connection:
                 body = (body,) if isinstance(body, bytes) else body  # not copied behind the head
                 for piece in body:
                     self.sock.sendall(piece)
-        except (BrokenPipeError, ConnectionResetError):
+            self._written = True
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             pass
 
     def read_head(self, method: str, timeout: float) -> Head:
@@ -161,16 +185,21 @@ class Connection:
             self.unread(rest)
         self.reusable = keep_alive and not self._ahead
         if self.reusable:
-            self.idle_since = time.monotonic()
+            self.idle_since = clock()
 
     def close(self) -> None:
         self.reusable = False
         self.sock.close()
 
     def _until_blank_line(self) -> bytes:
-        data = self.receive()
+        try:
+            data = self.receive()
+        except ssl.SSLEOFError:  # closed without TLS's close_notify
+            data = b""
+        except (ConnectionResetError, BrokenPipeError):
+            raise Unanswered("connection reset by peer", reset=True) from None
         if not data:
-            raise Disconnected("closed without a response")
+            raise Unanswered("closed without a response")
         end = data.find(b"\r\n\r\n")
         while end < 0:
             if len(data) > MAX_HEAD:

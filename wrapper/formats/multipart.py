@@ -38,7 +38,14 @@ _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]
 # White space is stripped afterwards: matched here, a long run of it could be divided in every way.
 _HEADER_LINE = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _PLAIN_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
-_PLAIN_CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+_UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+# In these, bytes below 128 are ASCII, so that an ASCII value is the same text in all of them.
+# (Not so in UTF-7, UTF-16, ISO-2022, Shift-JIS, EBCDIC.)
+_LIKE_ASCII = re.compile(
+    r"(?:iso[-_]?8859[-_]?\d{1,2}(?:[-:]\w+)?|latin-?\d{1,2}|l\d|(?:windows|cp)-?125\d|koi8-[a-z]{1,2}"
+    r"|euc-(?:jp|kr|cn|tw)|gb2312|gbk|gb18030|big5)"
+)
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s\"';]*)", re.IGNORECASE)
 
 _PREAMBLE, _DELIMITER, _HEADERS, _CONTENT, _EPILOGUE = range(5)
 
@@ -76,6 +83,7 @@ class FieldFinder:
         self._scan_all = scan_all
         self._state = _PREAMBLE
         self._wanted = False  # the current part is the field
+        self._encoding = "utf-8"  # of the field: where it names another charset, only ASCII
         self._parts = 0
         self._buffer = b""
         self._offset = 0  # of the buffer's first byte in the stream
@@ -204,15 +212,19 @@ class FieldFinder:
             raise _Problem("a multipart part has no Content-Disposition header")
         if not _announces(headers["content-disposition"], self.name):
             return False
-        if not _is_plain_text(headers):
+        encoding = _encoding(headers)
+        if encoding is None:
             raise _Problem(f"the form field '{self.name}' is not plain UTF-8 text")
+        self._encoding = encoding
         return True
 
     def _take(self, start: int, end: int) -> None:
         try:
-            text = self._buffer[start:end].decode()
+            text = self._buffer[start:end].decode(self._encoding)
         except UnicodeDecodeError:
-            raise _Problem(f"the form field '{self.name}' is not UTF-8") from None
+            raise _Problem(
+                f"the form field '{self.name}' is not {self._encoding.upper()}"
+            ) from None
         if self.spans:
             self.duplicate = True
             if text != self.value or len(self.spans) == _MAX_REPEATS:
@@ -302,10 +314,14 @@ def _readings(written: str) -> set[str]:
     return {written, unescaped, *(unquote(text, "latin-1") for text in (written, unescaped))}
 
 
-def _is_plain_text(headers: dict[str, str]) -> bool:
-    """Not so for a field in an encoding or charset of its own: readers decode it, or do not."""
-    encoding = headers.get("content-transfer-encoding", "binary").lower()
-    charset = re.search(r"charset\s*=\s*\"?([^\s\";]*)", headers.get("content-type", ""), re.I)
-    return encoding in _PLAIN_ENCODINGS and (
-        charset is None or charset[1].lower() in _PLAIN_CHARSETS
-    )
+def _encoding(headers: dict[str, str]) -> str | None:
+    """How to decode the field: "utf-8"; "ascii" where its charset agrees with UTF-8 on ASCII alone.
+
+    None for a field that some readers decode and others do not.
+    """
+    if headers.get("content-transfer-encoding", "binary").lower() not in _PLAIN_ENCODINGS:
+        return None
+    charsets = {name.lower() for name in _CHARSET.findall(headers.get("content-type", ""))}
+    if charsets <= _UTF_8:
+        return "utf-8"
+    return "ascii" if all(map(_LIKE_ASCII.fullmatch, charsets - _UTF_8)) else None

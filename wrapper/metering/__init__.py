@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from wrapper.metering.decoding import DecodingExtractor, decoder_for
 from wrapper.metering.json_body import JsonExtractor
-from wrapper.metering.stream import StreamExtractor, set_include_usage
+from wrapper.metering.lines import LinesExtractor
+from wrapper.metering.stream import StreamExtractor, has_content, set_include_usage
 from wrapper.metering.usage import (
     ENCODING,
     NOT_METERED_TYPE,
@@ -22,8 +22,11 @@ __all__ = [
     "Usage",
     "UsageExtractor",
     "extractor_for",
+    "has_content",
     "set_include_usage",
 ]
+
+_LINES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
 
 def extractor_for(
@@ -37,12 +40,20 @@ def extractor_for(
     """
     media = (content_type or "").partition(";")[0].strip().lower()
     is_stream = media == "text/event-stream"
-    if not is_stream and media != "application/json" and not media.endswith("+json"):
+    is_lines = media in _LINES
+    if not (is_stream or is_lines or media == "application/json" or media.endswith("+json")):
         return NullExtractor(NOT_METERED_TYPE)
     encoding = (content_encoding or "").strip().lower()
-    if encoding in ("", "identity"):
-        return StreamExtractor(strip_usage=strip_usage) if is_stream else JsonExtractor()
+    plain = encoding in ("", "identity")
+    extractor: UsageExtractor
+    if is_stream:
+        extractor = StreamExtractor(strip_usage=strip_usage and plain)
+    else:
+        extractor = LinesExtractor() if is_lines else JsonExtractor()
+    if plain:
+        return extractor
+    # Not at the top: decoding yields to other greenlets, and commands do without gevent.
+    from wrapper.metering.decoding import DecodingExtractor, decoder_for
+
     decoder = decoder_for(encoding)
-    if decoder is None:
-        return NullExtractor(ENCODING)
-    return DecodingExtractor(decoder, StreamExtractor() if is_stream else JsonExtractor())
+    return NullExtractor(ENCODING) if decoder is None else DecodingExtractor(decoder, extractor)

@@ -31,6 +31,10 @@ class DecompressionError(Exception):
 class Decoder(Protocol):
     """Decompresses one stream."""
 
+    @property
+    def at_end(self) -> bool:
+        """Whether the stream may end here."""
+
     def decode(self, data: bytes) -> Iterator[bytes]:
         """The decompressed pieces of `data`. Raises DecompressionError."""
 
@@ -42,6 +46,7 @@ class Inflate:
         self._gzip = gzip
         self._start = b""
         self._inflate = zlib.decompressobj(wbits=31) if gzip else None
+        self.at_end = False
 
     def decode(self, data: bytes) -> Iterator[bytes]:
         if self._inflate is None:
@@ -58,6 +63,7 @@ class Inflate:
             if piece:
                 yield piece
             data = self._inflate.unconsumed_tail
+            self.at_end = self._inflate.eof
             if self._inflate.eof:
                 data = self._inflate.unused_data
                 # Data after the last member is padding (gzip(1) ignores it too).
@@ -71,6 +77,10 @@ class Brotli:
 
     def __init__(self) -> None:
         self._decompressor = brotli.Decompressor()
+
+    @property
+    def at_end(self) -> bool:
+        return bool(self._decompressor.is_finished())
 
     def decode(self, data: bytes) -> Iterator[bytes]:
         if self._decompressor.is_finished():

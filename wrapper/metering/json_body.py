@@ -4,10 +4,14 @@ Ten megabytes of embeddings or images are not kept. In every dialect the usage i
 two ends, and both ends can be read without what lies between:
 
 * from the head, member by member, as far as the kept bytes go;
-* from the tail, backwards to the last `"usage": {…}` whose rest closes the document exactly. A
-  quote inside a string is always escaped, so a `"usage"` that follows a comma or a brace (and no
-  backslash) is a key; and where `{` + the rest is a complete JSON object, exactly one brace was
-  open before it, so the key was at the top level.
+* from the tail, backwards to the last `"usage": {…}` (or another wanted member) whose rest closes
+  the document exactly. A quote inside a string is always escaped, so a `"usage"` that follows a
+  comma or a brace (and no backslash) is a key; and where `{` + the rest is a complete JSON object,
+  exactly one brace was open before it, so the key was at the top level.
+
+What lies between may have calls of hosted tools, which are billed: those that nothing at the two
+ends counts make a unit without a price ("uncounted …"), so that the response is not priced without
+them.
 
 Invariant: what merely looks like a usage (in a string, in a nested object) is not taken for one,
 and memory stays constant.
@@ -20,8 +24,15 @@ import re
 import msgspec
 
 from wrapper.formats.jsonbytes import skip_value
-from wrapper.metering.dialects import DECODING_ERRORS, JsonUsage, read
-from wrapper.metering.usage import NO_USAGE, TOO_LARGE, TRUNCATED, UNREADABLE, ExtractedUsage
+from wrapper.metering.dialects import DECODING_ERRORS, MEMBERS, JsonUsage, read, with_executed
+from wrapper.metering.usage import (
+    NO_USAGE,
+    TOO_LARGE,
+    TRUNCATED,
+    UNREADABLE,
+    ExtractedUsage,
+    Usage,
+)
 
 # A JSON body up to this size is decoded as a whole.
 WHOLE_BYTES = 256 * 1024
@@ -33,9 +44,14 @@ MAX_TRIES = 32
 _KEY = re.compile(rb'[ \t\r\n]*+("(?:[^"\\]++|\\.)*+")[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
 _OPEN = re.compile(rb"[ \t\r\n]*+\{")
 _COMMA = re.compile(rb"[ \t\r\n]*+,")
-_USAGE = re.compile(rb'[,{][ \t\r\n]*+("usage"[ \t\r\n]*+:[ \t\r\n]*+)(?=\{)')
+_LAST = re.compile(
+    rb'[,{][ \t\r\n]*+("(?:usage|tool_usage|tools|service_tier|usage_breakdown'
+    rb'|(?:prompt_)?eval_count)")[ \t\r\n]*+:[ \t\r\n]*+(?=[{\["0-9])'
+)
+_HOSTED = re.compile(rb'"((?:web_search|file_search|code_interpreter|image_generation)_call)"')
 
-_WANTED = (b'"model"', b'"usage"', b'"type"', b'"error"')
+_PLAIN = frozenset((b'"model"', b'"usage"', b'"type"', b'"error"', b'"service_tier"'))
+_WANTED = frozenset(f'"{name}"'.encode() for name in MEMBERS)
 
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -83,7 +99,8 @@ class JsonExtractor:
 
 def _extracted(found: JsonUsage, reason: str) -> ExtractedUsage:
     if found.usage is not None:
-        return ExtractedUsage(found.usage, found.model, None, found.error)
+        usage = with_executed(found.usage, found.executed)
+        return ExtractedUsage(usage, found.model, None, found.error)
     reason = UNREADABLE if found.unreadable else reason
     return ExtractedUsage(None, found.model, reason, found.error)
 
@@ -91,15 +108,18 @@ def _extracted(found: JsonUsage, reason: str) -> ExtractedUsage:
 class HeadTailBuffer:
     """Keeps the first and the last bytes of what it is fed."""
 
-    __slots__ = ("head", "tail")
+    __slots__ = ("_hosted", "head", "tail")
 
     def __init__(self, pieces: list[bytes] | None = None) -> None:
         self.head = bytearray()
         self.tail = bytearray()
+        self._hosted: set[bytes] = set()
         for piece in pieces or ():
             self.feed(piece)
 
     def feed(self, data: bytes) -> None:
+        if b'_call"' in data:
+            self._hosted.update(_HOSTED.findall(self.tail[-32:] + data))
         room = HEAD_BYTES - len(self.head)
         if room > 0:
             self.head += data[:room]
@@ -110,13 +130,21 @@ class HeadTailBuffer:
     def read(self) -> JsonUsage:
         """What the head and the tail report."""
         members = head_members(bytes(self.head))
-        found = _read_members(members)
         # Events of the Responses API have the usage one level deeper, in `response`.
         nested = members.get(b'"type"', b"").startswith(b'"response.')
-        last = _from_tail(bytes(self.tail), nested=nested)
-        if last is not None:
-            found.usage, found.unreadable = last.usage, last.unreadable
+        found = _read_members({**members, **_last_members(bytes(self.tail), nested=nested)})
+        if found.usage is not None and self._hosted:
+            found.usage = self._with_uncounted(found.usage)
         return found
+
+    def _with_uncounted(self, usage: Usage) -> Usage:
+        counted = {unit for unit, _ in usage.units}
+        uncounted = [
+            (f"uncounted {kind}", 1)
+            for kind in sorted(each.decode().removesuffix("_call") for each in self._hosted)
+            if kind not in counted and not (kind == "image_generation" and usage.parts)
+        ]
+        return usage._replace(units=(*usage.units, *uncounted))
 
 
 def head_members(text: bytes) -> dict[bytes, bytes]:
@@ -138,17 +166,24 @@ def head_members(text: bytes) -> dict[bytes, bytes]:
 
 
 def _read_members(members: dict[bytes, bytes]) -> JsonUsage:
-    joined = b"{" + b",".join(key + b":" + value for key, value in members.items()) + b"}"
-    try:
-        return read(joined)
-    except DECODING_ERRORS:
-        return JsonUsage()
+    # Where a member is no JSON (`choices` with NaN), the short ones are read without it.
+    for keys in (members.keys(), members.keys() & _PLAIN):
+        joined = b",".join(key + b":" + members[key] for key in keys)
+        try:
+            return read(b"{" + joined + b"}")
+        except DECODING_ERRORS:
+            continue
+    return JsonUsage()
 
 
-def _from_tail(text: bytes, *, nested: bool) -> JsonUsage | None:
+def _last_members(text: bytes, *, nested: bool) -> dict[bytes, bytes]:
+    """The wanted top-level members in `text`, the end of an object."""
     text = text.rstrip()
     prefixes = (b"{", b'{"_":{') if nested else (b"{",)
-    for found in list(_USAGE.finditer(text))[: -MAX_TRIES - 1 : -1]:
+    members: dict[bytes, bytes] = {}
+    for found in list(_LAST.finditer(text))[: -MAX_TRIES - 1 : -1]:
+        if found[1] in members:
+            continue
         try:
             end = skip_value(text, found.end())
         except ValueError:
@@ -156,8 +191,8 @@ def _from_tail(text: bytes, *, nested: bool) -> JsonUsage | None:
         rest = text[end:].lstrip()
         rest = rest[1:] if rest.startswith(b",") else rest
         if any(_is_object(prefix + rest) for prefix in prefixes):
-            return _read_members({b'"usage"': text[found.end() : end]})
-    return None
+            members[found[1]] = text[found.end() : end]
+    return members
 
 
 def _is_object(text: bytes) -> bool:

@@ -23,74 +23,165 @@ _PER_TOKEN = (
     "input",
     "cached_input",
     "output",
+    "cache_write",
+    "cache_write_long",
     "audio_input",
+    "cached_audio",
     "image_input",
+    "cached_image",
     "audio_output",
     "image_output",
 )
-_KNOWN = frozenset((*_PER_TOKEN, "audio_hour", "tiers", "above"))
+_OF_RATE = frozenset((*_PER_TOKEN, "audio_hour", "tiers", "above"))
+_OF_MODEL = _OF_RATE | {"service_tiers", "units", "minimum_seconds"}
+
+
+class Priced(NamedTuple):
+    """What usage costs, in pico-USD; None where `unpriced`, a part of it, has no known price."""
+
+    cost: int | None
+    unpriced: str | None = None
 
 
 class Rate(NamedTuple):
     """Pico-USD per token (`audio_hour`: per hour); None where there is no price.
 
-    It applies to prompts of more than `above` tokens. `separate`: audio or image tokens have
-    their own price.
+    It applies to prompts of more than `above` tokens.
     """
 
     above: int = -1
     input: int | None = None
     cached_input: int | None = None
     output: int | None = None
+    cache_write: int | None = None
+    cache_write_long: int | None = None
     audio_input: int | None = None
+    cached_audio: int | None = None
     image_input: int | None = None
+    cached_image: int | None = None
     audio_output: int | None = None
     image_output: int | None = None
     audio_hour: int | None = None
-    separate: bool = False
 
-    def cost(self, usage: Usage) -> int | None:
-        if usage.seconds and not usage.total:
+    def price(self, usage: Usage, minimum_seconds: int = 0) -> Priced:
+        """What the tokens and seconds of `usage` cost."""
+        unknown = self._unknown(usage)
+        if unknown is not None:
+            return Priced(None, unknown)
+        cost = 0
+        if usage.seconds:
             if self.audio_hour is None:
-                return None
-            return round(usage.seconds * 1000) * self.audio_hour // 3_600_000
+                return Priced(None, "seconds")
+            seconds = max(usage.seconds, minimum_seconds)
+            cost = round(seconds * 1000) * self.audio_hour // 3_600_000
+        audio, image = usage.audio_prompt, usage.image_prompt
         cached = min(usage.cached, usage.prompt)
-        parts: tuple[tuple[int, int | None], ...] = (
-            (usage.prompt - cached, self.input),
-            (cached, self.cached_input),
-            (usage.completion, self.output),
-        )
-        if self.separate:
-            audio, image = usage.audio_prompt, usage.image_prompt
-            if cached and (audio or image):
-                return None  # how many of the cached tokens were text is unknown
-            special = usage.audio_completion + usage.image_completion
-            parts = (
-                (max(usage.prompt - cached - audio - image, 0), self.input),
-                (cached, self.cached_input),
-                (audio, self.audio_input),
-                (image, self.image_input),
-                (max(usage.completion - special, 0), self.output),
-                (usage.audio_completion, self.audio_output),
-                (usage.image_completion, self.image_output),
-            )
-        total = 0
-        for tokens, price in parts:
+        written = min(usage.cache_write, usage.prompt - cached)
+        cached_text = max(cached - usage.cached_audio - usage.cached_image, 0)
+        fresh_audio = max(audio - usage.cached_audio, 0)
+        fresh_image = max(image - usage.cached_image, 0)
+        for part, tokens, price in (
+            (
+                "input",
+                max(usage.prompt - cached - written - fresh_audio - fresh_image, 0),
+                self.input,
+            ),
+            ("cached_input", cached_text, self.cached_input),
+            ("cache_write", max(written - usage.cache_write_long, 0), self.cache_write),
+            ("cache_write_long", min(written, usage.cache_write_long), self.cache_write_long),
+            ("audio_input", fresh_audio, self.audio_input),
+            ("cached_audio", min(usage.cached_audio, cached), self.cached_audio),
+            ("image_input", fresh_image, self.image_input),
+            ("cached_image", min(usage.cached_image, cached), self.cached_image),
+            (
+                "output",
+                max(usage.completion - usage.audio_completion - usage.image_completion, 0),
+                self.output,
+            ),
+            ("audio_output", usage.audio_completion, self.audio_output),
+            ("image_output", usage.image_completion, self.image_output),
+        ):
             if tokens:
                 if price is None:
-                    return None
-                total += tokens * price
-        return total
+                    return Priced(None, part)
+                cost += tokens * price
+        return Priced(cost)
 
+    def _unknown(self, usage: Usage) -> str | None:
+        """The part whose number of tokens is not known, though it has a price of its own."""
+        if usage.unreadable and usage.unreadable not in _WITHOUT_PRICE:
+            return usage.unreadable
+        audio, image = usage.audio_prompt, usage.image_prompt
+        if usage.prompt and not (usage.prompt_split or audio or image):
+            if self.audio_input not in (None, self.input):
+                return "audio_input"
+            if self.image_input not in (None, self.input):
+                return "image_input"
+        if usage.completion and not (
+            usage.completion_split or usage.audio_completion or usage.image_completion
+        ):
+            if self.audio_output not in (None, self.output):
+                return "audio_output"
+            if self.image_output not in (None, self.output):
+                return "image_output"
+        if usage.cached and not usage.cached_split:
+            return self._unknown_cached(usage)
+        return None
+
+    def _unknown_cached(self, usage: Usage) -> str | None:
+        """How many of the cached tokens were text is not known: does it matter?"""
+        text = (self.input, self.cached_input)
+        if usage.audio_prompt and (self.audio_input, self.cached_audio) != text:
+            return "cached_audio"
+        if usage.image_prompt and (self.image_input, self.cached_image) != text:
+            return "cached_image"
+        return None
+
+
+# Details that are part of something else at the same price.
+_WITHOUT_PRICE = frozenset(
+    f"{details}.reasoning_tokens"
+    for details in ("completion_tokens_details", "output_tokens_details", "output_token_details")
+)
 
 Rates = tuple[Rate, ...]  # the one with the highest `above` first
+
+
+class ModelPrices(NamedTuple):
+    """The prices of one model: standard, in other service tiers, and per unit (pico-USD).
+
+    `any_tier`: the standard prices hold in every service tier.
+    """
+
+    rates: Rates
+    service_tiers: Mapping[str, Rates] = {}
+    units: Mapping[str, int] = {}
+    minimum_seconds: int = 0
+    any_tier: bool = False
+
+    def price(self, usage: Usage) -> Priced:
+        """What the tokens and seconds of `usage` cost at its service tier."""
+        tier = usage.service_tier.lower()
+        rates = self.rates
+        if tier not in STANDARD_TIERS and not self.any_tier:
+            if tier not in self.service_tiers:
+                return Priced(None, f"service_tier={tier}")
+            rates = self.service_tiers[tier]
+        for rate in rates:
+            if usage.prompt > rate.above:
+                return rate.price(usage, self.minimum_seconds)
+        return Priced(None, "input")
+
+
+# What providers call the service tier that the standard prices are for.
+STANDARD_TIERS = frozenset({"", "default", "auto", "standard", "on_demand"})
 
 
 class Table(NamedTuple):
     """The prices of one provider."""
 
     hosts: tuple[str, ...]
-    models: dict[str, Rates]
+    models: dict[str, ModelPrices]
 
 
 _read: dict[tuple[str, int, int, int], dict[str, Table]] = {}
@@ -155,42 +246,69 @@ class _Reader:
             found[name] = Table(
                 tuple(host.lower() for host in hosts),
                 {
-                    model.lower(): self._rates(entry, f'{where}.models."{model}"')
+                    model.lower(): self._model(entry, f'{where}.models."{model}"')
                     for model, entry in models.items()
                 },
             )
         return found
 
-    def _rates(self, entry: object, where: str) -> Rates:
+    def _model(self, entry: object, where: str) -> ModelPrices:
+        base = self._table(entry, where)
+        tiers = self._table(base.get("service_tiers", {}), f"{where}.service_tiers")
+        units = self._table(base.get("units", {}), f"{where}.units")
+        minimum = self._number(base.get("minimum_seconds"), f"{where}.minimum_seconds", 3600)
+        rates = {"standard": self._rates(base, where, _OF_MODEL)}
+        for tier, entry_ in tiers.items():
+            if not isinstance(entry_, str):
+                rates[tier.lower()] = self._rates(entry_, f"{where}.service_tiers.{tier}")
+            elif entry_ in rates:
+                rates[tier.lower()] = rates[entry_]
+            else:
+                self._problem(f"{where}.service_tiers.{tier}", "is not a table nor a tier above")
+        return ModelPrices(
+            rates["standard"],
+            rates,
+            {
+                unit: round((self._number(value, f"{where}.units.{unit}") or 0) * PICO)
+                for unit, value in units.items()
+            },
+            int(minimum or 0),
+        )
+
+    def _rates(self, entry: object, where: str, known: frozenset[str] = _OF_RATE) -> Rates:
         base = self._table(entry, where)
         tiers = base.get("tiers", [])
         if not isinstance(tiers, list):
             self._problem(f"{where}.tiers", "is not a list of tables")
             tiers = []
-        rates = [self._rate(base, where)]
+        rates = [self._rate(base, where, known)]
         rates += [self._rate(self._table(tier, f"{where}.tiers"), where) for tier in tiers]
         return tuple(sorted(rates, key=lambda rate: -rate.above))
 
-    def _rate(self, entry: Mapping[str, object], where: str) -> Rate:
+    def _rate(
+        self, entry: Mapping[str, object], where: str, known: frozenset[str] = _OF_RATE
+    ) -> Rate:
         for name in entry:
-            if name not in _KNOWN:
+            if name not in known:
                 self._problem(
-                    f"{where}.{name}", f"is not known; known are {', '.join(sorted(_KNOWN))}"
+                    f"{where}.{name}", f"is not known; known are {', '.join(sorted(known))}"
                 )
         prices = {name: self._price(entry.get(name), f"{where}.{name}") for name in _PER_TOKEN}
         hour = self._number(entry.get("audio_hour"), f"{where}.audio_hour")
         above = self._number(entry.get("above"), f"{where}.above", 10**9)
-        separate = any(prices[name] is not None for name in _PER_TOKEN[3:])
-        if prices["cached_input"] is None:
-            prices["cached_input"] = prices["input"]
-        for kind in ("audio", "image"):
-            for direction in ("input", "output"):
-                if prices[f"{kind}_{direction}"] is None:
-                    prices[f"{kind}_{direction}"] = prices[direction]
+        # Images in a prompt are text tokens to most models, and without a price of its own a cache
+        # saves nothing. Nothing else costs what something else costs unless it is said.
+        for name, same in (
+            ("cached_input", "input"),
+            ("image_input", "input"),
+            ("cached_audio", "audio_input"),
+            ("cached_image", "image_input" if entry.get("image_input") else "cached_input"),
+        ):
+            if prices[name] is None:
+                prices[name] = prices[same]
         return Rate(
             above=-1 if above is None else int(above),
             audio_hour=None if hour is None else round(hour * PICO),
-            separate=separate,
             **prices,
         )
 

@@ -7,14 +7,21 @@
     "openai/gpt-oss-20b" = { input = 0.075, cached_input = 0.0375, output = 0.3 }
 
 Prices are USD per million tokens: `input`, `cached_input` (default: the price of `input`),
-`output`; `audio_input`, `image_input`, `audio_output`, `image_output` where such tokens have
-their own price; `audio_hour` is USD per hour of audio. `tiers` holds prices that apply to the
-whole request when its prompt has more than `above` tokens. A name that ends with `*` is a prefix.
+`output`, `cache_write` and `cache_write_long` (kept for longer than usual); `audio_input`,
+`cached_audio`, `image_input`, `cached_image`, `audio_output`, `image_output` where such tokens are
+billed apart. `audio_hour` is USD per hour of audio, `minimum_seconds` the shortest that is billed.
+`tiers` holds prices that apply to the whole request when its prompt has more than `above` tokens.
+`service_tiers` holds the prices of flex, priority, batch, each a table like that of the model, or
+the name of another tier ("standard" is the model's own) whose prices they are. `units` holds USD
+for one of what is counted beside tokens: `character` (speech), `web_search`, `file_search`,
+`video_second 720x1280`, … A name that ends with `*` is a prefix.
 
 Cost is counted in whole pico-USD (1e-12 USD): 0.05 USD per million tokens are 50,000 of them per
 token, so sums never round.
 
-Invariant: what has no known price costs None, never zero.
+The model that answered is priced, which need not be the one that was asked for.
+
+Invariant: what has no known price makes the cost None, never zero, and is named.
 """
 
 from __future__ import annotations
@@ -24,13 +31,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wrapper.config import Price
-from wrapper.metering.price_table import Rate, Rates, Table, pico, read
+from wrapper.metering.price_table import ModelPrices, Priced, Rate, Table, pico, read
 from wrapper.metering.usage import Usage
 
 # Model names come from responses, so the cache is bounded.
 MAX_CACHED = 4096
 
-_DATE = re.compile(r"-\d{4}-\d{2}-\d{2}\Z", re.ASCII)
+_DATE = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|20\d{6})\Z", re.ASCII)
+
+_VERSION = re.compile(r"[-@]\d{3,}[\d-]*", re.ASCII)
 
 
 def undated(model: str) -> str:
@@ -43,10 +52,8 @@ class Prices:
 
     def __init__(self, tables: Mapping[str, Table], overrides: Mapping[str, Price]) -> None:
         self._tables = tables
-        self._overrides = {
-            name.lower(): (_from_override(price),) for name, price in overrides.items()
-        }
-        self._found: dict[tuple[str, str, str], Rates | None] = {}
+        self._overrides = {name.lower(): _from_override(price) for name, price in overrides.items()}
+        self._found: dict[tuple[str, str, str, str], ModelPrices | None] = {}
 
     @classmethod
     def load(cls, path: Path, overrides: Mapping[str, Price], demo: str | None = None) -> Prices:
@@ -58,40 +65,94 @@ class Prices:
         tables = read(path)
         if demo is not None:
             models = {
-                name: rates for table in tables.values() for name, rates in table.models.items()
+                name: prices for table in tables.values() for name, prices in table.models.items()
             }
             tables = {**tables, demo: Table((), models)}
         return cls(tables, overrides)
 
     def cost(self, provider: str, host: str, model: str, usage: Usage) -> int | None:
-        """Pico-USD that `usage` costs, None where the price is not known.
+        """Pico-USD that `usage` costs, None where the price is not known."""
+        return self.price(provider, host, model, "", usage).cost
 
-        `provider` is the name in the configuration, `host` the host name of its `base_url`.
+    def price(self, provider: str, host: str, asked: str, served: str, usage: Usage) -> Priced:
+        """What `usage` costs, and if that is not known, the part whose price is missing.
+
+        `provider` is the name in the configuration, `host` the host name of its `base_url`,
+        `asked` the model of the request, `served` the one that the response names, if any.
         """
-        key = (provider, host, model)
+        key = (provider, host, asked, served)
+        prices = self._found[key] if key in self._found else self._prices(*key)
+        if not usage.parts:
+            priced = prices.price(usage) if prices else Priced(None, "model")
+        else:
+            priced = self._price_parts(provider, host, asked, served, usage)
+        cost = priced.cost
+        for unit, amount in usage.units:
+            if cost is None:
+                return priced
+            price = prices.units.get(unit) if prices else None
+            if price is None:
+                return Priced(None, unit)
+            cost += round(amount * 1000) * price // 1000
+        return priced if cost is None else Priced(cost)
+
+    def _price_parts(
+        self, provider: str, host: str, asked: str, served: str, usage: Usage
+    ) -> Priced:
+        total = 0
+        for model, part in usage.parts:
+            part = part._replace(
+                parts=(), units=(), service_tier=part.service_tier or usage.service_tier
+            )
+            names = (model, "") if model else (asked, served)
+            cost, unpriced = self.price(provider, host, *names, part)
+            if cost is None:
+                return Priced(None, f"{model}: {unpriced}" if model else unpriced)
+            total += cost
+        return Priced(total)
+
+    def has_unit(self, provider: str, host: str, model: str, unit: str) -> bool:
+        """Whether the model is billed by this unit."""
+        prices = self._prices(provider, host, model, "")
+        return prices is not None and unit in prices.units
+
+    def _prices(self, provider: str, host: str, asked: str, served: str) -> ModelPrices | None:
+        key = (provider, host, asked, served)
         try:
-            rates = self._found[key]
+            return self._found[key]
         except KeyError:
             if len(self._found) >= MAX_CACHED:
                 self._found.clear()
-            rates = self._found[key] = self._find(provider, host, model.lower())
-        if rates is None:
-            return None
-        for rate in rates:
-            if usage.prompt > rate.above:
-                return rate.cost(usage)
-        return None
+            found = self._found[key] = self._find(
+                provider, host, asked.lower(), served.lower() or asked.lower()
+            )
+            return found
+
+    def knows(self, provider: str, host: str, model: str) -> bool:
+        """Whether there is any price for the model."""
+        return self._prices(provider, host, model, "") is not None
 
     def names(self, provider: str, host: str) -> set[str]:
         """The models that are listed with a price for this provider."""
         listed = self._overrides.keys() | self._models(provider, host).keys()
         return {name for name in listed if not name.endswith("*")}
 
-    def _find(self, provider: str, host: str, model: str) -> Rates | None:
-        found = _match(self._overrides, model)
-        return _match(self._models(provider, host), model) if found is None else found
+    def _find(self, provider: str, host: str, asked: str, served: str) -> ModelPrices | None:
+        """The prices of the model that answered.
 
-    def _models(self, provider: str, host: str) -> Mapping[str, Rates]:
+        Where it is known under no such name (a local server may answer with a file's name), those
+        that the operator has set for the model that was asked; the list price of that only where
+        the served one is a numbered version of it.
+        """
+        listed = self._models(provider, host)
+        found = _match(self._overrides, served) or _match(listed, served)
+        if found is None and asked != served:
+            found = _match(self._overrides, asked)
+            if found is None and _VERSION.fullmatch(served.removeprefix(asked)):
+                found = _match(listed, asked)
+        return found
+
+    def _models(self, provider: str, host: str) -> Mapping[str, ModelPrices]:
         """The table that matches the provider's host, else the one with the provider's name."""
         host = host.lower()
         for table in self._tables.values():
@@ -101,7 +162,7 @@ class Prices:
         return named.models if named else {}
 
 
-def _match(models: Mapping[str, Rates], model: str) -> Rates | None:
+def _match(models: Mapping[str, ModelPrices], model: str) -> ModelPrices | None:
     """The model itself, else the model without a version date, else the longest prefix."""
     if model in models:
         return models[model]
@@ -111,6 +172,20 @@ def _match(models: Mapping[str, Rates], model: str) -> Rates | None:
     return models[max(prefixes, key=len)] if prefixes else None
 
 
-def _from_override(price: Price) -> Rate:
+def _from_override(price: Price) -> ModelPrices:
+    """The operator's own prices: of all tokens, whatever they carry, in every service tier."""
     input_, cached, output = map(pico, (price.input, price.cached_input, price.output))
-    return Rate(input=input_, cached_input=cached, output=output)
+    rate = Rate(
+        input=input_,
+        cached_input=cached,
+        output=output,
+        cache_write=input_,
+        cache_write_long=input_,
+        audio_input=input_,
+        cached_audio=cached,
+        image_input=input_,
+        cached_image=cached,
+        audio_output=output,
+        image_output=output,
+    )
+    return ModelPrices((rate,), any_tier=True)

@@ -6,9 +6,13 @@ the client did not, the gateway does, and takes the additional chunk (a usage an
 `choices`) out of the stream again, with its blank line (`strip_usage`).
 
 Nearly every piece of a stream is one event with a few letters of text. So a piece is searched
-for the words that matter (`"usage"` with a value, `"error"`, and `"model"` until it is known)
-and decoded only when one is there: an event without them costs about a microsecond. The last
-usage counts; usages are never added up, because Groq reports the same numbers three times.
+for the words that matter (`"usage"` with a value, `"error"`, `"executed_tools"`, and `"model"`
+until it is known) and decoded only when one is there: an event without them costs about a
+microsecond. The last usage counts; usages are never added up, because Groq reports the same
+numbers three times. (Anthropic reports in two events: the second replaces what it repeats.)
+
+Whether the event that ends the stream has passed is looked for when it is asked, in the last
+piece: no other event pays for it.
 
 Invariant: all other bytes, of the request and of the stream, stay as they were, however the
 stream is cut into pieces.
@@ -17,10 +21,17 @@ stream is cut into pieces.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from wrapper.formats.jsonbytes import insert_member, members
 from wrapper.formats.sse import Reader, Span, payload
-from wrapper.metering.dialects import DECODING_ERRORS, JsonUsage, read
+from wrapper.metering.dialects import (
+    DECODING_ERRORS,
+    TERMINAL_TYPES,
+    JsonUsage,
+    read,
+    with_executed,
+)
 from wrapper.metering.json_body import HeadTailBuffer
 from wrapper.metering.usage import (
     NO_USAGE,
@@ -33,6 +44,20 @@ from wrapper.metering.usage import (
 
 _ENDS = (b"\n\n", b"\r\n\r\n")
 _DATA = re.compile(rb"(?:\A|[\r\n])data: ?")
+# The last event of chat and of Anthropic's streams; that of the Responses API has the usage.
+_TERMINAL = re.compile(
+    rb'(?:\A|[\r\n])data: ?(?:\[DONE\]|\{[ ]*"type":[ ]*"message_stop"[^\r\n]*)[\r\n]*\Z'
+)
+# Text, reasoning, arguments, sound or an image that is not empty, or the end of a choice …
+_CONTENT = re.compile(
+    rb'"(?:content|text|delta|reasoning|reasoning_content|refusal|thinking|partial_json|arguments'
+    rb'|b64_json|partial_image_b64|audio|transcript|finish_reason)":[ ]*"[^"]'
+    rb'|"tool_calls":[ ]*\[[ ]*\{|"function_call":[ ]*\{'
+)
+# … but not in the events that repeat the request.
+_SETUP = re.compile(
+    rb'"type":[ ]*"(?:response\.(?:created|queued|in_progress)|message_start|ping)"'
+)
 
 _OPTIONS = "stream_options"
 _FLAG = "include_usage"
@@ -73,19 +98,32 @@ def _set_flag(options: bytes) -> bytes:
     return options
 
 
+def has_content(piece: bytes) -> bool:
+    """Whether a piece of a stream has an event with a part of the answer: no comment, no chunk with
+    a role alone.
+    """
+    for event in piece.split(b"\n\n"):
+        if _CONTENT.search(event) and not _SETUP.search(event):
+            return True
+    return False
+
+
 class StreamExtractor:
     """For `text/event-stream`; `strip_usage` as in the module's docstring."""
 
     __slots__ = (
         "_ended",
         "_error",
-        "_first",
+        "_executed",
+        "_last",
         "_model",
         "_oversized",
         "_reader",
         "_reason",
+        "_start",
         "_strip",
         "_stripped_at_cr",
+        "_terminal",
         "_usage",
     )
 
@@ -97,7 +135,11 @@ class StreamExtractor:
         self._reason: str | None = None
         self._error = False
         self._ended = False
-        self._first = True
+        # What was fed last; None before the first event, where a byte order mark may stand.
+        self._last: bytes | None = None
+        self._terminal = False
+        self._executed: dict[str, str] = {}
+        self._start: Any = None
         self._oversized: HeadTailBuffer | None = None
         # The event that was taken out ended with CR: an LF that follows belongs to it.
         self._stripped_at_cr = False
@@ -110,14 +152,15 @@ class StreamExtractor:
             and not self._stripped_at_cr
             and not self._interesting(data)
         ):
-            self._first = False
+            self._last = data
             return data
         spans = self._reader.feed(data)
         if not self._strip:
             for span in spans:
                 if not span.whole or self._interesting(span.raw):
                     self._inspect(span)
-                self._first = False
+                if len(span.raw) > 2:  # else it is the rest of a line end that came apart
+                    self._last = span.raw
             return data
         return b"".join([span.raw for span in spans if self._is_kept(span)])
 
@@ -131,15 +174,24 @@ class StreamExtractor:
         return rest.raw if self._strip and kept else b""
 
     def extracted(self) -> ExtractedUsage:
+        terminal = self._terminal or (
+            self._last is not None and _TERMINAL.search(self._last) is not None
+        )
         if self._usage is not None:
-            return ExtractedUsage(self._usage, self._model, None, self._error)
+            usage = self._usage
+            if self._executed:
+                usage = with_executed(usage, self._executed)
+            return ExtractedUsage(usage, self._model, None, self._error, terminal)
         reason = self._reason or (NO_USAGE if self._ended else TRUNCATED)
-        return ExtractedUsage(None, self._model, reason, self._error)
+        return ExtractedUsage(None, self._model, reason, self._error, terminal)
 
     def _interesting(self, data: bytes) -> bool:
-        if b'"usage"' in data and data.count(b'"usage"') > data.count(b'"usage":null'):
+        if b'"usage' in data and data.count(b'"usage') > data.count(b'"usage":null'):
             return True
-        return b'"error"' in data or (self._model is None and b'"model"' in data)
+        # One search for both: `"error"` and `"executed_tools"`.
+        if b'"e' in data and (b'"error"' in data or b'"executed_tools"' in data):
+            return True
+        return self._model is None and b'"model"' in data
 
     def _is_kept(self, span: Span) -> bool:
         if self._stripped_at_cr:
@@ -149,7 +201,8 @@ class StreamExtractor:
         found = None
         if not span.whole or self._interesting(span.raw):
             found = self._inspect(span)
-        self._first = False
+        if len(span.raw) > 2:
+            self._last = span.raw
         if found is None or not found.only_usage:
             return True
         self._stripped_at_cr = span.raw.endswith(b"\r")
@@ -159,11 +212,11 @@ class StreamExtractor:
         if not span.whole:
             self._inspect_piece(span)
             return None
-        data = payload(span.raw, first=self._first)
+        data = payload(span.raw, first=self._last is None)
         if data is None:
             return None
         try:
-            found = read(data)
+            found = read(data, self._start)
         except DECODING_ERRORS:
             if b'"usage"' in data:
                 self._reason = UNREADABLE
@@ -190,6 +243,10 @@ class StreamExtractor:
     def _note(self, found: JsonUsage) -> None:
         self._model = self._model or found.model
         self._error = self._error or found.error
+        self._start = found.start or self._start
+        self._terminal = self._terminal or found.type in TERMINAL_TYPES
+        if found.executed:
+            self._executed.update(found.executed)
         if found.usage is not None:
             self._usage = found.usage
         elif found.unreadable:

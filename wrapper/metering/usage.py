@@ -23,14 +23,23 @@ TOO_LARGE = "too_large"  # beyond what is kept in memory
 TRUNCATED = "truncated"  # the response broke off before usage was reported
 ABORTED = "aborted"  # the client left, or the gateway stopped, before usage was reported
 NOT_METERED_TYPE = "not_metered_type"  # audio, files, text: a type that reports no usage
+# The endpoint table (`Endpoint.unreported`) has three more: `not_reported`, `deferred` and
+# `unknown_endpoint`.
 
 
 class Usage(NamedTuple):
-    """Tokens as the provider counts them.
+    """Tokens as the provider counts them, and what is billed beside them.
 
-    `cached` and the audio and image tokens of the prompt are parts of `prompt`; `reasoning` and
-    the audio and image tokens of the completion are parts of `completion`. They are separate
-    fields because they have separate prices. `seconds` is audio that is billed by its length.
+    `cached`, `cache_write` and the audio and image tokens of the prompt are parts of `prompt`;
+    `reasoning` and the audio and image tokens of the completion are parts of `completion`. They
+    are separate fields because they have separate prices. `seconds` is audio that is billed by its
+    length; `cache_write_long` is the part of `cache_write` that is kept for longer than usual.
+
+    `prompt_split`, `completion_split`, `cached_split`: the provider has reported how the tokens
+    divide into text, audio and images (else the audio and image numbers may be zero because they
+    are not known). `units` are (name, amount), such as ("web_search", 2). `parts` are (model,
+    usage) where several models worked: they are priced in place of the tokens; a model "" is the
+    response's own. `unreadable` names a detail that was reported and could not be read.
     """
 
     prompt: int
@@ -43,6 +52,17 @@ class Usage(NamedTuple):
     image_prompt: int = 0
     audio_completion: int = 0
     image_completion: int = 0
+    cache_write: int = 0
+    cache_write_long: int = 0
+    cached_audio: int = 0
+    cached_image: int = 0
+    prompt_split: bool = False
+    completion_split: bool = False
+    cached_split: bool = False
+    units: tuple[tuple[str, float], ...] = ()
+    parts: tuple[tuple[str, Usage], ...] = ()
+    service_tier: str = ""
+    unreadable: str = ""
 
 
 class ExtractedUsage(NamedTuple):
@@ -50,13 +70,15 @@ class ExtractedUsage(NamedTuple):
 
     `usage` is the last one reported, `model` the first one named. `reason` says why `usage` is
     None and is None otherwise. `error`: the provider reported an error inside the response (an
-    event of a stream, or an `error` member that is not null).
+    event of a stream, or an `error` member that is not null). `terminal`: the event that ends a
+    stream in its dialect has passed; what follows is no content.
     """
 
     usage: Usage | None
     model: str | None
     reason: str | None
     error: bool = False
+    terminal: bool = False
 
 
 class UsageExtractor(Protocol):

@@ -4,6 +4,7 @@
     authenticate     Authorization → principal                      auth
     read_request     endpoint, model, body                          request, body
     resolve          model access, route → upstream attempts        model_access, targets
+    admit            limits and budgets: reserve, or refuse         admit
     forward          failover over the attempts                     forward, failover_and_retry
     stream           bytes down, usage read beside them             response
     finalize         price → ledger → metrics → log, once           finalize
@@ -15,6 +16,7 @@ request record, which changes through its own methods. `timeouts` arms every tim
 from __future__ import annotations
 
 from wrapper.auth import Principal
+from wrapper.proxy.admit import admit
 from wrapper.proxy.forward import forward
 from wrapper.proxy.request import read_request
 from wrapper.proxy.response import stream
@@ -22,6 +24,7 @@ from wrapper.proxy.targets import resolve, resolve_provider
 from wrapper.runtime import RequestContext, request_context
 
 __all__ = [
+    "admit",
     "authenticate",
     "begin",
     "forward",

@@ -48,6 +48,7 @@ class RequestBody:
         self._input = environ["wsgi.input"]
         self._limit = limit
         self._form = form
+        self._spool: IO[bytes] | None = None  # where the body is kept, if it is
         self.length = length  # None: chunked
         self.received = 0
         self.waited = 0.0  # seconds spent waiting for the client
@@ -115,6 +116,19 @@ class RequestBody:
                 raise overloaded()
         return b"".join(pieces)
 
+    def spool(self, *, in_memory: bool) -> IO[bytes]:
+        """A file to keep the body in, until `close`."""
+        file = io.BytesIO() if in_memory else tempfile.TemporaryFile()  # noqa: SIM115  # see close()
+        self._spool = file
+        return file
+
+    def close(self) -> None:
+        """Give back what the body holds: its file, its part of memory and disk."""
+        if self._spool is not None:
+            self._spool.close()
+        for holding in self.holdings:
+            holding.release()
+
     def _too_large(self) -> errors.GatewayError:
         return self._closing(
             errors.RequestTooLarge(
@@ -168,9 +182,6 @@ class SpooledForm:
             yield piece
             yield_if_due()
 
-    def close(self) -> None:
-        self._file.close()
-
 
 Body = bytes | RequestBody | SpooledForm | None
 """The bytes in memory, the stream as it comes, a form on disk, or no body at all."""
@@ -190,28 +201,24 @@ def spool_form(
     in_memory = length is not None and length <= IN_MEMORY and memory.take(length)
     if not in_memory:
         _take_room(disk, length or 0, length or 0)
-    file: IO[bytes] = io.BytesIO() if in_memory else tempfile.TemporaryFile()  # noqa: SIM115  # close
+    file = body.spool(in_memory=in_memory)
     begins, written, looked = b"", 0, 0
-    try:
-        for piece in body:
-            begins = begins or piece.lstrip()[:1]
-            finder.feed(piece)
-            if not in_memory:
-                written += len(piece)
-                if written - looked >= DISK_STEP:
-                    looked = written
-                    _take_room(disk, DISK_STEP if length is None else 0, DISK_STEP)
-            keep(piece, file)
-            if finder.problem:
-                break
-        finder.end()
-        # Text before a form means nothing, except to a reader of JSON.
-        problem = "it begins as a JSON object does" if begins == b"{" else finder.problem
-        if problem:
-            raise errors.InvalidBody(f"The form cannot be read: {problem}.")
-    except BaseException:
-        file.close()
-        raise
+    for piece in body:
+        begins = begins or piece.lstrip()[:1]
+        finder.feed(piece)
+        if not in_memory:
+            written += len(piece)
+            if written - looked >= DISK_STEP:
+                looked = written
+                _take_room(disk, DISK_STEP if length is None else 0, DISK_STEP)
+        keep(piece, file)
+        if finder.problem:
+            break
+    finder.end()
+    # Text before a form means nothing, except to a reader of JSON.
+    problem = "it begins as a JSON object does" if begins == b"{" else finder.problem
+    if problem:
+        raise errors.InvalidBody(f"The form cannot be read: {problem}.")
     return SpooledForm(file, body.received, finder.spans)
 
 

@@ -7,7 +7,6 @@ here, it is no longer in flight, and a request that is not in flight is in the l
 
 from __future__ import annotations
 
-import logging
 import time
 
 from wrapper.auth import CLIENT
@@ -16,8 +15,6 @@ from wrapper.record import NO_KEY, RequestRecord
 from wrapper.runtime import Runtime, Snapshot
 from wrapper.store import Entry, StoreError
 
-log = logging.getLogger("wrapper")
-
 
 def finalize(
     record: RequestRecord, runtime: Runtime, snapshot: Snapshot, scope: CancelScope | None = None
@@ -25,9 +22,6 @@ def finalize(
     """The response has been sent, or will never be; `scope` may still watch over its request."""
     if scope is not None and scope in runtime.scopes:
         scope.close()
-    if record.content is not None and record.content.holdings:
-        for holding in record.content.holdings:
-            holding.release()
     if record.api_key == CLIENT:
         runtime.capacity.newcomers.discard(scope)
     telemetry = runtime.telemetry
@@ -37,9 +31,14 @@ def finalize(
         if counts and metering:
             if record.usage is not None:
                 host = snapshot.upstreams[record.provider].host
-                price = snapshot.prices.cost
-                record.cost = price(record.provider, host, record.model, record.usage)
+                record.cost, record.unpriced = snapshot.prices.price(
+                    record.provider, host, record.model, record.served_model, record.usage
+                )
+            elif record.unmetered is not None:
+                record.cost = runtime.admission.bound(record.lease)
             _settle(record, runtime)
+        elif record.lease is not None:
+            _release(record, runtime)
     finally:
         try:
             telemetry.count(record, proxy_request=counts, metering=metering)
@@ -49,7 +48,10 @@ def finalize(
 
 
 def _settle(record: RequestRecord, runtime: Runtime) -> None:
-    """Write the request to the ledger. A failing store is logged and never fails the request."""
+    """Write the request to the ledger and end its lease, in one step.
+
+    A failing store is logged and never fails the request.
+    """
     if record.api_key == NO_KEY:
         return  # an unauthenticated request belongs to no key, and must not cost a write
     entry = Entry(
@@ -63,10 +65,16 @@ def _settle(record: RequestRecord, runtime: Runtime) -> None:
         unmetered=record.unmetered is not None,
     )
     try:
-        runtime.store.settle(entry)
+        runtime.admission.settle(entry, record.lease)
     except StoreError as error:
-        if not runtime.store_failing:
-            log.error("cannot record usage: %s", error)
-        runtime.store_failing = True
+        runtime.store_failed(error)
     else:
-        runtime.store_failing = False
+        runtime.store_works()
+
+
+def _release(record: RequestRecord, runtime: Runtime) -> None:
+    """End the lease of a request that is not metered."""
+    try:
+        runtime.admission.release(record.lease)
+    except StoreError as error:
+        runtime.store_failed(error)

@@ -1,7 +1,7 @@
 """Sends a request to its targets in order, until one responds.
 
-For each target: prepare body and headers, send them, wait for the first byte of the response. A
-failure before that byte goes on to the next target where `failover_and_retry` allows it.
+For each target: prepare body and headers, send them, wait for the beginning of the response (see
+`beginning`). A failure before that goes on to the next target where `failover_and_retry` allows it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,22 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from wrapper import errors
-from wrapper.cancellation import CLIENT_GONE, DRAINED, CancelScope, Interrupted
+from wrapper.cancellation import CLIENT_GONE, DRAINED, TIMEOUT, CancelScope, Interrupted
 from wrapper.proxy import timeouts
+from wrapper.proxy.admit import move
+from wrapper.proxy.beginning import is_enough, is_failure, read_beginning
 from wrapper.proxy.body import RequestBody
 from wrapper.proxy.failover_and_retry import may_fail_over
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.record import is_provider_failure
 from wrapper.runtime import RequestContext
-from wrapper.upstream import UpstreamResponse, headers_up
+from wrapper.upstream import Upstream, UpstreamResponse, headers_up
 
 clock = time.perf_counter
+
+_NOT_REPEATABLE = frozenset(("POST", "PATCH"))
+_REFUSED = (400, 422)
 
 
 class Forwarded(NamedTuple):
@@ -40,24 +45,35 @@ def forward(
 
     Raises UpstreamError where none did, ClientGone when the client left meanwhile.
     """
+    sent = False
     body = request.body
     context.scope.watch_client(uploading=isinstance(body, RequestBody) and not body.ended)
-    headers = headers_up(context.environ)
+    own_account = attempts[0].credential is not None
+    headers = headers_up(context.environ, own_account=own_account)
     try:
-        for attempt in attempts[:-1]:
+        for index, attempt in enumerate(attempts):
+            last = index == len(attempts) - 1
             try:
+                if index:
+                    move(context, attempt)
                 forwarded = _attempt(context, request, attempt, headers)
+                if last or not may_fail_over(request, forwarded.response.status):
+                    if not is_enough(forwarded.response, forwarded.first):
+                        forwarded = _begin(context, request, forwarded)
+                    if last or not is_failure(forwarded.response, forwarded.first):
+                        return forwarded
+                    context.record.upstream_failed("error_event")
             except errors.UpstreamError as error:
-                if not may_fail_over(request, error):
+                sent = sent or error.sent
+                if last or not may_fail_over(request, error):
                     raise
                 continue
-            if not may_fail_over(request, forwarded.response.status):
-                return forwarded
             forwarded.response.close()
-        return _attempt(context, request, attempts[-1], headers)
-    except BaseException:
-        request.release()
+    except errors.UpstreamError as error:
+        if (sent or error.sent) and request.method in _NOT_REPEATABLE:
+            error.headers += (("x-should-retry", "false"),)
         raise
+    raise AssertionError("a request has at least one target")
 
 
 def _attempt(
@@ -93,6 +109,26 @@ def _attempt(
     return forwarded
 
 
+def _begin(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> Forwarded:
+    """The response with as much of its body as has to be there before its head goes down."""
+    response, first = forwarded.response, forwarded.first
+    began = clock()
+    try:
+        with context.scope:
+            return forwarded._replace(first=read_beginning(response, first))
+    except Interrupted as interruption:
+        response.close()
+        error = _given_up(context, request, interruption.reason, response.status)
+        if isinstance(error, errors.UpstreamError):
+            context.record.upstream_failed(error.reason)
+        raise error from None
+    except errors.UpstreamError as error:
+        context.record.upstream_failed(error.reason)
+        raise
+    finally:
+        context.record.upstream += clock() - began
+
+
 def _send(
     context: RequestContext,
     request: ProxyRequest,
@@ -107,21 +143,51 @@ def _send(
             sent=False,
         )
     rename = attempt.model if attempt.rename else None
-    body, headers, strip_usage = request.prepare(rename, headers, ask_usage=attempt.ask_usage)
+    ask_usage = attempt.ask_usage and upstream.takes_stream_options is not False
+    body, prepared, strip_usage = request.prepare(rename, headers, ask_usage=ask_usage)
     sent: bytes | Iterable[bytes] | None = body
     upload = None
     if isinstance(body, RequestBody):
         sent = _Upload(body, scope)
         upload = timeouts.body_seconds(body.length, context.snapshot.settings.server)
     timeouts.arm_first_byte(scope, upstream.provider, upload)
+    response = None
     try:
         with scope:
             response = upstream.send(
-                request.method, attempt.target, headers, sent, attempt.credential
+                request.method, attempt.target, prepared, sent, attempt.credential
             )
-            return Forwarded(attempt, response, response.read_first(), strip_usage)
+            if strip_usage:
+                response.unfold()
+            first = response.read_first()
+            refused = strip_usage and _refuses_stream_options(upstream, response, first)
     except Interrupted as interruption:
+        if interruption.sent or response is not None:
+            raise _given_up(context, request, interruption.reason) from None
         raise interrupted(context, interruption.reason) from None
+    if not refused:
+        return Forwarded(attempt, response, first, strip_usage)
+    response.close()
+    again = _send(context, request, attempt._replace(ask_usage=False), headers)
+    if again.response.status < 300:
+        upstream.takes_stream_options = False
+    return again
+
+
+def _refuses_stream_options(upstream: Upstream, response: UpstreamResponse, first: bytes) -> bool:
+    """Whether a provider may have refused the request because of the `stream_options` that the
+    gateway has put in: nothing was executed then.
+
+    A provider that has accepted them before must name them.
+    """
+    if response.status not in _REFUSED:
+        if response.status < 300:
+            upstream.takes_stream_options = True
+        return False
+    if not upstream.takes_stream_options:
+        return True
+    text = read_beginning(response, first)
+    return b"stream_options" in text or b"include_usage" in text
 
 
 class _Upload:
@@ -135,6 +201,15 @@ class _Upload:
     def __iter__(self) -> Iterator[bytes]:
         yield from self._body
         self._scope.watch_client()
+
+
+def _given_up(
+    context: RequestContext, request: ProxyRequest, reason: str, status: int = 200
+) -> errors.GatewayError:
+    """As `interrupted`, after the request was sent: what it used is unknown."""
+    if reason != TIMEOUT and request.endpoint.metered and status < 300:
+        context.record.unanswered()
+    return interrupted(context, reason)
 
 
 def interrupted(context: RequestContext, reason: str) -> errors.GatewayError:

@@ -14,7 +14,9 @@ import msgspec
 from wrapper import errors
 from wrapper.auth import Principal
 from wrapper.cancellation import yield_if_due
+from wrapper.endpoints import ADMIN
 from wrapper.proxy.request import MAX_LOOKED_INTO, ProxyRequest
+from wrapper.runtime import RequestContext
 
 _NULL = msgspec.Raw(b"null")
 
@@ -44,6 +46,24 @@ def requested_model(principal: Principal, request: ProxyRequest, path: str) -> s
     return request.model or model_in_path(path)
 
 
+def check_endpoint(context: RequestContext, principal: Principal, request: ProxyRequest) -> None:
+    """Raises EndpointNotAllowed where the endpoint would get past the key's models or budget."""
+    key, surface = principal.key, request.endpoint.surface
+    if key is None or surface is None:
+        return
+    if surface == ADMIN.surface:
+        raise errors.EndpointNotAllowed(
+            "The administration of the provider's account is not open to the gateway's API keys."
+        )
+    subjects = context.snapshot.limits.of_key(key.name)
+    has_budget = any(subject.limits.budget is not None for subject in subjects)
+    if (principal.is_restricted or has_budget) and surface not in key.endpoints:
+        raise errors.EndpointNotAllowed(
+            "This API key has a budget or a list of models, and the gateway cannot see what this"
+            f' endpoint uses. The operator can allow it: endpoints = ["{surface}"].'
+        )
+
+
 def _check_access(principal: Principal, request: ProxyRequest, named: str) -> None:
     models = (request.model, named, *request.further_models, *_models_inside(request))
     if not all(principal.may_use(model) for model in models if model):
@@ -52,11 +72,6 @@ def _check_access(principal: Principal, request: ProxyRequest, named: str) -> No
             param="model",
         )
     endpoint = request.endpoint
-    if endpoint.hidden_models:
-        raise errors.ModelNotAllowed(
-            "This API key may call some models only, and here the gateway cannot see which.",
-            param="model",
-        )
     if (endpoint.metered or endpoint.default_model) and not (request.model or named):
         raise errors.InvalidBody(
             "'model' is missing: this API key may call some models only, so name one.",

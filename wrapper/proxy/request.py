@@ -11,8 +11,10 @@ says what was wrong.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -59,12 +61,32 @@ _ENCODED_SLASH: Final = re.compile("%2[fF]")
 _BAD_QUERY: Final = re.compile(r"[\x00-\x20\x7f#]")
 
 
+_NOTHING: Final = msgspec.Raw(b"")
+
+
+class _Identified(msgspec.Struct):
+    id: str = ""
+
+
 class _Fields(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
     models: msgspec.Raw = msgspec.Raw(b"[]")
+    # Stored objects that the request builds on.
+    previous_response_id: msgspec.Raw = _NOTHING
+    conversation: msgspec.Raw = _NOTHING
+    input_file_id: msgspec.Raw = _NOTHING
+    training_file: msgspec.Raw = _NOTHING
+    assistant_id: msgspec.Raw = _NOTHING
+    file_id: msgspec.Raw = _NOTHING
 
 
+_OBJECTS: Final = attrgetter(
+    *("previous_response_id", "conversation", "input_file_id", "training_file"),
+    *("assistant_id", "file_id"),
+)
+_MAX_ID: Final = 300  # bytes of a field that can be an object's id, or an object with one
+_decode_id = msgspec.json.Decoder(str | _Identified).decode
 _decode = msgspec.json.Decoder(_Fields).decode
 _decode_names = msgspec.json.Decoder(list[str] | None).decode
 
@@ -83,8 +105,8 @@ class ProxyRequest(NamedTuple):
     """One request as the relay needs it.
 
     `target` is the raw path, `query` the raw `?query`. `model` is None where none could be read;
-    `models` are further ones that the body names, as JSON. `form` reads beside a form that streams
-    through.
+    `models` are further ones that the body names, as JSON, `objects` the fields of the body that
+    may name stored objects. `form` reads beside a form that streams through.
     """
 
     method: str
@@ -96,6 +118,17 @@ class ProxyRequest(NamedTuple):
     stream: bool = False
     models: msgspec.Raw = msgspec.Raw(b"[]")
     form: FieldFinder | None = None
+    objects: tuple[msgspec.Raw, ...] = ()
+
+    @property
+    def object_ids(self) -> list[str]:
+        """The ids of stored objects that the body names."""
+        ids = []
+        for text in self.objects:
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                named = _decode_id(text) if 2 < len(bytes(text)) < _MAX_ID else ""
+                ids.append(named if isinstance(named, str) else named.id)
+        return [name for name in ids if name]
 
     @property
     def named_model(self) -> str:
@@ -139,18 +172,13 @@ class ProxyRequest(NamedTuple):
             raise errors.InvalidBody(f"The body cannot be changed: {error}.") from None
         return Prepared(body, headers)
 
-    def release(self) -> None:
-        """Give back what the body holds."""
-        if isinstance(self.body, SpooledForm):
-            self.body.close()
-
 
 def read_request(context: RequestContext, principal: Principal, *, routed: bool) -> ProxyRequest:
     """Read the request, within the time that a body of its size may take.
 
     `routed`: the request's model decides where it goes, so that it has to be found. Raises
-    Overloaded where the worker has no room for the request, Drained, RequestTimeout, and the errors
-    of a body that cannot be read.
+    Overloaded where the worker has no room for the request, UpgradeRequired, Drained,
+    RequestTimeout, and the errors of a body that cannot be read.
     """
     environ, scope = context.environ, context.scope
     server = context.snapshot.settings.server
@@ -160,6 +188,8 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     if principal.credential is not None:
         _take_newcomers_place(context, principal.credential)
     scope.open()
+    if "HTTP_UPGRADE" in environ or "HTTP_SEC_WEBSOCKET_KEY" in environ:
+        _refuse_websocket(environ)
     _refuse_ambiguous_head(environ)
     length = content_length(environ)
     timeouts.arm_request_body(scope, environ.get("gunicorn.socket"), length, server)
@@ -220,7 +250,9 @@ def _read_body(
         counted = length is None or length > SMALL
         memory = _memory(context, principal) if counted else None
         return _read_json(request, content.read_all(memory), kind)
-    if is_form and (routed or principal.is_restricted):
+    # A budget can only be kept where the model, and so the price, is known before it is sent.
+    budget = context.snapshot.limits.has_budget(principal.name) and request.endpoint.metered
+    if is_form and (routed or principal.is_restricted or budget):
         finder = FieldFinder(content_type, "model", scan_all=True)
         content = context.record.content = RequestBody(environ, length, server.max_upload_bytes)
         form = spool_form(content, finder, _memory(context, principal), _disk(context, principal))
@@ -260,8 +292,13 @@ def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRe
             "A field is given twice, or in capitals: 'model', 'models', 'stream' or "
             "'stream_options'."
         )
+    builds = request.endpoint.creates is not None or fields.model is None
     return request._replace(
-        body=body, model=fields.model, models=fields.models, stream=bool(fields.stream)
+        body=body,
+        model=fields.model,
+        models=fields.models,
+        stream=bool(fields.stream),
+        objects=_OBJECTS(fields) if builds else (),
     )
 
 
@@ -329,6 +366,19 @@ def _refuse_ambiguous_head(environ: Mapping[str, Any]) -> None:
     for name in _METHOD_OVERRIDES:
         if environ.get(name, method).strip().upper() != method:
             raise errors.BadRequest("The request names two methods: send the one you mean.")
+
+
+def _refuse_websocket(environ: Mapping[str, Any]) -> None:
+    """Refuse a WebSocket handshake (RFC 6455 section 4.1) with the status that makes clients which
+    can do without one go on over HTTP. Any other Upgrade is ignored (RFC 9110 section 7.8).
+
+    A proxy in front may have removed the hop-by-hop headers; the handshake's own are left then.
+    """
+    upgrade = environ.get("HTTP_UPGRADE", "").lower().replace(",", " ").split()
+    connection = environ.get("HTTP_CONNECTION", "").lower().replace(",", " ").split()
+    asked = "websocket" in upgrade and "upgrade" in connection
+    if environ["REQUEST_METHOD"] == "GET" and (asked or "HTTP_SEC_WEBSOCKET_KEY" in environ):
+        raise errors.UpgradeRequired("WebSockets are not relayed here: use HTTP.")
 
 
 def _wrong_field(problem: str) -> errors.GatewayError:

@@ -12,19 +12,30 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import msgspec
 from flask import Response
 from werkzeug.datastructures import Headers
 
 from wrapper import errors
-from wrapper.cancellation import TURN, Interrupted, yield_if_due
-from wrapper.metering import NullExtractor, UsageExtractor, extractor_for
+from wrapper.cancellation import TIMEOUT, TURN, Interrupted, within, yield_if_due
+from wrapper.metering import (
+    ExtractedUsage,
+    NullExtractor,
+    Usage,
+    UsageExtractor,
+    extractor_for,
+    has_content,
+)
+from wrapper.proxy.admit import rate_limit_headers
 from wrapper.proxy.forward import Forwarded, interrupted
-from wrapper.proxy.request import ProxyRequest
+from wrapper.proxy.objects import remember_created
+from wrapper.proxy.request import ProxyRequest, is_json_type
 from wrapper.record import CLIENT_ABORT, MAX_NAME
 from wrapper.runtime import RequestContext
 
@@ -33,22 +44,33 @@ clock = time.perf_counter
 # How an event's blank line ends, and what comes before the first event.
 _EVENT_ENDS = (b"\n\n", b"\r\n", b"\r\r", b"")
 
+# What is read of a body after the event that ends it, so that the provider's connection lives.
+REST_SECONDS = 0.1
+REST_BYTES = 1 << 16
+
+_CHARACTER = "character"  # the unit of speech
+
+_decode_input = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_text = msgspec.json.Decoder(str).decode
+
 
 def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> Response:
     """The client's response: the provider's status, headers and body, and the gateway's headers."""
     record, response = context.record, forwarded.response
     content_type = response.get("content-type", "").lower()
-    encoding = response.get("content-encoding", "").lower()
+    encoding = response.get("content-encoding", "").lower().replace("identity", "")
     record.status = response.status
     record.stream = content_type.startswith("text/event-stream")
     record.upstream_request_id = response.request_id
+    if request.endpoint.creates is not None:
+        remember_created(context, request, forwarded)
     strip = forwarded.strip_usage and record.stream and not encoding
     has_length = response.length is not None and not strip and response.status != 204
     metering = context.snapshot.settings.server.metering
-    if record.content is not None and record.content.holdings and isinstance(request.body, bytes):
+    if record.content is not None and isinstance(request.body, bytes):
         # It has been sent, and streams last for minutes.
         request = request._replace(body=None)
-        record.content.holdings[0].release()
+        record.content.close()
     credential = forwarded.attempt.credential
     if credential is not None and request.method == "POST" and response.status < 300:
         context.runtime.capacity.newcomers.accepted(context.scope, credential)
@@ -57,15 +79,20 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         request,
         forwarded,
         extractor_for(content_type, encoding, strip_usage=strip) if metering else NullExtractor(),
-        error_event=record.stream and encoding in ("", "identity") and not has_length,
+        error_event=record.stream and not encoding and not has_length,
     )
     down = Headers(response.headers)
     if has_length:
         down.add("Content-Length", str(response.length))
     if not response.request_id:
         down.add("x-request-id", record.request_id)
+    if record.stream or (not has_length and content_type and not is_json_type(content_type)):
+        down.set("X-Accel-Buffering", "no")  # nginx would collect the stream
     down.set("x-wrapper-provider", forwarded.attempt.upstream.provider.name)
     down.add("Server-Timing", record.server_timing())
+    if record.lease is not None:
+        for name, value in rate_limit_headers(record.lease.standings):
+            down.set(name, value)
     return StreamedResponse(body, f"{response.status} {response.reason}".rstrip(), down)
 
 
@@ -116,9 +143,14 @@ class StreamingBody:
     ) -> None:
         self._context = context
         self._request = request
+        self._attempt = forwarded.attempt
         self._response = forwarded.response
         self._first = forwarded.first
         self._extractor = extractor
+        self._feed: Callable[[bytes], bytes] = extractor.feed
+        self._upstream = context.record.upstream  # when the first byte had come
+        if context.record.stream:
+            self._feed = self._feed_until_content
         self._error_event = error_event
         self._ended = self._response.body.complete and not self._first
         self._broken = False
@@ -160,8 +192,8 @@ class StreamingBody:
         while True:
             if not data and not response.body.complete:
                 data = self._read()
-            out = self._extractor.feed(data) if data else b""
-            if response.body.complete:
+            out = self._feed(data) if data else b""
+            if response.body.complete or not data:
                 self._ended = True
                 out += self._extractor.flush()
             if out:
@@ -175,12 +207,31 @@ class StreamingBody:
         yield_if_due()
         self._yielded = self._handed_over = clock()
 
+    def _feed_until_content(self, data: bytes) -> bytes:
+        """The time to the first token is that of the first event with content.
+
+        Why: a provider may send comments or a chunk with a role long before it answers.
+        """
+        if has_content(data):
+            record = self._context.record
+            if record.ttft is not None:
+                record.ttft += record.upstream - self._upstream
+            self._feed = self._extractor.feed
+        return self._extractor.feed(data)
+
     def _read(self) -> bytes:
+        """The bytes that have come; none where the client has all of the stream that matters.
+
+        A client leaves when it has read the event that ends a stream in its dialect, which may be
+        before the provider ends the body.
+        """
         began = clock()
         try:
             with self._context.scope:
                 return self._response.read1()
         except Interrupted as interruption:
+            if interruption.reason != TIMEOUT and self._extractor.extracted().terminal:
+                return b""
             raise interrupted(self._context, interruption.reason) from None
         finally:
             self._context.record.upstream += clock() - began
@@ -209,14 +260,35 @@ class StreamingBody:
         if self._handed_over:
             record.waited_for_client += clock() - self._handed_over
         self._context.scope.close()
+        extracted = self._extractor.extracted()
         if not self._response.body.complete:
+            if extracted.terminal:
+                self._read_rest()
             self._response.close()
-        request.release()
         if not record.model:
             record.model = request.named_model[:MAX_NAME]
-        record.completed(
-            self._extractor.extracted(),
-            ended=self._ended,
-            used=not request.endpoint.reports_stored_usage,
-            expected=request.endpoint.metered and self._context.snapshot.settings.server.metering,
-        )
+        if request.endpoint.by_character and self._ended and 200 <= record.status < 300:
+            extracted = self._by_character(extracted)
+        metering = self._context.snapshot.settings.server.metering
+        record.completed(extracted, request.endpoint, ended=self._ended, metering=metering)
+
+    def _read_rest(self) -> None:
+        """Read what follows the last event, so that the provider's connection can be kept."""
+        moved, deadline = 0, clock() + REST_SECONDS
+        with contextlib.suppress(errors.UpstreamError, Interrupted), within(REST_SECONDS):
+            while not self._response.body.complete and moved < REST_BYTES and clock() < deadline:
+                moved += len(self._response.read1())
+
+    def _by_character(self, extracted: ExtractedUsage) -> ExtractedUsage:
+        """Speech reports nothing; some models are billed by the characters of the request."""
+        upstream, record = self._attempt.upstream, self._context.record
+        priced = self._context.snapshot.prices.has_unit
+        if extracted.usage is not None or not priced(
+            upstream.provider.name, upstream.host, record.model, _CHARACTER
+        ):
+            return extracted
+        try:
+            text = _decode_text(_decode_input(self._request.body)["input"])  # type: ignore[arg-type]
+        except (ValueError, KeyError, TypeError):
+            return extracted
+        return ExtractedUsage(Usage(0, 0, 0, units=((_CHARACTER, len(text)),)), None, None)

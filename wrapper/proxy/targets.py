@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from wrapper import errors
 from wrapper.auth import Principal
-from wrapper.proxy.model_access import requested_model, with_model
+from wrapper.proxy.model_access import check_endpoint, requested_model, with_model
+from wrapper.proxy.objects import targets_of_object
 from wrapper.proxy.request import ProxyRequest
 from wrapper.runtime import RequestContext
 from wrapper.upstream import Upstream
@@ -33,10 +34,14 @@ def resolve(
     """
     if path is None:
         path = below_first_segment(request.target)
+    if request.endpoint.surface is not None:
+        check_endpoint(context, principal, request)
     model = requested_model(principal, request, path)
     routes = context.snapshot.routes
-    # A file or a batch lives at one provider: another one could only respond that it has none.
+    # An object lives at one provider: another one could only respond that it has none.
     targets = routes.for_model(model) if model else routes.catch_all()[:1]
+    if request.objects or not model:
+        targets = targets_of_object(context, request, path, targets, model)
     if not targets:
         raise errors.UnknownUrl("No route leads there: the configuration has no '*' route.")
     attempts = []
@@ -55,6 +60,8 @@ def resolve_provider(
 ) -> list[UpstreamAttempt]:
     """The one target of a provider's own path, with the caller's own credential if they use one."""
     path = below_first_segment(request.target)
+    if request.endpoint.surface is not None:
+        check_endpoint(context, principal, request)
     model = requested_model(principal, request, path)
     upstream, credential = context.snapshot.upstreams[provider], principal.credential
     return [_attempt(context, request, upstream, path, model, credential=credential)]

@@ -3,11 +3,13 @@
 ==============  ========================================================  ====================
 phase           what it bounds                                            setting
 ==============  ========================================================  ====================
-request head    from the first wait on a connection to the head's end     `HEAD` (gunicorn)
+keep-alive      from one request's end to the next one's first byte       `KEEPALIVE`
+request head    from its first byte (of a new connection: from the        `HEAD`
+                beginning) to its end
 request body    each wait for the client, and the whole body by its size  `body_timeout`
 connect         name resolution, all addresses and TLS together           `connect_timeout`
 first byte      from the connection to the response's first byte          `first_byte_timeout`
-idle            each wait for more of the response                        `idle_timeout`
+idle            each wait for more of the response, also of its beginning `idle_timeout`
 total           everything with one provider                              `total_timeout`
 client write    each wait for the client to take bytes                    `body_timeout`
 ==============  ========================================================  ====================
@@ -25,8 +27,7 @@ from wrapper.config import Provider, Server
 from wrapper.upstream import UpstreamResponse
 
 HEAD: Final = 15
-"""Seconds for a request's head; it is also how long an idle connection is kept. SDKs reuse idle
-connections for about 5 s."""
+"""Seconds for a request's head, or `KEEPALIVE` where that is less."""
 
 SLOWEST_BYTES_PER_SECOND: Final = 32768
 

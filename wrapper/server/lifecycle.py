@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -31,8 +33,10 @@ from wrapper.config import (
     MAX_IN_FLIGHT,
     ConfigError,
     Listen,
+    Server,
     Settings,
     environment,
+    ignored_proxies,
     keys_path,
     listen,
     load,
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from wrapper.app import GatewayApp
     from wrapper.runtime import Runtime
 
+HEARTBEAT_SECONDS = 5.0  # of `admission.heartbeat`
 RUN_DIR = "WRAPPER_RUN_DIR"
 DEMO_URL = "WRAPPER_DEMO_URL"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # only unique names are created there
@@ -117,7 +122,7 @@ def raise_open_file_limit() -> None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
                 soft = most
     places = most_in_flight(soft)
-    if places < MAX_IN_FLIGHT:
+    if places < Server().max_in_flight:
         log.warning(
             "open file limit of %d: a worker serves at most %d requests at once; see ulimit -Hn",
             soft,
@@ -161,7 +166,7 @@ def load_app() -> GatewayApp:
     """The application, for the workers to inherit. Exits with code 1 where it cannot be served."""
     from wrapper.app import create_app
     from wrapper.runtime import load_prices, runtime_of
-    from wrapper.store import StoreError, all_time, beside
+    from wrapper.store import StoreError, all_time, beside, is_shared
 
     environ = dict(os.environ)
     try:
@@ -170,7 +175,9 @@ def load_app() -> GatewayApp:
         app = create_app(settings, prices, environ.get("LOG_LEVEL", "info"))
         runtime = runtime_of(app)
         runtime.store.check()
-        if settings.server.metering:
+        # A store that several hosts share has the sums of all of them, and a query over hosts would
+        # add them up once for each: there every host counts its own from zero.
+        if settings.server.metering and not is_shared(settings.store):
             labels = beside(settings.store, "-labels")
             runtime.telemetry.restore(all_time(runtime.store), labels, settings.keys)
         runtime.store.close()
@@ -179,6 +186,14 @@ def load_app() -> GatewayApp:
     if RUN_DIR in environ:
         accept(settings, environ, _accepted())
     _log_unconfigured(settings)
+    for name in ignored_proxies(environ):
+        log.warning("%s is set and not used: providers are called directly", name)
+    if not settings.server.metering and any(
+        s.limits.need_estimate for s in runtime.snapshot.limits
+    ):
+        log.warning("[server] metering is off: token limits and budgets are not enforced")
+    gc.collect()
+    gc.freeze()  # a collection in a worker then skips what all workers share: 30 ms for nothing
     return app
 
 
@@ -218,6 +233,25 @@ def start_worker(runtime: Runtime) -> None:
     runtime.capacity.places = most_in_flight()
     reloader = ConfigReloader(runtime, dict(os.environ), _accepted(), os.environ.get(DEMO_URL))
     threading.Thread(target=reloader.run, name="reload", daemon=True).start()
+    threading.Thread(target=_heartbeat, args=(runtime,), name="heartbeat", daemon=True).start()
+
+
+def _heartbeat(runtime: Runtime) -> None:
+    """Keep this worker's leases alive and end those of dead workers; never returns."""
+    from wrapper.store import StoreError
+
+    while True:
+        time.sleep(HEARTBEAT_SECONDS)
+        # Also without limits: leases of a configuration before may be open, requests may wait to be
+        # written.
+        if not (runtime.snapshot.limits or runtime.snapshot.settings.server.metering):
+            continue
+        try:
+            runtime.admission.heartbeat()
+        except StoreError as error:
+            runtime.store_failed(error)
+        else:
+            runtime.store_works()
 
 
 def worker_exited(pid: int) -> None:

@@ -26,6 +26,9 @@ _ERRORS = {
 }
 _PARSER_ERRORS = ("Inval", "Chunk", "Obsol", "NoMor", "Limit")  # how their names begin
 _MESSAGE = "The request is not well-formed HTTP/1.1."
+_MESSAGES = {
+    "InvalidHost": "An HTTP/1.1 request needs one valid Host header (RFC 9112 section 3.2).",
+}
 
 
 def malformed_response(runtime: Runtime, error: BaseException, client: str) -> bytes:
@@ -36,7 +39,7 @@ def malformed_response(runtime: Runtime, error: BaseException, client: str) -> b
     name = type(error).__name__
     if name in _ERRORS or name.startswith(_PARSER_ERRORS):
         status, code = _ERRORS.get(name, (400, "invalid_request"))
-        body = errors.render(_MESSAGE, errors.BadRequest.type, None, code)
+        body = errors.render(_MESSAGES.get(name, _MESSAGE), errors.BadRequest.type, None, code)
     else:
         log.error("unhandled exception outside of the application: %s", name)
         status, code = errors.InternalError.status, errors.InternalError.code

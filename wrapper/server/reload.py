@@ -12,9 +12,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from wrapper import telemetry
 from wrapper.cancellation import yield_if_due
 from wrapper.child import ChildFailed, in_child
-from wrapper.config import ConfigError, Settings, keys_path, load
+from wrapper.config import ConfigError, KeyFile, Settings, keys_path, load
 from wrapper.config.loading import prepare_keys
 from wrapper.config.prepared import Prepared
 from wrapper.config.watch import Reloader, accept, load_or_last_good
@@ -27,7 +28,7 @@ log = logging.getLogger("wrapper")
 
 
 class ConfigReloader:
-    """Checks the files once a second in `run`, which never returns.
+    """Checks the files once a second in `run`, which never returns, and measures the worker.
 
     `accepted` is the directory with copies of the files in force. The constructor itself may
     apply another configuration than the worker inherited: that may be out of date by now, and
@@ -55,6 +56,7 @@ class ConfigReloader:
     def run(self) -> None:
         while True:
             time.sleep(POLL_SECONDS)
+            telemetry.measure_worker()
             try:
                 self._reloader.poll()
             except Exception:  # the next change of the keys must still come into force
@@ -69,8 +71,9 @@ class ConfigReloader:
         try:
             self._prices = load_prices(settings, self._environ)
         except ConfigError as error:
+            key_file = KeyFile(settings.keys, settings.groups)
             # With the keys, so that a revoked one is refused although the prices are broken.
-            raise ConfigError(error.problems, settings.files, settings.keys) from None
+            raise ConfigError(error.problems, settings.files, key_file) from None
         yield_if_due()
         return settings
 
@@ -85,6 +88,7 @@ class ConfigReloader:
         with contextlib.suppress(OSError):
             accept(settings, self._environ, self._accepted)
         providers, keys = len(settings.providers), len(settings.keys)
+        telemetry.reloaded(success=True)
         log.info("configuration reloaded: %d providers, %d keys", providers, keys)
         if before.stand_in and not settings.stand_in:
             log.warning("demo provider removed: a provider has a credential")
@@ -93,6 +97,7 @@ class ConfigReloader:
         _log_lost(before, settings)
 
     def _report(self, error: ConfigError) -> None:
+        telemetry.reloaded(success=False)
         log.error("configuration not reloaded: %s", error)
 
 

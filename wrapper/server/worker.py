@@ -1,14 +1,12 @@
 """gunicorn's gevent worker: strict parsing, errors in OpenAI's shape, a graceful shutdown.
 
-Invariants: a head that another server could read in a second way is refused; a response is never
-lost because its connection was closed too early; when the worker stops, every open request ends
-with an error event and is recorded.
+Invariants: a response is never lost because its connection was closed too early; when the worker
+stops, every open request ends with an error event and is recorded.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 import signal
 import socket
 import struct
@@ -18,18 +16,18 @@ from typing import Any
 
 import gevent
 from gunicorn import util
-from gunicorn.http.errors import InvalidRequestLine, ObsoleteFolding
-from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
+from wrapper.proxy.timeouts import HEAD
 from wrapper.runtime import Runtime, runtime_of
 from wrapper.server import lifecycle
+from wrapper.server.head_timeout import HeadTimeout
 from wrapper.server.malformed import malformed_response
+from wrapper.server.strict_request import StrictRequest
 from wrapper.server.watchdog import Watchdog
 
-INVALID_TARGET = re.compile(rb"[A-Z]+ /[^ \r\n]*[\x00-\x1f\x7f-\xff][^ \r\n]* HTTP/1\.[01]\b")
 BODY_PIECE = 65536  # bytes
 PIPELINED_IN_A_ROW = 8  # requests of one connection, before the other connections are served
 LINGER_SECONDS = 2
@@ -40,69 +38,6 @@ SLOW_SECONDS = 0.5  # a response of the gateway itself has been sent within this
 IDLE_SECONDS = 0.5  # a head that is being sent arrives within this time
 
 
-class InvalidTarget(InvalidRequestLine):  # type: ignore[misc]  # gunicorn has no types
-    """The request target has characters that no URI has (RFC 3986 section 2)."""
-
-
-class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
-    """A request whose head is checked against the grammar again.
-
-    The C parser accepts a bare LF as line terminator, folded lines, and several spaces in the
-    request line; another server on the way may not (RFC 9112 sections 2.2, 3 and 5.2).
-    """
-
-    def parse_request_line(self, line_bytes: bytes) -> None:
-        try:
-            super().parse_request_line(line_bytes)
-        except InvalidRequestLine as error:
-            raise _classified(error, line_bytes) from None
-
-    def _parse_fast(self, unreader: Any, buf: bytearray) -> bytes:
-        try:
-            rest: bytes = super()._parse_fast(unreader, buf)
-        except InvalidRequestLine as error:
-            raise _classified(error, bytes(buf)) from None
-        head = bytes(buf[: len(buf) - len(rest)])
-        if head.count(b"\n") != head.count(b"\r\n"):
-            raise InvalidRequestLine("bare LF as line terminator")
-        if b"\r\n " in head or b"\r\n\t" in head:
-            raise ObsoleteFolding("folded line")
-        if head.lstrip(b"\r\n").split(b"\r\n", 1)[0].count(b" ") != 2:
-            raise InvalidRequestLine("several spaces")
-        return rest
-
-
-def _classified(error: InvalidRequestLine, head: bytes) -> InvalidRequestLine:
-    """`InvalidTarget` where only the target of the request line is wrong, else `error`."""
-    return InvalidTarget("") if INVALID_TARGET.match(head) else error
-
-
-class HeadTimeout(gevent.Timeout):  # type: ignore[misc]  # gevent has no types
-    """Bounds the wait for a request's head; `waiting` maps each waiting greenlet to its start, and
-    `answering` each that has a head.
-    """
-
-    def __init__(
-        self, seconds: float, waiting: dict[Any, float], answering: dict[Any, float]
-    ) -> None:
-        super().__init__(seconds, False)
-        self._waiting = waiting
-        self._answering = answering
-
-    def __enter__(self) -> HeadTimeout:
-        greenlet = gevent.getcurrent()
-        self._answering.pop(greenlet, None)
-        self._waiting[greenlet] = time.monotonic()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> Any:
-        greenlet = gevent.getcurrent()
-        self._waiting.pop(greenlet, None)
-        self._answering[greenlet] = time.monotonic()
-        return super().__exit__(*error)
-
-
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """See the module's docstring. `config/gunicorn.py` calls the public methods from its hooks."""
 
@@ -110,11 +45,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(*args, **kwargs)
         self.wsgi: Any = None  # the application, from `load_wsgi` on
         self._quitting = False
-        # By the greenlets of the connections: sockets; those that wait for a head, since when; the
-        # others, since when.
-        self._clients: dict[Any, Any] = {}
-        self._waiting: dict[Any, float] = {}
-        self._answering: dict[Any, float] = {}
+        self._clients: dict[Any, Any] = {}  # sockets, by the greenlets of the connections
         self._crowded = self.worker_connections * 5 // 6
         self._lost_lines = getattr(sys.stderr, "lost", 0)  # in the master, before
 
@@ -123,9 +54,11 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Called by gunicorn once, before the first worker.
 
         The proxy reads a body in pieces of 64 KiB. If gunicorn received more at once, the rest
-        would be copied again for each piece, and the worker's other requests would wait.
+        would be copied again for each piece, and the worker's other requests would wait. A 426
+        says with `Upgrade` what is supported; the application sends that header with no other.
         """
         RequestParser.mesg_class = StrictRequest
+        util.hop_headers.discard("upgrade")
         SocketUnreader.max_body_chunk = BODY_PIECE
 
     def start(self) -> None:
@@ -160,7 +93,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         req.body.force_close = req.force_close  # the application closes the connection with it
-        sock.settimeout(self._runtime.snapshot.settings.server.body_timeout)
+        server = self._runtime.snapshot.settings.server
+        if server.root_path:
+            strip_root(req, server.root_path)
+        sock.settimeout(server.body_timeout)
         try:
             return super().handle_request(listener_name, req, sock, addr)
         except TimeoutError:  # the client stopped reading
@@ -191,7 +127,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def timeout_ctx(self) -> HeadTimeout:
         """The context in which gunicorn waits for a request's head."""
-        return HeadTimeout(self.cfg.keepalive, self._waiting, self._answering)
+        return HeadTimeout(min(HEAD, self.cfg.keepalive), self.cfg.keepalive)
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve one connection."""
@@ -201,7 +137,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self._make_room()
             super().handle(listener, client, addr)
         finally:
-            for each in (self._clients, self._waiting, self._answering):
+            for each in (self._clients, HeadTimeout.waiting, HeadTimeout.answering):
                 each.pop(greenlet, None)
 
     def _make_room(self) -> None:
@@ -218,11 +154,11 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         slow = time.monotonic() - SLOW_SECONDS
         answering = [
             greenlet
-            for greenlet, since in self._answering.items()
+            for greenlet, since in HeadTimeout.answering.items()
             if since < slow and greenlet not in proxied
         ]
-        for greenlet in [*self._waiting, *answering][:too_many]:
-            self._waiting.pop(greenlet, None)
+        for greenlet in [*HeadTimeout.waiting, *answering][:too_many]:
+            HeadTimeout.waiting.pop(greenlet, None)
             client = self._clients.pop(greenlet, None)
             with contextlib.suppress(OSError, AttributeError):
                 client._sock.shutdown(socket.SHUT_RDWR)  # wakes its greenlet with the end
@@ -250,9 +186,17 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _close_idle(self) -> None:
         """Close the connections on which no request is being sent or served."""
-        for greenlet, since in list(self._waiting.items()):
-            if time.monotonic() - since > IDLE_SECONDS:
+        for greenlet, timeout in list(HeadTimeout.waiting.items()):
+            if time.monotonic() - timeout.since > IDLE_SECONDS:
                 greenlet.kill(block=False)
+
+
+def strip_root(req: Any, root: str) -> None:
+    """Take `root` off the request's target, where it begins with it."""
+    if req.uri.startswith(root) and req.uri[len(root) : len(root) + 1] in ("/", "?", ""):
+        rest = req.uri[len(root) :]
+        req.uri = rest if rest.startswith("/") else "/" + rest
+        req.path = req.path[len(root) :] or "/"
 
 
 def linger(sock: Any) -> None:

@@ -1,54 +1,84 @@
-"""Use per key, kept beside the workers: what was settled, and the sums of it."""
+"""The store: the ledger of what each key used and cost, and the reservations of limits."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from wrapper.config.storeurl import is_redis
+from wrapper.metering import PICO
 from wrapper.store.base import (
     DIMENSIONS,
-    PICO,
     Entry,
     StoreError,
     Sums,
     UsageStore,
     all_time,
 )
+from wrapper.store.limits import (
+    Demand,
+    Lease,
+    Limits,
+    Reason,
+    Refused,
+    Standing,
+    Subject,
+    Violation,
+)
 from wrapper.store.sqlite import SqliteStore
 
 __all__ = [
-    "DEFAULT_URL",
     "DIMENSIONS",
     "PICO",
+    "Demand",
     "Entry",
+    "Lease",
+    "Limits",
+    "Reason",
+    "Refused",
+    "Standing",
     "StoreError",
+    "Subject",
     "Sums",
     "UsageStore",
+    "Violation",
     "all_time",
     "beside",
+    "is_shared",
     "open_store",
 ]
 
-DEFAULT_URL = "sqlite:///data/usage.db"
 
-
-def open_store(url: str = DEFAULT_URL) -> UsageStore:
+def open_store(url: str) -> UsageStore:
     """The store that `url` (WRAPPER_STORE) names.
 
     `sqlite:///data/usage.db` is a path from the working directory, `sqlite:////var/lib/usage.db`
-    an absolute one. Nothing is opened before the first use; `check()` is one. Raises StoreError
-    for any other form.
+    an absolute one; `config.storeurl` lists the forms of Redis. Nothing is opened or connected
+    before the first use; `check()` is one. Raises StoreError for any other form.
     """
-    return SqliteStore(_path(url))
+    path = _sqlite_path(url)
+    if path is not None:
+        return SqliteStore(path)
+    if is_redis(url):
+        from wrapper.store.redis import RedisStore  # redis-py costs 0.1 s to import
+
+        return RedisStore(url)
+    raise StoreError(
+        f"WRAPPER_STORE: {url.partition(':')[0] or 'nothing'} is not supported;"
+        " use sqlite:///data/usage.db or redis://host:6379/0"
+    )
 
 
-def beside(url: str, suffix: str) -> Path:
-    """A file beside the store's own, such as `data/usage.db-labels`. Raises StoreError."""
-    return Path(f"{_path(url)}{suffix}")
+def is_shared(url: str) -> bool:
+    """Whether gateways on several hosts may share the store that `url` names."""
+    return is_redis(url)
 
 
-def _path(url: str) -> Path:
+def beside(url: str, suffix: str) -> Path | None:
+    """A file beside the store's own, such as `data/usage.db-labels`; None where it is no file."""
+    path = _sqlite_path(url)
+    return None if path is None else Path(f"{path}{suffix}")
+
+
+def _sqlite_path(url: str) -> Path | None:
     scheme, _, rest = url.partition(":///")
-    if scheme != "sqlite" or not rest:
-        kind = url.partition(":")[0] or "nothing"
-        raise StoreError(f"WRAPPER_STORE: {kind} is not supported; use sqlite:///data/usage.db")
-    return Path(rest)
+    return Path(rest) if scheme == "sqlite" and rest else None

@@ -1,33 +1,26 @@
-"""What a store of usage does, whatever keeps it.
+"""What a store does, whatever keeps it: the ledger, and the reservations of running requests.
 
-Use is kept as sums, not as rows: per hour, key, provider, model and outcome. That stays small
-for ever, and reports, limits and budgets read the same numbers.
+Use is kept as sums, not as rows: per hour, key, provider, model and outcome. That stays small,
+and reports, limits and budgets read the same numbers. Beside them are the reservations
+(`store.limits` has the words): `admit` reserves an upper estimate before the request, `settle`
+puts the truth in its place together with the ledger's row.
 
-The rule protected here: `settle` is one atomic step, shared by all workers, and what it has
-acknowledged a killed worker cannot take back. (A power failure may cost the last moments, never
-the file.)
-
-Room is left for limits and budgets. They need two more steps around the same sums::
-
-    reserve(key, estimate, limits) -> Reservation | Refusal     before the call
-    settle(entry, reservation)                                  after it: truth for estimate
-
-A reservation carries an expiry, so that one that a crashed worker never settled gives way. Both
-are one transaction in SQLite and one script in Redis: hence no method here hands out a cursor,
-takes a callback or needs two calls for one fact, and an `Entry` carries its own time instead of
-asking the store's clock.
+Invariant: `admit`, `move` and `settle` are one atomic step each, shared by all workers, and what
+`settle` has acknowledged a killed worker cannot take back. (A power failure may cost the last
+moments, never the store.) Hence no method hands out a cursor, takes a callback or needs two calls
+for one fact, and an `Entry` carries its own time instead of asking the store's clock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from wrapper.metering import Usage
+from wrapper.store.limits import MAX_TOKENS, Demand, Lease, Standing, Subject
 
 # What `totals` can group by. `day` and `hour` are UTC.
 DIMENSIONS = ("key", "provider", "model", "outcome", "day", "hour")
-
-PICO = 10**12  # pico-USD in a USD
 
 
 class StoreError(Exception):
@@ -79,12 +72,46 @@ class UsageStore(Protocol):
     def check(self) -> None:
         """Whether the store can be used, found out at the start and not at the first request."""
 
-    def settle(self, entry: Entry) -> None:
-        """Adds one request to the sums.
+    def settle(self, entry: Entry, lease: Lease | None = None) -> None:
+        """Add one request to the sums, and end its lease.
+
+        The tokens of `entry` take the place of the lease's estimate, which stays where they are
+        unknown (`unmetered`). A lease is settled once: a second time nothing happens. One that
+        was ended in between, because its worker seemed dead, gives nothing back twice.
 
         Raises StoreError where it is not written yet, or where it is known that it will be lost.
-        What is not written yet is written with a later request or at `close`.
+        What is not written yet is written with a later request, a heartbeat or at `close`.
         """
+
+    def admit(self, subjects: Sequence[Subject], demand: Demand) -> Lease:
+        """Reserve `demand` in all of `subjects` (at most 4), or in none.
+
+        Raises `Refused` where a limit is exceeded, and StoreError where the store cannot be
+        reached, within a second.
+        """
+
+    def move(self, lease: Lease, provider: Subject | None) -> None:
+        """Give back the share of the lease's provider and reserve it in `provider` instead.
+
+        None: the new provider has no limits. Requests stay counted where they were made. A lease
+        that was ended in between is admitted anew. Raises as `admit`; then nothing has changed.
+        """
+
+    def release(self, lease: Lease) -> None:
+        """As `settle`, without an entry: the lease ends, and no token of it is counted."""
+
+    def standing(self, subjects: Sequence[Subject]) -> list[Standing]:
+        """How much each of `subjects` uses of its limits. One read, which changes nothing."""
+
+    def heartbeat(self) -> None:
+        """Renew the leases of this process, end those of dead ones, write what waits.
+
+        To be called every 5 seconds or so in each process that admits. Where it has not been
+        for 20 seconds, other processes end its leases.
+        """
+
+    def reap(self) -> int:
+        """End the leases of processes without a heartbeat: how many. `heartbeat` does it too."""
 
     def totals(
         self,
@@ -98,9 +125,16 @@ class UsageStore(Protocol):
         """
 
     def close(self) -> None:
-        """Writes what still waits and gives back what this process holds."""
+        """Write what still waits, end the leases of this process and give back what it holds."""
 
 
 def all_time(store: UsageStore) -> list[Sums]:
     """Everything ever settled by key, provider, model and outcome: what counters start from."""
     return store.totals(by=("key", "provider", "model", "outcome"))
+
+
+def true_tokens(entry: Entry, lease: Lease) -> int:
+    """What the lease's tokens turn into: those of `entry`, the estimate where they are unknown."""
+    if entry.usage is not None:
+        return min(entry.usage.total, MAX_TOKENS)
+    return lease.demand.tokens if entry.unmetered else 0

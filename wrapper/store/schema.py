@@ -1,7 +1,6 @@
-"""The usage table in SQL: its columns, the one write, the one question.
+"""The tables in SQL: the ledger with its one write and its one query, and the reservations.
 
-The rule protected here: only texts of this module are put together to SQL; whatever came from
-outside is bound as a value.
+Invariant: only texts of this module are put together to SQL; values from outside are bound.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from datetime import UTC, datetime
 from wrapper.metering import Usage
 from wrapper.store.base import Entry, Sums
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # SQLite's integers have 64 bits and become floats beyond. A sum of two of these does not.
 _MAX = 4611686018427387904  # 2**62, also in SETTLE
 _HIGH = 10**6
 
-SCHEMA = """
+_LEDGER = """
 CREATE TABLE IF NOT EXISTS usage (
     hour INTEGER NOT NULL,          -- Unix time / 3600
     api_key TEXT NOT NULL,
@@ -37,6 +36,76 @@ CREATE TABLE IF NOT EXISTS usage (
     PRIMARY KEY (hour, api_key, provider, model, outcome)
 ) WITHOUT ROWID, STRICT
 """
+
+# Not in the index: what SETTLE changes. An index costs a write only with a new row.
+_LEDGER_BY_KEY = "CREATE INDEX IF NOT EXISTS usage_by_key ON usage (api_key, hour)"
+
+_SUBJECT = """
+CREATE TABLE IF NOT EXISTS subject (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,      -- key:NAME, group:NAME, provider:NAME
+    second INTEGER NOT NULL,        -- the newest bucket of `counts`, by the monotonic clock
+    counts BLOB NOT NULL,           -- store.window
+    concurrent INTEGER NOT NULL,    -- leases
+    reserved INTEGER NOT NULL,      -- 1e-12 USD in leases
+    spent INTEGER NOT NULL,         -- 1e-12 USD in the ledger since `period`
+    period INTEGER,                 -- Unix time; NULL: `spent` is not known
+    sources TEXT NOT NULL           -- fingerprint of what `spent` is summed from
+) STRICT
+"""
+
+_SOURCE = """
+CREATE TABLE IF NOT EXISTS source (  -- whose cost counts against which budget
+    source TEXT NOT NULL,           -- key:NAME, provider:NAME
+    subject TEXT NOT NULL,
+    PRIMARY KEY (source, subject)
+) WITHOUT ROWID, STRICT
+"""
+
+_LEASE = """
+CREATE TABLE IF NOT EXISTS lease (
+    worker TEXT NOT NULL,
+    id INTEGER NOT NULL,
+    tokens INTEGER NOT NULL,
+    cost INTEGER NOT NULL,
+    shares TEXT NOT NULL,           -- subject.id@second, one for each subject
+    PRIMARY KEY (worker, id)
+) WITHOUT ROWID, STRICT
+"""
+
+_WORKER = """
+CREATE TABLE IF NOT EXISTS worker (
+    id TEXT PRIMARY KEY,
+    beat REAL NOT NULL              -- the last heartbeat, by the monotonic clock
+) WITHOUT ROWID, STRICT
+"""
+
+_BOOT = "CREATE TABLE IF NOT EXISTS boot (id TEXT NOT NULL) STRICT"
+
+# `spent` follows the ledger, whatever writes to it.
+_SPEND = """
+CREATE TRIGGER IF NOT EXISTS {name} AFTER {event} ON usage WHEN {cost} <> 0 BEGIN
+    UPDATE subject SET spent = max(0, min(spent + {cost}, 4611686018427387904))
+    WHERE period <= new.hour * 3600 AND name IN (
+        SELECT subject FROM source
+        WHERE source IN ('key:' || new.api_key, 'provider:' || new.provider)
+    );
+END
+"""
+
+# What makes a file of the version before one of this version.
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    0: (_LEDGER,),
+    1: (
+        *(_LEDGER_BY_KEY, _SUBJECT, _SOURCE, _LEASE, _WORKER, _BOOT),
+        _SPEND.format(name="spend_new", event="INSERT", cost="new.cost_pico"),
+        _SPEND.format(
+            name="spend_more",
+            event="UPDATE OF cost_pico",
+            cost="(new.cost_pico - old.cost_pico)",
+        ),
+    ),
+}
 
 SETTLE = """
 INSERT INTO usage VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -122,7 +191,7 @@ def query(
 
 def sums(row: tuple[int | float | str, ...], by: tuple[str, ...]) -> Sums:
     """One row of the answer to `query`."""
-    group = tuple(_label(name, value) for name, value in zip(by, row, strict=False))
+    group = tuple(label(name, value) for name, value in zip(by, row, strict=False))
     numbers = [value for value in row[len(by) :] if not isinstance(value, str)]
     requests, prompt, completion, total, cached, reasoning = map(int, numbers[:6])
     seconds, high, low, unmetered, unpriced = numbers[6:]
@@ -141,7 +210,8 @@ def sums(row: tuple[int | float | str, ...], by: tuple[str, ...]) -> Sums:
     )
 
 
-def _label(dimension: str, value: int | float | str) -> str:
+def label(dimension: str, value: int | float | str) -> str:
+    """A value of a dimension as it is in `Sums.group`."""
     if dimension == "day":
         return datetime.fromtimestamp(int(value) * 86400, UTC).strftime("%Y-%m-%d")
     if dimension == "hour":

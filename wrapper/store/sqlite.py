@@ -1,99 +1,189 @@
-"""Usage in an SQLite file beside the workers.
+"""The store in an SQLite file beside the workers.
 
-One table, one row per hour, key, provider, model and outcome, one UPSERT per request in
-autocommit: the write is over when `settle` returns. Write-ahead logging lets readers and the
-one writer go on side by side; with `synchronous = NORMAL` nothing waits for the disk but a
-checkpoint (https://www.sqlite.org/wal.html), and a killed process loses nothing that it
-acknowledged, for the pages are the kernel's by then.
+The ledger is one row per hour, key, provider, model and outcome, one UPSERT per request in
+autocommit: the write is over when `settle` returns. Admission, and settlement with a lease, are
+one transaction each (`store.reservations`). Write-ahead logging lets readers and the one writer
+go on side by side; with `synchronous = NORMAL` nothing waits for the disk but a checkpoint
+(https://www.sqlite.org/wal.html), and a killed process loses nothing that it acknowledged, for
+the pages are the kernel's by then.
 
-Two rules are protected here. A connection belongs to the process that opened it: after a fork
-the child opens its own and leaves the inherited one alone, unclosed
-(https://www.sqlite.org/howtocorrupt.html, section 2.6). And a file that cannot be written just
-now (locked by another program, full disk) neither stops the worker nor loses a request: what
-waits is written with a later one, and until then `settle` says that it waits.
+Waiting. SQLite itself never waits here, for it would stop the worker's event loop: a file that
+is busy is tried again after a cooperative sleep, until a deadline. Between the begin of a
+transaction and its end nothing sleeps, so no lock is held while other greenlets run.
+
+Time. All workers are on one machine: windows and leases go by its monotonic clock, which nobody
+can set. It starts anew with the machine, so after a boot they are cleared.
+
+Invariants. A connection belongs to the process that opened it: after a fork the child opens its
+own and leaves the inherited one alone, unclosed (https://www.sqlite.org/howtocorrupt.html,
+section 2.6). A file that cannot be written just now (locked by another program, full disk)
+neither stops the worker nor loses a request: what waits is written later, and until then
+`settle` says that it waits.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import secrets
 import sqlite3
 import time
-from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from wrapper.store.base import DIMENSIONS, Entry, StoreError, Sums
-from wrapper.store.schema import (
-    COLUMNS,
-    SCHEMA,
-    SCHEMA_VERSION,
-    SETTLE,
-    Values,
-    query,
-    sums,
-    values,
+from wrapper.store import reservations, sqlitefile
+from wrapper.store.accounts import Moment, standings_of
+from wrapper.store.base import DIMENSIONS, Entry, StoreError, Sums, true_tokens
+from wrapper.store.limits import (
+    Demand,
+    Lease,
+    Refused,
+    Standing,
+    Subject,
+    bounded,
+    nothing_used,
 )
+from wrapper.store.reservations import LEASE_SECONDS
+from wrapper.store.schema import COLUMNS, SETTLE, Values, query, sums, values
+from wrapper.store.waiting import Impossible, Waiting
 
-# How long a write waits for another one's end, in seconds: it takes microseconds, unless some
-# other program holds the file. The whole worker waits with it.
+# How long a busy file is tried again, in seconds: a write takes microseconds, unless some other
+# program holds the file.
 BUSY_SECONDS = 0.5
-# How long nothing is tried after a failure, and how much may wait meanwhile.
-RETRY_SECONDS = 5.0
-MAX_WAITING = 10_000
+# How long admission fails at once after a failure, in seconds.
+DOWN_SECONDS = 1.0
 # How often the file is looked for, in seconds.
 LOOK_SECONDS = 1.0
-# Opening takes its turn with the other workers, in seconds.
-OPEN_SECONDS = 5.0
-# Pages in the log before they are copied into the file, which waits for the disk: 16 MiB.
-CHECKPOINT_PAGES = 4000
 
-_MOVE_AWAY = "move it away to begin a new one, or name another file in WRAPPER_STORE"
 # What can never be written, and therefore does not wait.
 _IMPOSSIBLE = (sqlite3.DataError, sqlite3.IntegrityError, OverflowError, UnicodeEncodeError)
 _NOTHING = Sums((), 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0)
+
+T = TypeVar("T")
+
+
+class Settlement(NamedTuple):
+    """What `settle` writes: a row of the ledger, the end of a lease with its tokens, or both."""
+
+    bound: Values | None
+    lease: Lease | None
+    tokens: int
+
+    def shed(self) -> Settlement | None:
+        """What stays where the row is lost: the end of the lease."""
+        return None if self.lease is None else self._replace(bound=None)
 
 
 class SqliteStore:
     """Opened in each process at its first use."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._path = path
+        self._clock = clock
+        self._wall = wall
         self._pid = 0
         self._cursor: sqlite3.Cursor | None = None
         self._inode = 0
         self._look_at = 0.0
-        self._waiting: deque[Values] = deque()
-        self._retry_at = 0.0
-        self._lost = 0
+        self._waiting: Waiting[Settlement] = Waiting(str(path), Settlement.shed)
+        self._down_until = 0.0
+        self._worker = ""
+        self._last_lease = 0
+        self._beat_at = -math.inf
         # Cursors of a parent process: kept, so that nothing closes them here.
         self._inherited: list[sqlite3.Cursor] = []
 
     def check(self) -> None:
-        try:
-            problems = self._here().execute("PRAGMA quick_check(1)").fetchone()
-        except sqlite3.Error as error:
-            raise self._problem(error) from error
+        problems = self._try(lambda: self._here().execute("PRAGMA quick_check(1)").fetchone())
         if problems != ("ok",):
-            raise StoreError(f"{self._path}: damaged ({problems[0]}); {_MOVE_AWAY}")
+            raise StoreError(f"{self._path}: damaged ({problems[0]}); {sqlitefile.MOVE_AWAY}")
 
-    def settle(self, entry: Entry) -> None:
-        self._own()
-        if self._waiting:
-            self._wait(values(entry))
-            self._write_waiting()
-            return
+    def settle(self, entry: Entry, lease: Lease | None = None) -> None:
+        if lease is not None:
+            if lease.settled:
+                return
+            lease.settled = True
         bound = values(entry)
+        if lease is None or not lease.subjects:
+            if self._settled_at_once(bound):
+                return
+            self._settle(Settlement(bound, None, 0))
+        else:
+            self._settle(Settlement(bound, lease, true_tokens(entry, lease)))
+
+    def _settled_at_once(self, bound: Values) -> bool:
+        """The usual case: the file is open in this process, and no other one is writing to it."""
+        if self._pid != os.getpid() or self._cursor is None or self._waiting:
+            return False
+        if time.monotonic() >= self._look_at:
+            return False  # it is time to look whether the file is still there
         try:
-            self._here().execute(SETTLE, bound)
-        except _IMPOSSIBLE as error:
-            raise self._problem(error) from error
-        except (sqlite3.Error, StoreError) as error:
-            self._wait(bound)
-            self._retry_at = time.monotonic() + RETRY_SECONDS
-            raise self._problem(error) from error
-        now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
-            self._look()
+            self._cursor.execute(SETTLE, bound)
+        except (sqlite3.Error, OverflowError, UnicodeEncodeError):
+            return False  # nothing was written: the long way says what is wrong, or waits
+        return True
+
+    def release(self, lease: Lease) -> None:
+        if lease.subjects and not lease.settled:
+            lease.settled = True
+            self._settle(Settlement(None, lease, 0))
+
+    def admit(self, subjects: Sequence[Subject], demand: Demand) -> Lease:
+        def work(cursor: sqlite3.Cursor) -> Lease | Refused:
+            moment = self._moment()
+            self._renew(cursor, moment)
+            self._last_lease += 1
+            name = (self._worker, self._last_lease)
+            return reservations.admit(cursor, name, subjects, bounded(demand), moment)
+
+        return _granted(self._reserve(work))
+
+    def move(self, lease: Lease, provider: Subject | None) -> None:
+        old = lease.provider
+        if lease.settled or (old and old.name) == (provider and provider.name):
+            return
+        kept = [subject for subject in lease.subjects if subject is not old]
+        gained = [provider] if provider else []
+
+        def work(cursor: sqlite3.Cursor) -> Lease | Refused | None:
+            return reservations.move(cursor, lease, old, gained, self._moment())
+
+        outcome = self._reserve(work) if lease.subjects else None
+        if outcome is not None:
+            lease.adopt(kept, _granted(outcome))
+        elif kept or gained:
+            lease.adopt([], self.admit([*kept, *gained], lease.demand))
+
+    def standing(self, subjects: Sequence[Subject]) -> list[Standing]:
+        if self._missing():
+            return [nothing_used(subject, self._wall()) for subject in subjects]
+        return self._try(lambda: standings_of(self._here(), subjects, self._moment()))
+
+    def heartbeat(self) -> None:
+        if self._missing():
+            return
+        if self._last_lease or self._try(self._any_worker):
+            self._transact(lambda cursor: self._renew(cursor, self._moment(), age=0.0))
+            self.reap()
+        if self._waiting:
+            self._waiting.write(self._write)
+
+    def reap(self) -> int:
+        total = 0
+        while True:
+            ended = self._transact(
+                lambda cursor: reservations.reap(cursor, self._worker, self._moment())
+            )
+            total += ended
+            if ended < reservations.REAP_BATCH:
+                return total
+            time.sleep(0)  # the other greenlets' turn
 
     def totals(
         self,
@@ -105,72 +195,145 @@ class SqliteStore:
         unknown = [name for name in by if name not in COLUMNS]
         if unknown:
             raise ValueError(f"cannot group by {unknown[0]!r}; one of {', '.join(DIMENSIONS)}")
-        self._own()
-        if self._cursor is None and not self._path.exists():
-            # A question makes no file, least of all one that belongs to who asks.
+        if self._missing():
             return [] if by else [_NOTHING]
         text, bound = query(since, until, by, key)
-        try:
-            rows = self._here().execute(text, bound).fetchall()
-        except sqlite3.Error as error:
-            raise self._problem(error) from error
+        rows = self._try(lambda: self._here().execute(text, bound).fetchall())
         return [sums(row, by) for row in rows]
 
     def close(self) -> None:
         self._own()
         try:
             if self._waiting:
-                self._retry_at = 0.0
-                self._write_waiting()
+                self._waiting.write(self._write, now=True)
+            if self._last_lease and self._cursor is not None:
+                self._transact(lambda cursor: reservations.end_all(cursor, self._worker, 2**31))
         finally:
             if self._cursor is not None:
                 self._cursor.connection.close()
             self._cursor = None
 
     def _own(self) -> None:
-        """Forgets what belongs to a parent process."""
+        """Forget what belongs to a parent process."""
         pid = os.getpid()
         if pid == self._pid:
             return
         if self._cursor is not None:
             self._inherited.append(self._cursor)
         self._cursor = None
-        self._waiting.clear()
+        self._waiting = Waiting(str(self._path), Settlement.shed)
+        self._worker = secrets.token_hex(8)
+        self._last_lease = 0
+        self._beat_at = -math.inf
         self._pid = pid
+
+    def _missing(self) -> bool:
+        """Whether there is no file. A query makes none, least of all one of another owner."""
+        self._own()
+        return self._cursor is None and not self._path.exists()
 
     def _here(self) -> sqlite3.Cursor:
         self._own()
         if self._cursor is None:
-            self._cursor = self._open()
+            cursor = sqlitefile.open_file(self._path).cursor()
+            self._inode = self._path.stat().st_ino
+            # Opening may yield to a greenlet that opens it too: one of the two is dropped, idle.
+            self._cursor = cursor
         return self._cursor
 
-    def _wait(self, bound: Values) -> None:
-        self._waiting.append(bound)
-        if len(self._waiting) > MAX_WAITING:
-            self._waiting.popleft()
-            self._lost += 1
+    def _any_worker(self) -> bool:
+        """Whether any process has leases: else there is nothing to renew and nothing to end."""
+        return self._here().execute("SELECT 1 FROM worker LIMIT 1").fetchone() is not None
 
-    def _write_waiting(self) -> None:
-        """Writes what waits, oldest first. Raises StoreError while something still does."""
-        now = time.monotonic()
-        if now < self._retry_at:
-            lost = f", {self._lost} are lost" if self._lost else ""
-            waiting = len(self._waiting)
-            raise StoreError(f"{self._path}: {waiting} requests wait to be written{lost}")
-        impossible: Exception | None = None
+    def _moment(self) -> Moment:
+        return Moment(self._clock(), self._wall())
+
+    def _renew(
+        self, cursor: sqlite3.Cursor, moment: Moment, age: float = LEASE_SECONDS / 2
+    ) -> None:
+        """A heartbeat, unless the last one is younger than `age` seconds."""
+        if moment.clock - self._beat_at >= age:
+            reservations.beat(cursor, self._worker, moment)
+            self._beat_at = moment.clock
+
+    def _reserve(self, work: Callable[[sqlite3.Cursor], T]) -> T:
+        """As `_transact`; fails at once shortly after a failure."""
+        if time.monotonic() < self._down_until:
+            raise StoreError(f"{self._path}: not in reach a moment ago")
         try:
+            return self._transact(work)
+        except StoreError:
+            self._down_until = time.monotonic() + DOWN_SECONDS
+            raise
+
+    def _settle(self, settlement: Settlement) -> None:
+        self._own()
+        if self._waiting:
+            self._waiting.add(settlement)
+            self._waiting.write(self._write)
+            return
+        try:
+            self._write(settlement)
+        except Impossible:
+            raise
+        except BaseException:
+            self._waiting.add(settlement)
+            self._waiting.failed()
+            raise
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self._look()
+
+    def _write(self, settlement: Settlement) -> None:
+        bound, lease, tokens = settlement
+        try:
+            if lease is None:
+                self._try(lambda: self._here().execute(SETTLE, bound or ()))
+                return
+
+            def work(cursor: sqlite3.Cursor) -> None:
+                if bound is not None:
+                    cursor.execute(SETTLE, bound)
+                reservations.end(cursor, lease, tokens)
+
+            self._transact(work)
+        except Impossible:
+            if lease is not None:
+                self._write(Settlement(None, lease, tokens))
+            raise
+
+    def _try(self, work: Callable[[], T]) -> T:
+        """What `work` returns, one statement outside of a transaction."""
+        try:
+            return sqlitefile.retry_while_busy(work, BUSY_SECONDS)
+        except _IMPOSSIBLE as error:
+            raise Impossible(f"{self._path}: {error}") from error
+        except (sqlite3.Error, OSError) as error:
+            raise sqlitefile.problem(self._path, error) from error
+
+    def _transact(self, work: Callable[[sqlite3.Cursor], T]) -> T:
+        """What `work` returns, in one transaction that is committed whole or not at all."""
+
+        def begin() -> sqlite3.Cursor:
             cursor = self._here()
-            while self._waiting:
-                try:
-                    cursor.execute(SETTLE, self._waiting[0])
-                except _IMPOSSIBLE as error:
-                    impossible = error
-                self._waiting.popleft()
-        except (sqlite3.Error, StoreError) as error:
-            self._retry_at = now + RETRY_SECONDS
-            raise self._problem(error) from error
-        if impossible is not None:
-            raise self._problem(impossible) from impossible
+            cursor.execute("BEGIN IMMEDIATE")
+            return cursor
+
+        cursor = self._try(begin)
+        try:
+            result = work(cursor)
+            cursor.execute("COMMIT")
+        except BaseException as error:
+            self._beat_at = -math.inf  # it may have been in this transaction
+            if cursor.connection.in_transaction:
+                cursor.execute("ROLLBACK")
+            if isinstance(error, _IMPOSSIBLE):
+                raise Impossible(f"{self._path}: {error}") from error
+            if isinstance(error, sqlite3.Error):
+                raise sqlitefile.problem(self._path, error) from error
+            raise
+        return result
 
     def _look(self) -> None:
         try:
@@ -183,68 +346,8 @@ class SqliteStore:
                 " restart the gateway"
             )
 
-    def _open(self) -> sqlite3.Cursor:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Before SQLite makes it: readable by the owner alone. Its log files take after it.
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-            connection = sqlite3.connect(
-                self._path, timeout=OPEN_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._inode = self._path.stat().st_ino
-        except (sqlite3.Error, OSError) as error:
-            raise self._problem(error) from error
-        try:
-            self._prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection.cursor()
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        try:
-            # The rows are short: small pages make each commit write, and check, less.
-            connection.execute("PRAGMA page_size = 1024")
-            _turn_on_wal(connection)
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute(SCHEMA)
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                connection.execute("COMMIT")
-                version = SCHEMA_VERSION
-            connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
-        except sqlite3.Error as error:
-            raise self._problem(error) from error
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"{self._path}: made by another version of the gateway (schema {version}, "
-                f"this one has {SCHEMA_VERSION}); use that version or name another file"
-            )
-
-    def _problem(self, error: Exception) -> StoreError:
-        if isinstance(error, StoreError):
-            return error
-        if isinstance(error, OSError):
-            reason = error.strerror or type(error).__name__
-            return StoreError(f"{self._path}: {reason}; WRAPPER_STORE must name a writable file")
-        text = str(error)
-        if "not a database" in text or "malformed" in text:
-            return StoreError(f"{self._path}: {text}; {_MOVE_AWAY}")
-        if "readonly" in text or "unable to open" in text:
-            return StoreError(f"{self._path}: {text}; WRAPPER_STORE must name a writable file")
-        return StoreError(f"{self._path}: {text}")
-
-
-def _turn_on_wal(connection: sqlite3.Connection) -> None:
-    """The switch needs the file for itself and does not wait for its turn: so it is tried."""
-    deadline = time.monotonic() + OPEN_SECONDS
-    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.005)
+def _granted(outcome: Lease | Refused) -> Lease:
+    if isinstance(outcome, Refused):
+        raise outcome
+    return outcome

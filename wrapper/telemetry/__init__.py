@@ -11,20 +11,37 @@ the text of `/metrics`.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Container, Iterable
 from pathlib import Path
 
+from wrapper import __version__
 from wrapper.auth import CLIENT
 from wrapper.record import NO_KEY, NO_MODEL, REJECTED, UNMATCHED, RequestRecord
 from wrapper.store import Sums
 from wrapper.telemetry import instruments as metrics
-from wrapper.telemetry.exposition import Exporter, seed, usd, worker_exited, worker_started
+from wrapper.telemetry.exposition import (
+    Exporter,
+    measure_worker,
+    seed,
+    usd,
+    worker_exited,
+    worker_started,
+)
 from wrapper.telemetry.instruments import METHODS, OTHER
 from wrapper.telemetry.labels import Labels, UsageSeries
 from wrapper.telemetry.request_log import RequestLog
 
-__all__ = ["Exporter", "Telemetry", "usd", "worker_exited", "worker_started"]
+__all__ = [
+    "Exporter",
+    "Telemetry",
+    "measure_worker",
+    "reloaded",
+    "usd",
+    "worker_exited",
+    "worker_started",
+]
 
 # Durations are rounded to these steps in a second: then their sums are exact for 300 years, in
 # whatever order the workers' values are added.
@@ -39,6 +56,9 @@ class Telemetry:
         self.models = Labels()
         self._series = UsageSeries()
         self.log = RequestLog(log_level)
+        metrics.BUILD_INFO.labels(__version__).set(1)
+        for result in ("success", "failure"):
+            metrics.RELOADS[result,].inc(0)
 
     def register(
         self, models: Iterable[str], providers: Iterable[str], priced: Iterable[str] = ()
@@ -128,6 +148,10 @@ class Telemetry:
         name = self.ledger_model(record)
         return name if name in (NO_MODEL, OTHER) or self.models.add(name) else OTHER
 
+    def store_failed(self) -> None:
+        """The store could not be used."""
+        metrics.STORE_FAILURES.inc()
+
     def count(self, record: RequestRecord, *, proxy_request: bool, metering: bool) -> None:
         """Count a finished record.
 
@@ -149,6 +173,8 @@ class Telemetry:
             metrics.OVERHEAD[path,].observe(round(record.overhead * STEPS) / STEPS)
         for failure in record.upstream_errors:
             metrics.UPSTREAM_ERRORS[failure].inc()
+        for failure in record.failovers:
+            metrics.FAILOVERS[failure].inc()
         if proxy_request and metering:
             self._count_proxy_request(record)
 
@@ -158,6 +184,8 @@ class Telemetry:
         metrics.CALLS[*labels, record.outcome].inc()
         if record.outcome == REJECTED:
             metrics.REJECTIONS[record.api_key, record.error_code or OTHER].inc()
+        for code in dict.fromkeys(record.dry_run):  # as a refusal, which has one code
+            metrics.REJECTIONS[record.api_key, f"{code}_dry_run"].inc()
         if record.unmetered:
             metrics.UNMETERED[provider, record.unmetered].inc()
         usage = record.usage
@@ -168,8 +196,8 @@ class Telemetry:
             metrics.CACHED[labels].inc(usage.cached)
             if record.cost is None:
                 metrics.UNPRICED[provider, model].inc()
-            else:
-                metrics.COST[labels].inc(record.cost)
+        if record.cost is not None:
+            metrics.COST[labels].inc(record.cost)
         if record.relayed and 200 <= record.status < 300:
             self._observe_speed(record, (provider, model))
 
@@ -181,6 +209,13 @@ class Telemetry:
         if record.usage is not None and record.usage.completion > 1:
             per_token = (record.upstream - record.ttft) / (record.usage.completion - 1)
             metrics.PER_TOKEN[labels].observe(round(max(0.0, per_token) * STEPS) / STEPS)
+
+
+def reloaded(*, success: bool) -> None:
+    """A worker has put a changed configuration in force, or refused it."""
+    metrics.RELOADS["success" if success else "failure",].inc()
+    if success:
+        metrics.LAST_RELOAD.set(round(time.time(), 3))
 
 
 def _as_other(row: Sums) -> Sums:

@@ -12,7 +12,9 @@ import copy
 import fcntl
 import os
 import re
+import resource
 import struct
+import sys
 import threading
 import time
 from collections import Counter
@@ -60,15 +62,19 @@ class Exporter(PrometheusMetrics):  # type: ignore[misc]  # has no types
         self._lock = threading.Lock()
 
     def generate_metrics(
-        self, accept_header: str | None = None, names: list[str] | None = None
+        self,
+        accept_header: str | None = None,
+        names: list[str] | None = None,
+        further: Iterable[Metric] = (),
     ) -> tuple[str, str]:
         """The exposition text and its content type, OpenMetrics where `accept_header` has it.
 
         `names` (the query's `name[]`) keeps the samples and families of these names only.
+        `further` are families that are no workers' sums.
         """
         accept = accept_header or ""
         encoder, content_type = choose_encoder("" if _MALFORMED_VERSION.search(accept) else accept)
-        families = _Families(names)
+        families = _Families(names, further)
         with self._lock:  # one scrape at a time in a worker
             text = encoder(families) if _SINGLE_PROCESS else in_child(lambda: encoder(families))
         return text.decode("utf-8"), content_type
@@ -82,17 +88,21 @@ _Collector: Any = MultiProcessCollector
 class _Families:
     """All workers' metric families, as the registry that an encoder expects."""
 
-    def __init__(self, names: list[str] | None) -> None:
+    def __init__(self, names: list[str] | None, further: Iterable[Metric]) -> None:
         self._names = frozenset(names or ())
+        self._further = further
 
     def collect(self) -> Iterable[Metric]:
-        for family in _collected():
+        for family in (*_collected(), *self._further):
             if self._names and family.name not in self._names:
                 family.samples = [s for s in family.samples if s.name in self._names]
                 if not family.samples:
                     continue
             if family.name == metrics.COST_FAMILY:
                 family.samples = [s._replace(value=usd(s.value)) for s in family.samples]
+            if family.name == metrics.WORKER_CPU_FAMILY:
+                family.type = "counter"
+                family.samples = [s._replace(name=f"{s.name}_total") for s in family.samples]
             yield family
 
 
@@ -171,10 +181,24 @@ def seed(totals: Iterable[Sums]) -> None:
 def worker_started() -> None:
     """Lay out this worker's files for all inherited series, before the first request."""
     metrics.IN_FLIGHT.inc(0)
+    measure_worker()
+
+
+def measure_worker() -> None:
+    """Take the memory and CPU time of this worker; called now and then in each."""
+    worker, used = str(os.getpid()), resource.getrusage(resource.RUSAGE_SELF)
+    metrics.WORKER_CPU[worker,].set(used.ru_utime + used.ru_stime)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        metrics.WORKER_MEMORY[worker,].set(pages * resource.getpagesize())
+    except OSError:  # not Linux: the peak, in KiB (in bytes on macOS)
+        peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        metrics.WORKER_MEMORY[worker,].set(peak)
 
 
 def worker_exited(pid: int) -> None:
     """Remove an exited worker's gauges, keep its sums, and count its unsettled requests as lost."""
+    metrics.WORKER_RESTARTS.inc()
     unsettled = 0.0
     path = _directory() / f"gauge_livesum_{pid}.db"
     if path.exists():

@@ -115,7 +115,7 @@ UNPRICED = Series(
 FIRST_TOKEN = Series(
     Histogram(
         "gen_ai_server_time_to_first_token_seconds",
-        "From sending the request to the first byte of the response's body.",
+        "From sending the request to the first event with content.",
         _GEN_AI,
         buckets=_FIRST_TOKEN,
     )
@@ -147,11 +147,52 @@ OVERHEAD = Series(
 UPSTREAM_ERRORS = Series(
     Counter("upstream_errors", "Failures of providers by reason.", ("provider", "reason"))
 )
+FAILOVERS = Series(
+    Counter(
+        "failovers",
+        "Requests that went on to the next target of their route.",
+        ("provider", "reason"),
+    )
+)
 COOLDOWN = Series(
     Gauge(
         "provider_cooldown",
         "1 while a provider is left out of routing.",
         ("provider",),
         multiprocess_mode="livemax",
+    )
+)
+STORE_FAILURES = Counter("store_failures", "Failures of the store of usage and limits.")
+BUILD_INFO = Gauge(
+    "gateway_build_info",
+    "1, with the gateway's version.",
+    ("version",),
+    multiprocess_mode="livemax",
+)
+RELOADS = Series(
+    Counter("config_reloads", "Changed configurations, counted by each worker.", ("result",))
+)
+LAST_RELOAD = Gauge(
+    "config_last_reload_timestamp_seconds",
+    "When a worker last put a changed configuration in force; 0 since the start.",
+    multiprocess_mode="livemax",
+)
+WORKER_RESTARTS = Counter("worker_restarts", "Workers that exited and were replaced.")
+# The label is the process id; a dead worker's series go with its files.
+WORKER_MEMORY = Series(
+    Gauge(
+        "gateway_worker_resident_memory_bytes",
+        "Memory of each worker.",
+        ("worker",),
+        multiprocess_mode="livesum",
+    )
+)
+WORKER_CPU_FAMILY = "gateway_worker_cpu_seconds"
+WORKER_CPU = Series(  # a counter in the exposition
+    Gauge(
+        WORKER_CPU_FAMILY,
+        "CPU time of each worker, user and system.",
+        ("worker",),
+        multiprocess_mode="livesum",
     )
 )

@@ -66,6 +66,7 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "status": status,
         "outcome": record.outcome,
         "code": record.error_code,
+        "dry_run": ",".join(dict.fromkeys(record.dry_run)) or None,
         "api_key": record.api_key,
         "provider": record.provider or None,
         "model": record.model[:MAX_MODEL_LENGTH] or None,
@@ -73,8 +74,15 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "prompt_tokens": usage.prompt if usage else None,
         "completion_tokens": usage.completion if usage else None,
         "cached_tokens": usage.cached if usage else None,
+        "served_model": (
+            record.served_model[:MAX_MODEL_LENGTH] if record.served_model != record.model else None
+        )
+        or None,
+        "service_tier": (usage.service_tier[:MAX_MODEL_LENGTH] or None) if usage else None,
+        "units": dict(usage.units) if usage and usage.units else None,
         "cost_usd": record.cost / PICO if record.cost is not None else None,
         "unmetered": record.unmetered,
+        "unpriced": record.unpriced and record.unpriced[:MAX_MODEL_LENGTH],
         "ttft_ms": None if record.ttft is None else round(record.ttft * 1e3, 3),
         "upstream_ms": round(record.upstream * 1e3, 3) if record.relayed else None,
         "overhead_ms": round(record.overhead * 1e3, 3),

@@ -16,9 +16,11 @@ from requests.exceptions import RequestException
 from wrapper import errors
 from wrapper.cancellation import Interrupted, within, yield_if_due
 from wrapper.config import Provider
+from wrapper.metering.decoding import decoder_for
 from wrapper.upstream.adapter import ProviderAdapter, RawResponse
 from wrapper.upstream.failures import gateway_error
-from wrapper.upstream.headers import headers_down, headers_up
+from wrapper.upstream.headers import headers_down, headers_up, is_of_account, with_own
+from wrapper.upstream.unfold import UnfoldedBody
 
 __all__ = ["Upstream", "UpstreamResponse", "headers_up"]
 
@@ -49,6 +51,18 @@ class UpstreamResponse:
         """How long one wait for more of the body may take; None: a cancel scope watches it."""
         self.body.connection.sock.settimeout(seconds)
 
+    def unfold(self) -> None:
+        """Take the content coding off, so that the body can be changed; as it is where the coding
+        is not known.
+        """
+        decoder = decoder_for(self.get("content-encoding", "").strip().lower())
+        if decoder is None or self.body.complete:
+            return
+        self._raw.body = self.body = UnfoldedBody(self.body, decoder)
+        self.get = {**self._raw.head.first, "content-encoding": ""}.get
+        self.length = None
+        self.headers = [pair for pair in self.headers if pair[0].lower() != "content-encoding"]
+
     def read1(self) -> bytes:
         """The bytes that have come, waiting for some; empty at a clean end only.
 
@@ -61,9 +75,12 @@ class UpstreamResponse:
             raise gateway_error(error, self._provider, begun=True) from error
 
     def read_first(self) -> bytes:
-        """The first bytes of the body: a response that breaks off before them counts as none."""
+        """Bytes that come before the head goes down: a response that breaks off here is none."""
+        if self.body.complete:  # there is none, as after HEAD
+            self.close()
+            return b""
         try:
-            return b"" if self.body.complete else self._raw.read1()
+            return self._raw.read1()
         except RequestException as error:
             self.close()
             raise gateway_error(error, self._provider) from error
@@ -86,9 +103,11 @@ class Upstream:
         self.host = urlsplit(provider.origin).hostname or ""
         self._adapter = ProviderAdapter(provider)
         self._timeout = (provider.connect_timeout, provider.first_byte_timeout)
-        self._own = _headers(provider, with_secrets=True)
-        self._open = _headers(provider, with_secrets=False)
+        self._own = _headers(provider)
+        self._open = _headers_for_others(provider)
         self._credential = f"Bearer {provider.api_key.reveal()}" if provider.api_key else None
+        self.takes_stream_options: bool | None = None
+        """Whether it accepts `stream_options`; None until one stream has shown it."""
 
     def send(
         self,
@@ -104,7 +123,8 @@ class Upstream:
         `headers_up`. `credential` is the caller's own `Authorization`, used instead of the
         gateway's: then no secret of the gateway goes up. Raises the kinds of UpstreamError.
         """
-        prepared = {**headers, **(self._own if credential is None else self._open)}
+        own = self._own if credential is None else self._open
+        prepared = with_own(headers, own) if own else {**headers}
         if credential or self._credential:
             prepared["Authorization"] = credential or self._credential or ""
         # Content-Length where it is known, else chunks (RFC 9112 section 6).
@@ -175,10 +195,15 @@ class Upstream:
         self._adapter.close()
 
 
-def _headers(provider: Provider, *, with_secrets: bool) -> dict[str, str]:
+def _headers(provider: Provider) -> dict[str, str]:
     """The headers that the configuration adds."""
+    return {name.title(): value for name, value in provider.headers}
+
+
+def _headers_for_others(provider: Provider) -> dict[str, str]:
+    """Those of them that go with a caller's own credential: none of the gateway's account."""
     return {
         name.title(): value
         for name, value in provider.headers
-        if with_secrets or name.lower() not in provider.secret_headers
+        if name.lower() not in provider.secret_headers and not is_of_account(name)
     }

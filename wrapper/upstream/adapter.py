@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import ssl
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import DEFAULT_CA_BUNDLE_PATH, BaseAdapter
+from requests.adapters import BaseAdapter
 from requests.cookies import RequestsCookieJar
 from requests.exceptions import (
     ChunkedEncodingError,
@@ -36,8 +35,9 @@ from requests.structures import CaseInsensitiveDict
 from wrapper.cancellation import TIMEOUT, Interrupted, within
 from wrapper.config import Provider
 from wrapper.formats import http1
+from wrapper.upstream.connect import open_connection, tls_context
 
-MAX_IDLE = 45.0  # seconds; providers close idle connections after 60 or more
+_READ_ONLY = frozenset(("GET", "HEAD"))
 
 
 class PoolFull(RequestsConnectionError):
@@ -55,8 +55,9 @@ class ProviderAdapter(BaseAdapter):
         origin = urlsplit(provider.origin)
         self._host = origin.hostname or ""
         self._port = origin.port or (443 if origin.scheme == "https" else 80)
-        self._tls = _tls_context(provider) if origin.scheme == "https" else None
+        self._tls = tls_context(provider) if origin.scheme == "https" else None
         self._idle: deque[http1.Connection] = deque()
+        self._keepalive = provider.keepalive
         self._max = provider.max_connections
         self._open = 0
         self._closed = False
@@ -71,30 +72,40 @@ class ProviderAdapter(BaseAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send `request` once; its `url` is the raw target, or an absolute address as a session
-        has.
+        """Send `request`; its `url` is the raw target, or an absolute address as a session has.
+
+        It is sent once, and again on a new connection only where a kept one turns out to be dead
+        and the provider has executed nothing of it, or where the request only reads.
 
         With `stream` the body is left to be read from `Response.raw`, else it is read here. Raises
         PoolFull, ConnectTimeout, SSLError or ConnectionError with nothing sent, and ReadTimeout or
         ChunkedEncodingError when something may have been.
         """
         connect_timeout, read_timeout = timeout if isinstance(timeout, tuple) else (timeout,) * 2
-        connection = self._checkout(request, connect_timeout)
-        try:
-            body: Any = request.body
-            if "Transfer-Encoding" in request.headers:
-                body = _chunks(body)
-            connection.send(_head(request, self._authority), body, read_timeout)
-            head = connection.read_head(request.method or "", read_timeout)
-        except TimeoutError as error:
-            self.release(connection)
-            raise ReadTimeout(error, request=request) from error
-        except (http1.ProtocolError, OSError) as error:
-            self.release(connection)
-            raise ChunkedEncodingError(error, request=request) from error
-        except BaseException:
-            self.release(connection)
-            raise
+        kept = True
+        while True:
+            connection = self._checkout(request, connect_timeout, kept=kept)
+            try:
+                body: Any = request.body
+                if "Transfer-Encoding" in request.headers:
+                    body = _chunks(body)
+                connection.send(_head(request, self._authority), body, read_timeout)
+                head = connection.read_head(request.method or "", read_timeout)
+                break
+            except TimeoutError as error:
+                self.release(connection)
+                raise ReadTimeout(error, request=request) from error
+            except (http1.ProtocolError, OSError) as error:
+                again = kept and _may_resend(request, connection, error)
+                self.release(connection)
+                if not again:
+                    raise ChunkedEncodingError(error, request=request) from error
+                kept = False
+            except BaseException as error:
+                self.release(connection)
+                if isinstance(error, Interrupted):
+                    error.sent = True
+                raise
         raw = RawResponse(head, connection.body(head), partial(self.release, connection))
         response = _Response(request, raw)
         if not stream:
@@ -115,12 +126,14 @@ class ProviderAdapter(BaseAdapter):
         while self._idle:
             self._idle.pop().close()
 
-    def _checkout(self, request: requests.PreparedRequest, timeout: float) -> http1.Connection:
+    def _checkout(
+        self, request: requests.PreparedRequest, timeout: float, *, kept: bool
+    ) -> http1.Connection:
         if self._open >= self._max:
             raise PoolFull("all connections are in use", request=request)
         self._open += 1
         try:
-            return self._idle_connection() or self._connect(timeout)
+            return (self._idle_connection() if kept else None) or self._connect(timeout)
         except TimeoutError as error:
             self._open -= 1
             raise ConnectTimeout(error, request=request) from error
@@ -138,14 +151,14 @@ class ProviderAdapter(BaseAdapter):
         """At most `timeout` seconds for the name, all of its addresses and the TLS handshake."""
         try:
             with within(timeout):
-                return http1.Connection.open(self._host, self._port, self._tls, timeout)
+                return open_connection(self._host, self._port, self._tls, timeout)
         except Interrupted as interruption:
             if interruption.reason != TIMEOUT:
                 raise
             raise TimeoutError(f"no connection within {timeout:g} s") from None
 
     def _idle_connection(self) -> http1.Connection | None:
-        oldest = time.monotonic() - MAX_IDLE
+        oldest = http1.clock() - self._keepalive
         while self._idle and self._idle[0].idle_since <= oldest:
             self._idle.popleft().close()
         while self._idle:
@@ -225,6 +238,17 @@ class RawResponse:
     release_conn = close  # what `Response.close` calls
 
 
+def _may_resend(
+    request: requests.PreparedRequest, connection: http1.Connection, error: Exception
+) -> bool:
+    """Whether a request that got no response on a kept connection goes out once more."""
+    if not isinstance(request.body, bytes | None):
+        return False  # a body that streams through has been consumed
+    if request.method in _READ_ONLY:
+        return bool(connection.idle_since) and isinstance(error, http1.Unanswered)
+    return connection.was_dead(error)
+
+
 def _head(request: requests.PreparedRequest, authority: str) -> bytes:
     target = request.url or ""
     if not target.startswith("/"):
@@ -240,13 +264,3 @@ def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
         if piece:
             yield b"%x\r\n%b\r\n" % (len(piece), piece)
     yield b"0\r\n\r\n"
-
-
-def _tls_context(provider: Provider) -> ssl.SSLContext:
-    """One context for all connections: loading the CA bundle takes tens of milliseconds."""
-    if provider.ca_pem is not None:
-        context = ssl.create_default_context(cadata=provider.ca_pem)
-    else:
-        context = ssl.create_default_context(cafile=DEFAULT_CA_BUNDLE_PATH)
-    context.set_alpn_protocols(["http/1.1"])
-    return context

@@ -1,6 +1,6 @@
 """Which headers go up to a provider, and which come down.
 
-Invariant: nothing that belongs to one hop, to the client alone or to the account alone passes;
+Invariant: nothing that belongs to one hop, to the client alone or to an account alone passes;
 everything else does, as it came.
 """
 
@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
+
+UNDERSCORE: Final = ":"
+"""Stands for the underscore of a header's name in a WSGI environ, where `_` is a hyphen: no
+header's name has a colon."""
 
 # RFC 9110 section 7.6.1, and what is between this client and this gateway alone.
 _HOP_BY_HOP = frozenset(
@@ -22,6 +26,7 @@ _HOP_BY_HOP = frozenset(
         "trailer",
         "transfer-encoding",
         "upgrade",
+        "http2-settings",
     ]
 )
 _NEVER_UP = _HOP_BY_HOP | frozenset(
@@ -31,9 +36,56 @@ _NEVER_UP = _HOP_BY_HOP | frozenset(
         "authorization",
         "api-key",
         "x-api-key",
+        "x-goog-api-key",
         "forwarded",
+        "x-forwarded",
         "expect",
         "content-length",
+        # Where the caller is, and the way here: servers check them as if they stood at its end.
+        "origin",
+        "referer",
+        "via",
+        "cdn-loop",
+        "true-client-ip",
+        "fastly-client-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-real-ip",
+        "x-real-port",
+        "x-remote-addr",
+        "x-remote-ip",
+        "x-host",
+        "x-rewrite-url",
+        "x-request-start",
+        "x-queue-start",
+        "x-amzn-trace-id",
+        "x-cloud-trace-context",
+        "x-arr-log-id",
+        "x-arr-ssl",
+        "x-site-deployment-id",
+        "x-scheme",
+        "x-proxyuser-ip",
+        "alt-used",
+    ]
+)
+_NEVER_UP_PREFIXES = (
+    *("x-forwarded-", "x-original-", "x-envoy-", "x-azure-", "x-appengine-", "x-vercel-"),
+    *("cf-", "cloudfront-", "fly-", "sec-fetch-", "sec-websocket-"),
+)
+_UP_ALL_THE_SAME = "cf-aig-"  # for Cloudflare's AI Gateway, which may be the provider
+# These describe the caller's account: with the gateway's credential they contradict it.
+_ACCOUNT = frozenset(
+    ["openai-organization", "openai-project", "chatgpt-account-id", "x-goog-user-project"]
+)
+# With an underscore these would pass for what the gateway reads, checks or sets itself.
+_READ_HERE = frozenset(
+    [
+        "accept-encoding",
+        "content-encoding",
+        "content-type",
+        "x-http-method",
+        "x-http-method-override",
+        "x-method-override",
     ]
 )
 _NEVER_DOWN = _HOP_BY_HOP | frozenset(
@@ -45,6 +97,25 @@ _NEVER_DOWN = _HOP_BY_HOP | frozenset(
         "content-length",
         "date",
         "server",
+        # What a provider says about its own origin would bind the gateway's.
+        "strict-transport-security",
+        "public-key-pins",
+        "public-key-pins-report-only",
+        "expect-ct",
+        "alt-svc",
+        "clear-site-data",
+        "nel",
+        "report-to",
+        "reporting-endpoints",
+        "accept-ch",
+        "critical-ch",
+        "origin-agent-cluster",
+        "service-worker-allowed",
+        "set-login",
+        "secure-session-registration",
+        "sec-session-registration",
+        "activate-storage-access",
+        "timing-allow-origin",
     ]
 )
 
@@ -53,23 +124,32 @@ _NEVER_DOWN = _HOP_BY_HOP | frozenset(
 READABLE_CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "identity"})
 HeaderList = list[tuple[str, str]]
 
+# What becomes of a header on its way up.
+_STAYS, _PASSES, _OF_ACCOUNT, _CODINGS, _UNDERSCORED = range(5)
 
-def headers_up(environ: Mapping[str, Any]) -> dict[str, str]:
+
+def headers_up(environ: Mapping[str, Any], *, own_account: bool = False) -> dict[str, str]:
     """The client's headers that go on to a provider, from a WSGI environ.
 
     Left out: hop-by-hop ones and those that `Connection` names (RFC 9110 section 7.6.1),
-    credentials, cookies, and what describes the way here.
+    credentials, cookies, what describes the way here, and, unless the request uses the caller's
+    `own_account`, what describes that account.
     """
     named = environ.get("HTTP_CONNECTION", "").lower().replace(",", " ").split()
     out: dict[str, str] = {}
     for key, value in environ.items():
         if key[:5] == "HTTP_":
-            lower, name = _header_name(key)
-            if lower in _NEVER_UP or lower in named or lower[:12] == "x-forwarded-":
-                continue
-            if lower == "accept-encoding":
-                value = readable_codings(value)
-            out[name] = value
+            rule, lower, name = _header(key)
+            if rule != _PASSES:
+                if rule == _CODINGS:
+                    value = readable_codings(value)
+                elif rule == _UNDERSCORED:
+                    if not _is_unambiguous(key, environ, named):
+                        continue
+                elif rule == _STAYS or not own_account:
+                    continue
+            if lower not in named:
+                out[name] = value
     content_type = environ.get("CONTENT_TYPE")
     if content_type and "content-type" not in named:
         out["Content-Type"] = content_type
@@ -91,6 +171,17 @@ def headers_down(headers: HeaderList) -> HeaderList:
     return [header for header in down if header[0].lower() not in named]
 
 
+def with_own(headers: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """The client's headers with the configured ones in place of theirs, in either spelling."""
+    taken = {_hyphened(name) for name in own}
+    return {n: v for n, v in headers.items() if _hyphened(n) not in taken} | dict(own)
+
+
+def is_of_account(name: str) -> bool:
+    """Whether a header says to which account at the provider a request belongs."""
+    return _hyphened(name) in _ACCOUNT
+
+
 def readable_codings(accept_encoding: str) -> str:
     """Accept-Encoding (RFC 9110 section 12.5.3) without codings that usage cannot be read from."""
     kept = [
@@ -102,6 +193,32 @@ def readable_codings(accept_encoding: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _header_name(key: str) -> tuple[str, str]:
-    name = key[5:].replace("_", "-")
-    return name.lower(), name.title()
+def _header(key: str) -> tuple[int, str, str]:
+    """Of an environ's key: what becomes of the header, its name in lower case, and as it is sent.
+
+    The name is judged as if its underscores were hyphens: to some servers they are.
+    """
+    name = key[5:].replace("_", "-").replace(UNDERSCORE, "_")
+    hyphened = _hyphened(name)
+    known = hyphened in _NEVER_UP or hyphened.startswith(_NEVER_UP_PREFIXES)
+    if known and not hyphened.startswith(_UP_ALL_THE_SAME):
+        rule = _STAYS
+    elif "_" in name:
+        rule = _STAYS if hyphened in _ACCOUNT | _READ_HERE else _UNDERSCORED
+    elif hyphened in _ACCOUNT:
+        rule = _OF_ACCOUNT
+    else:
+        rule = _CODINGS if hyphened == "accept-encoding" else _PASSES
+    return rule, name.lower(), name.title()
+
+
+def _hyphened(name: str) -> str:
+    return name.replace("_", "-").lower()
+
+
+def _is_unambiguous(key: str, environ: Mapping[str, Any], named: list[str]) -> bool:
+    """Whether no other header of the request has this name but for hyphens and underscores."""
+    twin = key.replace(UNDERSCORE, "_")
+    return _hyphened(key[5:].replace(UNDERSCORE, "-")) not in named and not any(
+        other != key and other.replace(UNDERSCORE, "_") == twin for other in environ
+    )

@@ -6,6 +6,7 @@ import type { FieldConfig as TableField, Options as Table } from '@grafana/schem
 import type { FieldConfig as HeatmapField, Options as Heatmap } from '@grafana/schema/dist/esm/raw/composable/heatmap/panelcfg/x/HeatmapPanelCfg_types.gen';
 import type { FieldConfig as TimeField, Options as Time } from '@grafana/schema/dist/esm/raw/composable/timeseries/panelcfg/x/TimeSeriesPanelCfg_types.gen';
 import type { Options as Bars } from '@grafana/schema/dist/esm/raw/composable/bargauge/panelcfg/x/BarGaugePanelCfg_types.gen';
+import type { Options as Text } from '@grafana/schema/dist/esm/raw/composable/text/panelcfg/x/TextPanelCfg_types.gen';
 import type { Options as Stat } from '@grafana/schema/dist/esm/raw/composable/stat/panelcfg/x/StatPanelCfg_types.gen';
 
 // JSON has strings where the types have enumerations: the same values are allowed, no others.
@@ -45,6 +46,10 @@ type PanelOf<Kind extends string, Options, Custom> = Omit<
   fieldConfig: Omit<Plain<raw.FieldConfigSource>, 'defaults'> & { defaults: Field<Custom> };
 };
 
+type Words = Omit<PanelOf<'text', Text, never>, 'targets' | 'datasource' | 'fieldConfig'> & {
+  fieldConfig?: raw.FieldConfigSource;
+};
+
 type Row = Omit<Plain<raw.RowPanel>, 'panels'> & { panels: Panel[] };
 
 type Panel =
@@ -52,9 +57,20 @@ type Panel =
   | PanelOf<'table', Table, TableField>
   | PanelOf<'bargauge', Bars, never>
   | PanelOf<'timeseries', Time, TimeField>
-  | PanelOf<'heatmap', Heatmap, HeatmapField>;
+  | PanelOf<'heatmap', Heatmap, HeatmapField>
+  | Words;
 
-export type Dashboard = Omit<Plain<raw.Dashboard>, 'panels'> & {
+// The Prometheus data source's annotations, a mark for each sample.
+interface Event extends Omit<Plain<raw.AnnotationQuery>, 'datasource'> {
+  datasource: Source;
+  expr: string;
+  step: string;
+  titleFormat: string;
+  textFormat: string;
+}
+
+export type Dashboard = Omit<Plain<raw.Dashboard>, 'panels' | 'annotations'> & {
+  annotations: { list: Event[] };
   uid: string;
   title: string;
   description: string;

@@ -21,6 +21,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from wrapper import __version__
 from wrapper.cancellation import in_pieces
+from wrapper.endpoints import find_endpoint
 from wrapper.errors import GatewayError, UnknownUrl, render
 
 bp = Blueprint("docs", __name__)
@@ -65,16 +66,17 @@ def openapi() -> Response:
 @bp.get("/swagger/index.html")
 def page() -> Response:
     """Swagger UI."""
-    response = _file(_STATIC / "index.html")
+    response = _file(_STATIC / "index.html", _root())
     response.headers["Content-Security-Policy"] = _POLICY
     response.headers["Referrer-Policy"] = "no-referrer"
     return response
 
 
+@bp.get("/")
 @bp.get("/swagger")
-def swagger() -> AnyResponse:
-    """The address of the page in other gateways."""
-    return redirect("/docs")
+def to_page() -> AnyResponse:
+    """Where a browser looks first, and the address of the page in other gateways."""
+    return redirect(_root() + "docs")
 
 
 @bp.get("/docs/<asset>")
@@ -83,6 +85,14 @@ def asset(asset: str) -> Response:
     if asset not in _ASSETS:
         raise UnknownUrl("There is no such file: the page is at /docs.")
     return _file(_ASSETS[asset])
+
+
+def _root() -> str:
+    """The way from the requested path to `/`, as a relative reference (RFC 3986 section 4.2).
+
+    A proxy in front may serve the gateway below a prefix that the gateway does not know.
+    """
+    return "../" * (request.path.count("/") - 1)
 
 
 def document() -> dict[str, Any]:
@@ -104,6 +114,9 @@ def document() -> dict[str, Any]:
                 parts["interrupted"]["value"] += f"data: {body.decode()}\n\n"
     types = components["schemas"]["Error"]["properties"]["error"]["properties"]["type"]
     types["enum"] = sorted({kind.type for kind in kinds.values()})
+    for path, item in made["paths"].items():
+        if "post" in item and path != "/v1/{path}":
+            item["post"]["x-usage"] = find_endpoint("POST", path).usage
     return made
 
 
@@ -130,19 +143,21 @@ def _tag(data: bytes) -> str:
 
 
 @cache
-def _content(path: Path) -> tuple[bytes, str]:
-    """A file's bytes and entity tag, read once."""
+def _content(path: Path, root: str | None) -> tuple[bytes, str]:
+    """A file's bytes and entity tag, read once; `{root}` in it is where its links begin."""
     data = path.read_bytes()
+    if root is not None:
+        data = data.replace(b"{root}", root.encode())
     return data, _tag(data)
 
 
-def _file(path: Path) -> Response:
+def _file(path: Path, root: str | None = None) -> Response:
     """A file that the browser caches and revalidates each time, sent in chunks of 64 KiB.
 
     Not `send_file`: its direct way to the server (wsgi.file_wrapper) skips the callbacks at the
     response's end, and the request would never be recorded.
     """
-    data, tag = _content(path)
+    data, tag = _content(path, root)
     response = Response(in_pieces(data), mimetype=guess_type(path.name)[0])
     response.content_length = len(data)
     response.set_etag(tag)

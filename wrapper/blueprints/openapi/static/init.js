@@ -9,7 +9,8 @@ function keepSlashes(request) {
 }
 
 window.ui = SwaggerUIBundle({
-  url: "/openapi.json",
+  // Beside the page's files, whatever prefix a proxy in front has put before them.
+  url: new URL("../openapi.json", document.currentScript.src).href,
   dom_id: "#swagger-ui",
   deepLinking: true,
   tryItOutEnabled: true,

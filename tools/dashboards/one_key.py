@@ -1,0 +1,191 @@
+"""One Key: everything about one key on a page, for those who answer for it."""
+
+from __future__ import annotations
+
+from tools.dashboards.api_key_metrics import (
+    CALLS,
+    COST,
+    HALVES,
+    MONTH,
+    RED,
+    TOKENS,
+    answered,
+    budgets,
+    cost_columns,
+)
+from tools.dashboards.board import Board, Row, Section, Variable
+from tools.dashboards.parts import (
+    HEALTH_LINK,
+    NUMBER,
+    PERCENT,
+    SHORT,
+    USD,
+    Column,
+    Line,
+    Panel,
+    chart,
+    number,
+    rows,
+)
+from tools.dashboards.queries import added, forecast, grown
+
+KEY = 'api_key="$api_key"'
+OWN = 'scope="key", name="$api_key"'
+SOON = ((None, "red"), (7 * 86400, "orange"), (30 * 86400, "green"))
+
+
+def _limit(kind: str) -> str:
+    return f'max by (kind) ({kind}{{{OWN}, kind!="budget_usd"}})'
+
+
+SUMMARY = Section(
+    "",
+    [
+        Row(4, [
+            number(
+                "Month so far", f"sum({grown(COST, MONTH, KEY)})",
+                "What the key has cost this month (UTC)",
+                more="Answers without a known price count as 0.", unit=USD, width=5, month=0,
+            ),
+            number(
+                "Forecast", forecast(COST, KEY), "What the whole month will cost",
+                more="The month so far, and the pace of the last seven days for the rest.",
+                unit=USD, width=4, month=0,
+            ),
+            number(
+                "Last month", f"sum({grown(COST, MONTH, KEY)})", "What the month before cost",
+                unit=USD, width=4, month=1,
+            ),
+            number(
+                "Budget left", f"min({budgets(', ' + OWN)[0]})",
+                "What is left of the key's budget in its period",
+                unit=PERCENT, width=5, steps=HALVES, nothing="no budget",
+            ),
+            number(
+                "Answered, 24 h", f"sum({answered('api_key', '24h', KEY)})",
+                "Of the key's accepted calls of the last 24 hours, those answered to their end",
+                unit=PERCENT, width=6, steps=((None, "red"), (0.95, "orange"), (0.99, "green")),
+                to=HEALTH_LINK,
+            ),
+        ]),
+        Row(5, [
+            rows(
+                "Whose it is",
+                [
+                    Column("Group", label="group", width=100),
+                    Column("Owner", label="owner", width=140),
+                    Column("", f"max by (group, owner) (api_key_info{{{KEY}}})", width=30),
+                ],
+                "The key's group and owner, as keys.toml has them",
+                width=8, nothing="not in keys.toml",
+            ),
+            number(
+                "Expires in", f"min(api_key_expiry_timestamp_seconds{{{KEY}}}) - time()",
+                "How long the key is still valid", unit="s", width=4, steps=SOON,
+                nothing="never", decimals=0,
+            ),
+            number(
+                "Last used", f"time() - max(api_key_last_used_timestamp_seconds{{{KEY}}})",
+                "How long ago the key was used", unit="s", width=4, decimals=0,
+                nothing="never",
+            ),
+            rows(
+                "Limits",
+                [
+                    Column("Kind", label="kind", width=90),
+                    Column(
+                        "Left", f"{_limit('limit_remaining')} / {_limit('limit')}",
+                        unit=PERCENT, width=110, bar="green", full=1, steps=HALVES,
+                    ),
+                    Column("Limit", _limit("limit"), unit=NUMBER, width=90),
+                ],
+                "What is left now of the key's limits for requests and tokens per minute, and at "
+                "once",
+                width=8, sort="Left", ascending=True, nothing="no limits",
+            ),
+        ]),
+    ],
+)  # fmt: skip
+
+
+def _per_hour(metric: str, title: str, shows: str, unit: str) -> Panel:
+    line = Line(f"sum by (model) ({added(metric, '1h', KEY)})", "{{model}}")
+    return chart(title, line, shows, unit=unit, interval="1m")
+
+
+COST_PER_DAY = chart(
+    "Cost per day by model",
+    Line(f"sum by (model) ({added(COST, '1d', KEY, ahead=True)})", "{{model}}"),
+    "What was spent in each day (UTC), one model on top of the other",
+    more="The last bar still grows.",
+    unit=USD, bars=True, stacked=True, interval="1d", days=30,
+)  # fmt: skip
+
+
+MODELS = rows(
+    "Models, this month",
+    [
+        Column("Model", label="model", width=150),
+        *cost_columns("model", MONTH, KEY),
+    ],
+    "What the key used each model for this month",
+    sort="Cost", month=0,
+)  # fmt: skip
+
+USE = Section(
+    "What it used",
+    [
+        Row(8, [
+            COST_PER_DAY,
+            _per_hour(COST, "Cost per hour by model", "At each moment: the cost of the hour before it", USD),
+        ]),
+        Row(7, [MODELS]),
+        Row(8, [
+            _per_hour(CALLS, "Calls per hour by model", "At each moment: the calls of the hour before it", NUMBER),
+            _per_hour(TOKENS, "Tokens per hour by model", "At each moment: the tokens of the hour before it", SHORT),
+        ]),
+    ],
+)  # fmt: skip
+
+_NOT = KEY + ', outcome!="completed"'
+_GOOD = KEY + ', outcome="completed"'
+WRONG = Section(
+    "What went wrong",
+    [
+        Row(8, [
+            chart(
+                "Outcomes",
+                [
+                    Line(f"sum by (outcome) ({added(CALLS, '$__interval', _NOT)})", "{{outcome}}"),
+                    Line(f"sum by (outcome) ({added(CALLS, '$__interval', _GOOD)})", "{{outcome}}"),
+                ],
+                "How the key's calls ended, between two points; what was not answered at the bottom",
+                bars=True, stacked=True, interval="5m", width=12,
+                colours=RED | {"/^completed/": "green"},
+            ),
+            chart(
+                "Refusals by reason",
+                Line(f"sum by (reason) ({added('api_key_rejections', '$__interval', KEY)})", "{{reason}}"),
+                "Calls that the gateway refused: the error code that the caller got",
+                bars=True, stacked=True, interval="5m", width=12, nothing="nothing was refused",
+            ),
+        ]),
+    ],
+)  # fmt: skip
+
+BOARD = Board(
+    uid="one-key",
+    title="One Key",
+    description="Everything about one key: what it costs, its budget and limits, what it used, "
+    "and what went wrong. A click on a key anywhere leads here.",
+    span="24h",
+    refresh="30s",
+    timezone="utc",
+    variables=[
+        Variable(
+            "api_key", "Key", 'label_values(api_key_requests_total{api_key!="none"}, api_key)',
+            "The key that is shown.", several=False,
+        ),
+    ],
+    sections=[SUMMARY, USE, WRONG],
+)  # fmt: skip

@@ -1,0 +1,43 @@
+"""An upper estimate of what a request uses, from what is known before it is made.
+
+Input: a token covers at least one byte of the body, so the body's size is a bound. (Not for what
+the body only names: images by URL, stored files and conversations.) Output: the limit that the
+request asks for, once for each of the completions that it asks for, or a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from wrapper.store.limits import MAX_TOKENS, Demand, bounded
+
+_OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_COMPLETIONS = ("n", "best_of")
+
+
+def estimate(
+    size: int,
+    body: Mapping[str, Any] | None,
+    price: Callable[[int, int], int | None],
+    default_output: int,
+) -> Demand:
+    """The demand of a request whose body has `size` bytes.
+
+    `body` is the parsed JSON object, None for any other body. `price` says what so many input
+    and output tokens cost in pico-USD; where it says None the cost is 0. `default_output` is how
+    many tokens the model writes at most where the request sets no limit. A value that is no
+    whole number above 0 counts as missing: the provider refuses it.
+    """
+    body = body or {}
+    limits = [found for name in _OUTPUT_LIMITS if (found := _whole(body.get(name)))]
+    completions = max(_whole(body.get(name)) or 1 for name in _COMPLETIONS)
+    output = min((max(limits) if limits else default_output) * completions, MAX_TOKENS)
+    size = min(size, MAX_TOKENS)
+    return bounded(Demand(size + output, price(size, output) or 0))
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        return None
+    return value

@@ -1,0 +1,105 @@
+"""Stored objects: a request for one goes to the provider that has created it.
+
+A response, file, batch or other object exists at one provider only. Where one is created its id is
+remembered (`store.objects`); a request that names it, in its path or in a field of its body, goes
+there. Where the id is not known, the route of the model or the route `*` decides.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from wrapper.config import Target
+from wrapper.formats import sse
+from wrapper.metering.decoding import DecompressionError, decoder_for
+from wrapper.metering.dialects import DECODING_ERRORS
+from wrapper.proxy.beginning import MAX_BEGINNING
+from wrapper.proxy.request import ProxyRequest
+from wrapper.routing import Targets
+from wrapper.runtime import RequestContext
+
+if TYPE_CHECKING:
+    from wrapper.proxy.forward import Forwarded
+
+MAX_ID: Final = 256  # characters
+_ID: Final = re.compile(rb'\s*+\{\s*+"id"\s*+:\s*+"([\x21\x23-\x5b\x5d-\x7e]{1,256})"')
+
+
+class _Created(msgspec.Struct):
+    id: Any = None
+    response: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decode = msgspec.json.Decoder(_Created).decode
+
+
+def remember_created(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> None:
+    """Note where the object lives that the request has created.
+
+    Not one that a caller's own credential has created: it is in the caller's account.
+    """
+    attempt, kind = forwarded.attempt, request.endpoint.creates
+    if kind is None or forwarded.response.status >= 300 or attempt.credential is not None:
+        return
+    object_id = _created_id(forwarded)
+    if object_id:
+        context.runtime.objects.remember(object_id, kind, attempt.upstream.provider.name)
+
+
+def targets_of_object(
+    context: RequestContext, request: ProxyRequest, path: str, targets: Targets, model: str
+) -> Targets:
+    """Of `targets` those at the provider of the object that the request names, if it names one.
+
+    A request without a `model` goes there even if its route does not lead there.
+    """
+    named = request.object_ids or ([] if model else _ids_in_path(path))
+    upstreams = context.snapshot.upstreams
+    for object_id in named:
+        home = context.runtime.objects.find(object_id, upstreams)
+        if home is not None:
+            there = tuple(target for target in targets if target.provider == home)
+            return there or (targets if model else (Target(home),))
+    return targets
+
+
+def _ids_in_path(path: str) -> list[str]:
+    """What may be ids: `/threads/{id}/runs/{id}`. The first segment never is one."""
+    return [part for part in path.split("/")[2:10] if 3 < len(part) <= MAX_ID]
+
+
+def _created_id(forwarded: Forwarded) -> str:
+    """The id in the beginning of a response; empty where none can be read."""
+    text = forwarded.first[:MAX_BEGINNING]
+    get = forwarded.response.get
+    encoding = get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        decoder = decoder_for(encoding)
+        if decoder is None:
+            return ""
+        try:
+            text = b"".join(islice(decoder.decode(text), 1))  # 64 KiB at most
+        except DecompressionError:
+            return ""
+    if get("content-type", "").lower().startswith("text/event-stream"):
+        text = _first_data(text)
+    try:
+        created = _decode(text)
+        if bytes(created.response).startswith(b"{"):
+            created = _decode(created.response)
+    except DECODING_ERRORS:  # not complete: an id is usually the first member
+        found = _ID.match(text)
+        return found[1].decode("ascii") if found else ""
+    return created.id if isinstance(created.id, str) and len(created.id) <= MAX_ID else ""
+
+
+def _first_data(text: bytes) -> bytes:
+    for number, span in enumerate(sse.Reader().feed(text)):
+        data = sse.payload(span.raw, first=not number)
+        if data is not None:
+            return data
+    return b""

@@ -1,0 +1,144 @@
+"""The SQLite file: made, opened, brought to this version, and what is wrong with it.
+
+Invariant: the file is readable by its owner alone, and one of a newer version is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from wrapper.store import window
+from wrapper.store.base import StoreError
+from wrapper.store.schema import MIGRATIONS, SCHEMA_VERSION
+
+# Opening takes its turn with the other workers, in seconds.
+OPEN_SECONDS = 5.0
+# Pages in the log before they are copied into the file, which waits for the disk: 16 MiB.
+CHECKPOINT_PAGES = 16_000
+
+MOVE_AWAY = "move it away to begin a new one, or name another file in WRAPPER_STORE"
+_WRITABLE = "WRAPPER_STORE must name a writable file"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_FIRST_PAUSE = 0.0005
+_LONGEST_PAUSE = 0.005
+
+T = TypeVar("T")
+
+
+def retry_while_busy(work: Callable[[], T], seconds: float) -> T:
+    """What `work` returns. Where the file is busy, it is tried again after a cooperative sleep.
+
+    Raises sqlite3.OperationalError where it still is after `seconds`.
+    """
+    deadline = 0.0
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return work()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            now = time.monotonic()
+            deadline = deadline or now + seconds
+            if now >= deadline:
+                raise
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+def open_file(path: Path) -> sqlite3.Connection:
+    """A connection in autocommit that waits for nobody; the file is made where there is none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Before SQLite makes it: readable by the owner alone. Its log files take after it.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    except (sqlite3.Error, OSError) as error:
+        raise problem(path, error) from error
+    try:
+        version = retry_while_busy(lambda: _prepare(connection), OPEN_SECONDS)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise problem(path, error) from error
+        raise
+    if version != SCHEMA_VERSION:
+        connection.close()
+        raise StoreError(
+            f"{path}: made by another version of the gateway (schema {version}, "
+            f"this one has {SCHEMA_VERSION}); use that version or name another file"
+        )
+    return connection
+
+
+def problem(path: Path, error: Exception) -> StoreError:
+    """What `error` means for the file at `path`, and what would be right."""
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, OSError):
+        return StoreError(f"{path}: {error.strerror or type(error).__name__}; {_WRITABLE}")
+    text = str(error)
+    if "not a database" in text or "malformed" in text:
+        return StoreError(f"{path}: {text}; {MOVE_AWAY}")
+    if "readonly" in text or "unable to open" in text:
+        return StoreError(f"{path}: {text}; {_WRITABLE}")
+    return StoreError(f"{path}: {text}")
+
+
+def _prepare(connection: sqlite3.Connection) -> int:
+    """Settings, tables and boot; returns the file's version. Can be tried again when busy."""
+    # The rows are short: small pages make each commit write, and check, less.
+    connection.execute("PRAGMA page_size = 1024")
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    connection.create_function("window_count", 4, window.count, deterministic=True)
+    connection.create_function("window_correct", 4, window.correct, deterministic=True)
+    version = _version(connection)
+    if version < SCHEMA_VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        with connection:
+            for number in range(_version(connection), SCHEMA_VERSION):
+                for statement in MIGRATIONS[number]:
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        version = SCHEMA_VERSION
+    if version == SCHEMA_VERSION:
+        _clear_after_boot(connection)
+    return version
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def _clear_after_boot(connection: sqlite3.Connection) -> None:
+    """Windows and leases are of the machine's last start, whose clock they go by."""
+    boot = boot_id()
+    if connection.execute("SELECT id FROM boot").fetchone() == (boot,):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        if connection.execute("SELECT id FROM boot").fetchone() == (boot,):
+            return
+        connection.execute("DELETE FROM boot")
+        connection.execute("DELETE FROM lease")
+        connection.execute("DELETE FROM worker")
+        clear = "UPDATE subject SET second = 0, counts = ?, concurrent = 0, reserved = 0"
+        connection.execute(clear, (window.EMPTY,))
+        connection.execute("INSERT INTO boot VALUES (?)", (boot,))
+
+
+def boot_id() -> str:
+    """Names this start of the machine; the same text for all where the system has no name."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return "unknown"
