@@ -201,6 +201,9 @@ class SqliteStore:
         rows = self._try(lambda: self._here().execute(text, bound).fetchall())
         return [sums(row, by) for row in rows]
 
+    def reader(self) -> SqliteStore:
+        return SqliteStore(self._path, self._clock, self._wall)
+
     def close(self) -> None:
         self._own()
         try:
