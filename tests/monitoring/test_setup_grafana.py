@@ -271,7 +271,7 @@ def test_dashboards_stay_in_the_folder_they_were_moved_to(grafana: Grafana, path
     grafana.dashboards["gateway-health"]["panels"] = []
     done = run(grafana, PATH=path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert grafana.folders == {"api-key-metrics": "", "gateway-health": "team-a"}
+    assert grafana.folders == {"api-key-metrics": "", "gateway-health": "team-a", "one-key": ""}
     assert grafana.dashboards["gateway-health"]["panels"]
 
 
