@@ -51,6 +51,7 @@ limit_request_fields = 100
 
 accesslog = None  # the gateway writes its own line for each request
 errorlog = "-"
+logger_class = "wrapper.server.logging.GunicornLogger"  # one JSON object per line
 loglevel = _listen.log_level
 
 

@@ -158,7 +158,7 @@ def test_an_empty_body_is_refused(app: App, nothing_sent: str, target: str) -> N
 @pytest.mark.parametrize(
     ("method", "target", "status", "code"),
     [
-        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/x/", 404, "unknown_url"),
         ("GET", "/nothing", 404, "unknown_url"),
         ("POST", "/nobody/v1/chat/completions", 404, "unknown_url"),
         ("GET", "/chat/completions", 405, "method_not_allowed"),

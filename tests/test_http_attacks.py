@@ -422,7 +422,7 @@ def test_another_expectation_is_a_417(gateway: Gateway, value: str) -> None:
     refused(gateway, head(gateway, f"Expect: {value}", "Content-Length: 2") + b"{}", 417)
 
 
-@pytest.mark.parametrize("request_line", ["GET / HTTP/1.0", "GET /healthz HTTP/1.0"])
+@pytest.mark.parametrize("request_line", ["GET /x HTTP/1.0", "GET /healthz HTTP/1.0"])
 def test_an_http_1_0_client_gets_a_response_and_a_close(
     gateway: Gateway, request_line: str
 ) -> None:

@@ -55,6 +55,7 @@ NEVER_UP = HOP_BY_HOP | {
 NEVER_DOWN = HOP_BY_HOP | {"set-cookie", "openai-organization", "openai-project"}
 OWN = {  # the gateway's own words, and those of the server it runs in
     *("date", "server", "x-request-id", "x-wrapper-provider", "server-timing", "vary"),
+    "x-accel-buffering",
 }
 
 
@@ -143,7 +144,7 @@ def relay(provider: Provider) -> Iterator[Gateway]:
 # --- anything that HTTP allows -------------------------------------------------------------------
 
 UNRESERVED = string.ascii_letters + string.digits + "-._~"
-TOKEN = "!#$%&'*+-.^`|~" + string.ascii_letters + string.digits  # no underscore: gunicorn refuses
+TOKEN = "!#$%&'*+-.^`|~" + string.ascii_letters + string.digits  # and "_": see test_headers
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 AMBIGUOUS = {"2f", "5c", "7f", *(f"{code:02x}" for code in range(32))}
 
@@ -184,11 +185,9 @@ def header_list(forbidden: set[str]) -> SearchStrategy[Headers]:
             ("Idempotency-Key", "k, with a comma"),
             ("Range", "bytes=0-1"),
             ("If-None-Match", 'W/"x", "y"'),
-            ("Origin", "https://app.example.com"),
             ("User-Agent", "a b/c (d)"),
             ("Retry-After", "1"),
             ("Location", "//elsewhere/%zz"),
-            ("X-Accel-Buffering", "no"),
             ("Cache-Control", ""),
         ]
     )

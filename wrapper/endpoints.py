@@ -125,13 +125,14 @@ ENDPOINTS: Final = (
         creates="batch",
     ),
     Endpoint("/batches/{rest}", reports_stored_usage=True),
-    Endpoint("/threads", creates="thread"),
-    Endpoint("/threads/{id}"),
     Endpoint("/runs", surface="assistants", unreported=DEFERRED, creates="run"),
     Endpoint("/runs/{id}", reports_stored_usage=True),
     Endpoint("/runs/{id}/cancel", reports_stored_usage=True),
+    Endpoint("/threads", creates="thread"),
+    Endpoint("/threads/{id}"),
     Endpoint("/graders/run", surface="graders", unreported=NO_USAGE),
     Endpoint("/chatkit/sessions", surface="chatkit", unreported=NO_USAGE),
+    Endpoint("/realtime", surface="realtime", unreported=NO_USAGE),
     Endpoint("/realtime/calls", surface="realtime", unreported=NO_USAGE),
     Endpoint("/realtime/client_secrets", surface="realtime", unreported=NO_USAGE),
     Endpoint("/realtime/sessions", surface="realtime", unreported=NO_USAGE),
@@ -152,11 +153,19 @@ FIRST_SEGMENTS: Final = frozenset(
     [
         *("assistants", "audio", "batches", "chat", "chatkit", "completions", "containers"),
         *("conversations", "edits", "embeddings", "engines", "evals", "files", "fine_tuning"),
-        *("images", "models", "moderations", "realtime", "rerank", "responses", "threads"),
-        *("uploads", "vector_stores", "videos"),
+        *("images", "messages", "models", "moderations", "realtime", "rerank", "responses"),
+        *("threads", "uploads", "vector_stores", "videos"),
     ]
 )
 """How the paths of the OpenAI API begin below `/v1`, which a client may leave out."""
+
+WITHOUT_MODEL: Final = FIRST_SEGMENTS - frozenset(
+    [
+        *("audio", "completions", "edits", "embeddings", "engines", "images", "messages"),
+        *("realtime", "rerank"),
+    ]
+)
+"""Those below which a request may name no model, because it uses none: stored objects and lists."""
 
 OTHER: Final = Endpoint("", method="", unreported=UNKNOWN)
 """Any other request: its usage is read where it reports one. A JSON response without one is counted

@@ -347,12 +347,16 @@ class Gateway:
         )[0]
 
     def assert_clean(self) -> None:
-        """Nothing is in flight any more, and no traceback was written since the last look."""
+        """Nothing is in flight any more; since the last look no traceback was written, and nothing
+        that is not a line of JSON.
+        """
         if self.process.poll() is None:
             self.idle()
         text = self.stderr()
         new, self._seen_stderr = text[self._seen_stderr :], len(text)
         assert "Traceback (most recent call last)" not in new, new[-6000:]
+        for line in new.splitlines() if new.endswith("\n") else ():
+            assert line.startswith('{"time": '), new[-6000:]
 
     def idle(self, deadline: float = 5.0) -> None:
         """Wait until no request is in flight: all are booked and counted."""

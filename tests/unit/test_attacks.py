@@ -14,6 +14,7 @@ from wrapper.config import ConfigError, load
 from wrapper.formats import http1
 from wrapper.formats.jsonbytes import MAX_MEMBERS, has_duplicate, members
 from wrapper.metering import set_include_usage
+from wrapper.proxy.model_names import MAX_VALUES, names_in_body
 from wrapper.record import RequestRecord
 from wrapper.telemetry.request_log import line
 
@@ -55,6 +56,31 @@ def test_what_looks_into_a_body_takes_a_time_that_its_size_does_not_multiply() -
         assert set_include_usage(b'{"stream_options":null,"b":' + wide + b"}").endswith(wide + b"}")
 
     assert effort.calls(look) < 40 * MAX_MEMBERS
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        b'"tools":[' + b"{}," * 2_000_000 + b"{}]",
+        b'"tools":[' + b"[]," * 15_000 + b"[]]" + b',"fallbacks":["' + b"x" * (1 << 20) + b'"]',
+        b",".join(b'"x%d":[{"y":[]}]' % number for number in range(2000)),
+        b'"tools":' + b"[" * 400_000 + b"]" * 400_000,
+    ],
+    ids=["items", "large", "members", "deep"],
+)
+def test_what_looks_for_models_in_a_body_has_a_bound(members: bytes) -> None:
+    def look() -> None:
+        with pytest.raises(ValueError, match=r"more than|too deep"):
+            list(names_in_body(b"{" + members + b"}"))
+
+    assert effort.calls(look) < 3 * MAX_VALUES
+
+
+def test_what_looks_for_models_skips_what_is_said() -> None:
+    messages = b'{"model":"a","messages":[' + b'{"model":"b"},' * 500_000 + b'{}],"tools":[]}'
+    found: list[str] = []
+    assert effort.calls(lambda: found.extend(names_in_body(messages))) < 500
+    assert found == ["a"]
 
 
 def test_a_thousand_members_are_read() -> None:

@@ -1,8 +1,11 @@
-"""Start and connections: the limit of open files, idle connections, heads that take long."""
+"""Start, log and connections: open files, what goes to stderr, idle connections, slow heads."""
 
 from __future__ import annotations
 
+import json
 import resource
+import subprocess
+import sys
 from typing import Any
 
 import gevent
@@ -56,6 +59,59 @@ def test_a_worker_accepts_as_many_connections_as_it_has_files_for(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, INFINITE))
     assert lifecycle.worker_connections() == connections
+
+
+# --- stderr ------------------------------------------------------------------------------------
+
+NOISE = """\
+from gevent import monkey
+monkey.patch_all()
+import logging, threading, warnings
+import gevent
+from gunicorn.config import Config
+from wrapper.server.logging import GunicornLogger, set_up_logging
+
+set_up_logging("info")
+
+def fail():
+    raise OSError("one\\ntwo \\x9b \\u202e")
+
+class Broken:
+    def __del__(self):
+        fail()
+
+gevent.spawn(fail).join()
+gevent.get_hub().loop.run_callback(fail)
+gevent.sleep(0.01)
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+gevent.get_hub().threadpool.spawn(fail).wait()
+Broken()
+warnings.warn("of a library", stacklevel=1)
+logging.getLogger("of.a.library").warning("a\\nb")
+logging.getLogger("wrapper.x").info("ours")
+GunicornLogger(Config()).info("Listening at: %s", "here")
+GunicornLogger(Config()).exception("of gunicorn")
+fail()
+"""
+
+
+def test_whatever_goes_to_stderr_is_one_line_of_json() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", NOISE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.stderr.isascii()
+    assert all({"time", "level", "message"} <= line.keys() for line in lines)
+    said = [line["message"] for line in lines]
+    assert said.count("uncaught exception: OSError") >= 6
+    assert any("of a library" in message for message in said)
+    assert {"a\nb", "ours", "Listening at: here", "of gunicorn"} <= set(said)
 
 
 # --- keep-alive and the head's timeout -----------------------------------------------------------

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from wrapper.output import Output, Stderr
+from wrapper.record import RequestRecord
+from wrapper.telemetry.request_log import encode, line
 
 LINE = b"x" * 999 + b"\n"
 
@@ -69,6 +71,45 @@ def test_a_file_is_appended_to(tmp_path: Path) -> None:
         file.flush()
         Output(file.fileno()).write(LINE)
     assert (tmp_path / "log").read_bytes() == b"before\n" + LINE
+
+
+UNPRINTABLE = [
+    *(
+        "\x00",
+        "\x1b",
+        "\n",
+        "\x7f",
+        "\x80",
+        "\x85",
+        "\x9b",
+        "\x9f",
+        "\xa0",
+        "\xad",
+        "\u061c",
+        "\u200b",
+    ),
+    *("\u200e", "\u200f", "\u2028", "\u2029", "\u202a", "\u202e", "\u2066", "\u2069", "\ufeff"),
+    *("\ufff9", "\ue000", "\U000e0001", "\U0010ffff"),
+]
+
+
+@pytest.mark.parametrize("char", UNPRINTABLE, ids=ascii)
+def test_what_cannot_be_printed_is_escaped(char: str) -> None:
+    """A provider's name of a model must not command a terminal or turn its writing round."""
+    name = f"a{char}b \u00fc \u4e2d \U0001f600"
+    written = encode(line(RequestRecord("POST", model=name, upstream_request_id=char)))
+    assert written.decode().isprintable()
+    assert "\u00fc \u4e2d \U0001f600" in written.decode()
+    found = json.loads(written)
+    assert (found["model"], found["upstream_request_id"]) == (name, char)
+
+
+def test_escaped_names_do_not_tear_the_log() -> None:
+    """Several workers write to one pipe, which takes 4096 bytes at once (pipe(7))."""
+    names = {"model": "\U000e0001" * 5000, "served_model": "\U000e0002" * 5000}
+    record = RequestRecord("POST", unpriced="\U000e0002" * 5000, **names)
+    record.upstream_request_id = "\x9b" * 5000
+    assert len(encode(line(record))) < 4096
 
 
 def test_what_was_lost_on_stderr_is_counted_and_told(pipe: tuple[int, int]) -> None:

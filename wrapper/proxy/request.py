@@ -47,8 +47,6 @@ _METHOD_OVERRIDES: Final = (
     "HTTP_X_METHOD_OVERRIDE",
 )
 _CHARSET: Final = re.compile(r";[ \t]*charset[ \t]*=[ \t]*\"?([^\";, \t]*)")
-# Bytes of a field that may name models: the values of more take seconds and hundreds of megabytes.
-MAX_LOOKED_INTO: Final = 1 << 20
 _READ_FIELDS: Final = frozenset({"model", "models", "stream", "stream_options"})
 
 # Characters and sequences of a path that one reader takes for something else than another:
@@ -71,7 +69,6 @@ class _Identified(msgspec.Struct):
 class _Fields(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
-    models: msgspec.Raw = msgspec.Raw(b"[]")
     # Stored objects that the request builds on.
     previous_response_id: msgspec.Raw = _NOTHING
     conversation: msgspec.Raw = _NOTHING
@@ -88,7 +85,6 @@ _OBJECTS: Final = attrgetter(
 _MAX_ID: Final = 300  # bytes of a field that can be an object's id, or an object with one
 _decode_id = msgspec.json.Decoder(str | _Identified).decode
 _decode = msgspec.json.Decoder(_Fields).decode
-_decode_names = msgspec.json.Decoder(list[str] | None).decode
 
 
 class Prepared(NamedTuple):
@@ -104,9 +100,9 @@ class Prepared(NamedTuple):
 class ProxyRequest(NamedTuple):
     """One request as the relay needs it.
 
-    `target` is the raw path, `query` the raw `?query`. `model` is None where none could be read;
-    `models` are further ones that the body names, as JSON, `objects` the fields of the body that
-    may name stored objects. `form` reads beside a form that streams through.
+    `target` is the raw path, `query` the raw `?query`. `model` is None where none could be read,
+    `objects` are the fields of the body that may name stored objects. `form` reads beside a form
+    that streams through.
     """
 
     method: str
@@ -116,7 +112,6 @@ class ProxyRequest(NamedTuple):
     body: Body = None
     model: str | None = None
     stream: bool = False
-    models: msgspec.Raw = msgspec.Raw(b"[]")
     form: FieldFinder | None = None
     objects: tuple[msgspec.Raw, ...] = ()
 
@@ -134,18 +129,6 @@ class ProxyRequest(NamedTuple):
     def named_model(self) -> str:
         """The model that is known once the body has been sent; empty where there is none."""
         return self.model or (self.form.value if self.form else None) or ""
-
-    @property
-    def further_models(self) -> list[str]:
-        """Those that the body names in `models`, as OpenRouter takes them: to be tried in place of
-        `model`. Raises InvalidBody where they cannot be read.
-        """
-        if len(self.models) > MAX_LOOKED_INTO:
-            raise errors.InvalidBody("'models' is too long.", param="models")
-        try:
-            return _decode_names(self.models) or []
-        except msgspec.DecodeError:
-            raise errors.InvalidBody("'models' is not a list of names.", param="models") from None
 
     @property
     def body_is_consumed(self) -> bool:
@@ -195,7 +178,7 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     timeouts.arm_request_body(scope, environ.get("gunicorn.socket"), length, server)
     try:
         with scope:
-            request = _read(context, principal, length, routed=routed)
+            request = _read_body(context, principal, length, routed=routed)
     except Interrupted as interruption:
         if interruption.reason != TIMEOUT:
             context.record.drained()
@@ -204,20 +187,6 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     context.record.model = (request.model or "")[:MAX_NAME]
     context.record.stream = request.stream
     return request
-
-
-def _read(
-    context: RequestContext, principal: Principal, length: int | None, *, routed: bool
-) -> ProxyRequest:
-    """The request with its body, in the way that suits its endpoint."""
-    environ = context.environ
-    method: str = environ["REQUEST_METHOD"]
-    target, query = context.target
-    request = ProxyRequest(method, target, query, find_endpoint(method, target))
-    if length == 0:
-        # An explicit Content-Length: 0 is repeated, a missing one stays missing.
-        return request._replace(body=b"" if environ.get("CONTENT_LENGTH") else None)
-    return _read_body(context, request, principal, length, routed)
 
 
 def _take_newcomers_place(context: RequestContext, credential: str) -> None:
@@ -232,14 +201,18 @@ def _take_newcomers_place(context: RequestContext, credential: str) -> None:
 
 
 def _read_body(
-    context: RequestContext,
-    request: ProxyRequest,
-    principal: Principal,
-    length: int | None,
-    routed: bool,
+    context: RequestContext, principal: Principal, length: int | None, *, routed: bool
 ) -> ProxyRequest:
-    """How a body is read follows from the endpoint, its type, and whether its model matters."""
+    """The request with its body. How that is read follows from the endpoint, the body's type, and
+    whether its model matters.
+    """
     environ, server = context.environ, context.snapshot.settings.server
+    method: str = environ["REQUEST_METHOD"]
+    target, query = context.target
+    request = ProxyRequest(method, target, query, find_endpoint(method, target))
+    if length == 0:
+        # An explicit Content-Length: 0 is repeated, a missing one stays missing.
+        return request._replace(body=b"" if environ.get("CONTENT_LENGTH") else None)
     content_type: str = environ.get("CONTENT_TYPE", "")
     kind = content_type.lower()
     is_form = kind.startswith("multipart/form-data") and not request.endpoint.json_body
@@ -296,7 +269,6 @@ def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRe
     return request._replace(
         body=body,
         model=fields.model,
-        models=fields.models,
         stream=bool(fields.stream),
         objects=_OBJECTS(fields) if builds else (),
     )

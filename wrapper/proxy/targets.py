@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from wrapper import errors
 from wrapper.auth import Principal
-from wrapper.proxy.model_access import check_endpoint, requested_model, with_model
+from wrapper.proxy.model_access import check_endpoint, requested_model
+from wrapper.proxy.model_names import with_model
 from wrapper.proxy.objects import targets_of_object
 from wrapper.proxy.request import ProxyRequest
 from wrapper.runtime import RequestContext
@@ -62,8 +63,8 @@ def resolve_provider(
     path = below_first_segment(request.target)
     if request.endpoint.surface is not None:
         check_endpoint(context, principal, request)
-    model = requested_model(principal, request, path)
     upstream, credential = context.snapshot.upstreams[provider], principal.credential
+    model = requested_model(principal, request, path, base_path=upstream.base_path)
     return [_attempt(context, request, upstream, path, model, credential=credential)]
 
 

@@ -1,15 +1,25 @@
-"""The program's own log: one JSON object per line on stderr, in the shape of the request lines."""
+"""The program's own log: one JSON object per line on stderr, in the shape of the request lines.
+
+Invariant: nothing that runs in the gateway's processes writes there in another way, not even an
+error that nobody catches. (A start that fails prints its problems for people to read.)
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+import threading
 import time
+from typing import Any
 
+from gevent.hub import Hub
 from gevent.monkey import get_original
+from gunicorn.glogging import Logger
 
 from wrapper.output import Stderr
+
+log = logging.getLogger("wrapper")
 
 
 def protect_stderr() -> None:
@@ -23,16 +33,34 @@ def protect_stderr() -> None:
 
 
 def set_up_logging(level: str) -> None:
-    """Send the messages of all of `wrapper` to stderr; stdout is for the request lines."""
+    """Send the messages of all of `wrapper` to stderr, and everything else that would get there;
+    stdout is for the request lines.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(_JsonFormatter())
-    log = logging.getLogger("wrapper")
+    handler.setFormatter(JsonFormatter())
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level.upper())
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").handlers[:] = [handler]
+    logging.lastResort = handler  # for the loggers of libraries
+    sys.excepthook = _uncaught
+    sys.unraisablehook = lambda e: _uncaught(e.exc_type, e.exc_value, e.exc_traceback)
+    threading.excepthook = lambda e: _uncaught(e.exc_type, e.exc_value, e.exc_traceback)
+    Hub.print_exception = _uncaught_in_greenlet
 
 
-class _JsonFormatter(logging.Formatter):
+class GunicornLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's own messages, in the same form."""
+
+    def _set_handler(self, log: Any, output: Any, fmt: Any, stream: Any = None) -> None:
+        formatter = JsonFormatter() if log is self.error_log else fmt
+        super()._set_handler(log, output, formatter, stream)
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of ASCII."""
+
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
@@ -42,3 +70,12 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def _uncaught(kind: Any, error: Any, traceback: Any) -> None:
+    log.error("uncaught exception: %s", kind.__name__, exc_info=(kind, error, traceback))
+
+
+def _uncaught_in_greenlet(hub: Any, context: Any, kind: Any, error: Any, traceback: Any) -> None:
+    """In place of gevent's, which prints the traceback. `context` may hold bytes of a request."""
+    _uncaught(*hub._normalize_exception(kind, error, traceback))

@@ -1,13 +1,15 @@
 """The request log: each finished record as one JSON line on standard output.
 
-Invariant: no secret, query string or body gets into a line, and no text from a caller makes it
-longer than a pipe takes at once. Where stdout fails or is not read, lines are dropped; no
-request fails, and none waits for longer than a second.
+Invariant: no secret, query string or body gets into a line; no text from a caller or a provider
+makes it longer than a pipe takes at once, or holds characters that command a terminal. Where stdout
+fails or is not read, lines are dropped; no request fails, and none waits for longer than a second.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import time
 from typing import Any
 
@@ -19,7 +21,9 @@ from wrapper.record import RequestRecord
 from wrapper.telemetry.instruments import LOST_LINES, METHODS, OTHER
 
 MAX_MODEL_LENGTH = 200  # characters of a name in the log; a caller may send megabytes
-MAX_ID_LENGTH = 200  # a line longer than a pipe takes at once mixes with another worker's
+MAX_ID_LENGTH = 200
+MAX_LINE = 4096  # bytes; of more than a pipe takes at once, two workers' lines mix
+SHORT = 40  # characters of each text, where a line would be longer
 
 _MIN_STATUS = {"debug": 0, "info": 0, "warning": 400, "error": 500}
 
@@ -40,7 +44,7 @@ class RequestLog:
         if record.status < self._min_status:
             return
         try:
-            self._output.write(_encode(line(record)) + b"\n")
+            self._output.write(encode(line(record)) + b"\n")
         except OSError as error:
             LOST_LINES["stdout",].inc()
             if not self._failing:
@@ -48,6 +52,31 @@ class RequestLog:
             self._failing = True
         else:
             self._failing = False
+
+
+def encode(fields: dict[str, Any]) -> bytes:
+    """The fields as JSON without unprintable characters.
+
+    JSON itself escapes C0 controls alone, not DEL, C1 (U+009B begins a terminal's commands) or
+    marks of direction (U+202E).
+    """
+    text = _encode(fields)
+    if not text.isascii() or b"\x7f" in text:
+        text = _UNUSUAL.sub(_escape, text.decode()).encode()
+    if len(text) >= MAX_LINE and any(len(str(value)) > SHORT for value in fields.values()):
+        return encode({name: _short(value) for name, value in fields.items()})
+    return text
+
+
+def _short(value: Any) -> Any:
+    return value[:SHORT] if isinstance(value, str) else None if isinstance(value, dict) else value
+
+
+_UNUSUAL = re.compile("[^ -~]")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
 
 
 def line(record: RequestRecord) -> dict[str, Any]:
