@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # One resolution for every Python from 3.11 and every platform, with the hash of each file. Extras
-# are kept: for a package that is required as `coverage[toml]` and pinned as `coverage`, pip looks for
+# are kept: for a package that is required as `gunicorn[gevent]` and pinned as `gunicorn`, pip looks for
 # the newest release and refuses to install it once it is newer than the pinned one.
 LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-strip-extras --upgrade pyproject.toml

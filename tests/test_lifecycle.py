@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -288,3 +289,40 @@ def test_nothing_is_left_in_the_temporary_directory_after_a_clean_stop(
     assert left() == []
     assert not run.exists()
     assert list((gateway.directory / "tmp").iterdir()) == []
+
+
+def test_a_start_removes_what_a_killed_run_left_and_nothing_else(
+    gateway_factory: GatewayFactory,
+) -> None:
+    places = [Path("/dev/shm"), gateway_factory().directory / "tmp"]  # a run that goes on
+    killed = gateway_factory()
+
+    def runs() -> set[Path]:
+        return {path for place in places for path in place.glob("wrapper-*/alive")}
+
+    (worker,) = killed.workers()
+    (left,) = {
+        path.parent.parent / "alive"
+        for place in (places[0], killed.directory / "tmp")
+        for path in place.glob(f"wrapper-*/metrics/*_{worker}.db")
+    }
+    killed.kill()
+    before = runs() - {left}
+    assert left.exists()
+    killed.restart()
+    assert not left.exists()
+    assert before <= runs()
+
+
+def test_usage_that_cannot_be_written_at_a_stop_is_told_in_a_sentence(
+    gateway_factory: GatewayFactory,
+) -> None:
+    gateway = gateway_factory()
+    with sqlite3.connect(gateway.directory / "usage.db", isolation_level=None) as held:
+        assert chat.call(gateway).status == 200
+        held.execute("BEGIN EXCLUSIVE")
+        assert chat.call(gateway).status == 200
+        assert gateway.stop() == 0
+    held.close()
+    assert "usage that was not written is lost" in gateway.stderr()
+    assert "Traceback" not in gateway.stderr()

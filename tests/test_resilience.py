@@ -14,6 +14,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,9 @@ from harness import chat, processes, raw
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway
 from harness.poll import eventually
+from wrapper.metering import Usage
+from wrapper.store import Entry, open_store
+from wrapper.telemetry.labels import MAX_KEYS, MAX_SERIES
 
 if TYPE_CHECKING:
     from harness.simulator import Simulator
@@ -268,3 +272,30 @@ def test_thousands_of_keys_are_read_beside_the_requests(attacked: Gateway) -> No
         attacked.wait_for_reload(before, deadline=30)
     assert "9005 keys" in attacked.stderr()
     assert chat.call(attacked).status == 200
+
+
+# --- growth -------------------------------------------------------------------------------------
+
+
+def test_hundreds_of_keys_with_twenty_models_start_and_are_scraped_in_time(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    usage = Usage(3, 4, 7)
+    store = open_store(f"sqlite:///{tmp_path / 'usage.db'}")
+    for key in range(300):
+        for model in range(20):
+            store.settle(Entry(0.0, f"key-{key}", "groq", f"m-{model}", "completed", usage, 5))
+    store.close()
+    config = CONFIG.replace("{simulator}", simulator.url)
+    env = {**PROVIDER_KEYS, "WRAPPER_STORE": f"sqlite:///{tmp_path / 'usage.db'}"}
+    began = time.monotonic()
+    with Gateway(config, workers=2, keys=KEYS, env=env) as gateway:
+        assert time.monotonic() - began < 15  # 2 s; were each of them a series, a minute
+        began = time.monotonic()
+        metrics = gateway.metrics()
+        assert time.monotonic() - began < 4  # what Prometheus waits for
+        _, text = gateway.get("/metrics")
+        assert text.count(b"\napi_key_requests_total{") < MAX_SERIES + MAX_KEYS + 10
+        assert metrics.value("api_key_requests_total") == 6_000
+        assert metrics.value("api_key_requests_total", api_key="key-7") == 20
+        assert metrics.value("token_usage_total") == 42_000

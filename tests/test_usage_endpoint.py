@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -15,6 +16,7 @@ from harness.app import App
 from harness.defaults import CONFIG
 from harness.gateway import Gateway, GatewayFactory
 from harness.simulator import Simulator
+from wrapper.store.sqlite import SqliteStore
 
 MODEL = "gpt-6-luna"
 
@@ -131,3 +133,21 @@ def test_a_worker_shows_a_key_its_own_use(gateway: Gateway) -> None:
     assert chat.call(gateway, model=MODEL).status == 200
     gateway.idle()
     assert usage(gateway, "web-app", "?since=24h")[1]["totals"]["requests"] == before + 1
+
+
+def test_the_usage_table_is_read_beside_the_event_loop(
+    metered: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[int] = set()
+    real = SqliteStore.totals
+
+    def totals(store: SqliteStore, *asked: Any, **how: Any) -> Any:
+        threads.add(threading.get_ident())
+        return real(store, *asked, **how)
+
+    monkeypatch.setattr(SqliteStore, "totals", totals)
+    request = raw.request(metered.port, "GET", "/usage", key=metered.secrets["web-app"])
+    answer = metered.exchange(request)
+    assert (answer.status, json.loads(answer.body)["totals"]["requests"]) == (200, 2)
+    assert len(threads) >= 1
+    assert threading.get_ident() not in threads

@@ -196,7 +196,8 @@ def _fixed(name: str, panel: Json) -> str | None:
 def _stat(panel: Json, frames: list[Frame], size: tuple[int, int]) -> str:
     defaults = panel["fieldConfig"]["defaults"]
     if not frames:
-        return f"<div class=stat style='font-size:26px'>{_text(defaults['noValue'])}</div>"
+        words = f"<div class=stat style='font-size:26px'>{_text(defaults['noValue'])}</div>"
+        return f"<div class=stats>{words}</div>"
     share = (size[0], (size[1] - 30) // len(frames) if len(frames) > 1 else size[1])
     boxes = "".join(_number(panel, frame, share) for frame in frames)
     return f"<div class='stats{' several' if len(frames) > 1 else ''}'>{boxes}</div>"

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
-from flask import Flask, Request, Response, g, request
+from flask import Flask, Response, g, request
 from flask_cors.core import get_cors_options, set_cors_headers
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import MapAdapter
+from werkzeug.routing import Map, MapAdapter
 
 from wrapper import errors
 from wrapper.blueprints import chat, models, openai, openapi, ops, passthrough
@@ -52,46 +52,28 @@ EXPOSED = [
 DRAINED_BYTES = 65536
 
 
-class GatewayApp(Flask):
-    """Flask with two changes to how it finds and calls a handler."""
+class AnyProtocolMap(Map):
+    """A WebSocket handshake matches as any request does: its handler refuses it, for its key and
+    under its path.
+    """
 
-    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """Without the check, several times a request, whether a function is a coroutine."""
-        return func
-
-    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """A WebSocket handshake matches as any request does: its handler refuses it, for its key
-        and under its path.
-        """
-        adapter = super().create_url_adapter(request)
-        if adapter is not None:
-            adapter.websocket = False
+    def bind_to_environ(self, *args: Any, **kwargs: Any) -> MapAdapter:
+        adapter = super().bind_to_environ(*args, **kwargs)
+        adapter.websocket = False
         return adapter
 
 
-def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> GatewayApp:
-    """The gateway as a WSGI application."""
-    app = GatewayApp("wrapper", static_folder=None)
-    app.url_map.merge_slashes = False
-    app.url_map.strict_slashes = False
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # an OPTIONS that is no preflight is relayed
-    runtime = Runtime(settings, prices, open_store(settings.store), Telemetry(log_level))
-    runtime.init_app(app)
-    models.ModelLists().init_app(app)
-    app.extensions["exporter"] = Exporter()
-    _handle_errors(app)
-    _record_requests(app, runtime)
-    for blueprint in (ops.bp, openapi.bp, models.bp, chat.bp, openai.bp, passthrough.bp):
-        app.register_blueprint(blueprint)
-    return app
+class GatewayApp(Flask):
+    """Flask, with a record for every request: begun here before its handler, finalized when its
+    response is closed.
+    """
 
+    url_map_class = AnyProtocolMap
+    runtime: Runtime
 
-def _record_requests(app: Flask, runtime: Runtime) -> None:
-    """A record for every request, finalized when its response is closed; CORS headers."""
-
-    @app.before_request
-    def begin() -> Response | None:
-        environ, rule = request.environ, request.url_rule
+    def preprocess_request(self) -> Response | None:
+        """Begin the request's record. In place of Flask's hooks, which nothing here registers."""
+        runtime, environ, rule = self.runtime, request.environ, request.url_rule
         record = RequestRecord(
             method=request.method,
             path=rule.rule.replace("<path:rest>", "<path>") if rule else UNMATCHED,
@@ -112,8 +94,8 @@ def _record_requests(app: Flask, runtime: Runtime) -> None:
             return Response(status=204)
         return None
 
-    @app.after_request
-    def end(response: Response) -> Response:
+    def process_response(self, response: Response) -> Response:
+        """What every response has, and the end of its record."""
         context: RequestContext = g.context
         record = context.record
         if not isinstance(response, StreamedResponse):  # which counts its own bytes
@@ -125,18 +107,36 @@ def _record_requests(app: Flask, runtime: Runtime) -> None:
         response.headers.setdefault("x-request-id", record.request_id)
         if record.content is None or not record.content.ended:
             _discard_body(context)
-        response.call_on_close(partial(finalize, record, runtime, context.snapshot, context.scope))
-        if request.path != "/metrics":  # no page in a browser may read the keys' names
-            _allow_origins(context, response)
+        response.call_on_close(
+            partial(finalize, record, self.runtime, context.snapshot, context.scope)
+        )
+        origins = context.snapshot.settings.server.cors_origins
+        if origins and request.path != "/metrics":  # no page may read the keys' names
+            response.headers.add("Vary", "Origin")  # without an Origin there are no CORS headers
+            if "HTTP_ORIGIN" in context.environ:
+                set_cors_headers(response, _cors_options(origins))
         return response
 
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Without the check, several times a request, whether a function is a coroutine."""
+        return func
 
-def _allow_origins(context: RequestContext, response: Response) -> None:
-    origins = context.snapshot.settings.server.cors_origins
-    if origins:
-        response.headers.add("Vary", "Origin")  # without an Origin there are no CORS headers
-        if "HTTP_ORIGIN" in context.environ:
-            set_cors_headers(response, _cors_options(origins))
+
+def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> GatewayApp:
+    """The gateway as a WSGI application."""
+    app = GatewayApp("wrapper", static_folder=None)
+    app.url_map.merge_slashes = False
+    app.url_map.strict_slashes = False
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # an OPTIONS that is no preflight is relayed
+    runtime = Runtime(settings, prices, open_store(settings.store), Telemetry(log_level))
+    app.runtime = runtime
+    runtime.init_app(app)
+    models.ModelLists().init_app(app)
+    app.extensions["exporter"] = Exporter()
+    _handle_errors(app)
+    for blueprint in (ops.bp, openapi.bp, models.bp, chat.bp, openai.bp, passthrough.bp):
+        app.register_blueprint(blueprint)
+    return app
 
 
 def _discard_body(context: RequestContext) -> None:

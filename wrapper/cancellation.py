@@ -22,21 +22,25 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import gevent
 from gevent import get_hub, getcurrent
+from gevent.threadpool import ThreadPool
 
 CLIENT_GONE: Final = "client_gone"
 TIMEOUT: Final = "timeout"
 DRAINED: Final = "drained"
 IDLE_CHECKS: Final = 4  # per idle timeout
 PIECE: Final = 65536  # bytes of a response that are written at once
+THREADS: Final = 2  # for `in_thread`
 TURN: Final = 0.005  # seconds of work in one turn of the event loop
 UPLOAD_CHECK: Final = 0.5  # seconds between two checks of a client whose bytes are waiting
 _CLOSED_BY_PEER: Final = frozenset({7, 8})  # Linux: TCP_CLOSE, TCP_CLOSE_WAIT
+
+T = TypeVar("T")
 
 
 class Interrupted(BaseException):
@@ -256,3 +260,27 @@ def in_pieces(data: bytes) -> Iterator[bytes]:
     for start in range(0, len(data), PIECE):
         yield data[start : start + PIECE]
         yield_if_due()
+
+
+def in_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a thread of the operating system while the other requests go on.
+
+    For what waits or computes in C without holding Python's lock. It must not use what belongs to
+    this thread, such as a connection.
+    """
+    pool = getattr(get_hub(), "wrapper_threads", None)
+    if pool is None:  # apart from the pool that resolves names
+        pool = get_hub().wrapper_threads = ThreadPool(THREADS)
+    result: list[T] = []
+
+    def run() -> Exception | None:
+        try:
+            result.append(work())
+        except Exception as error:  # noqa: BLE001  # the pool would print it
+            return error
+        return None
+
+    error = pool.apply(run)
+    if error is not None:
+        raise error
+    return result[0]

@@ -145,5 +145,5 @@ json.dump([*counts, sorted(sys.modules)], sys.stderr)
 """
     libraries, start, modules = run(tmp_path, program, prepare="import json, sys")
     assert start < START_FACTOR * libraries
-    needless = ("wrapper.cli", "wrapper.simulator")
+    needless = ("wrapper.cli", "wrapper.simulator", "tomlkit")
     assert [name for name in modules if name.startswith(needless)] == []

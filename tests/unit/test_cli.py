@@ -862,12 +862,12 @@ def test_a_reader_that_stops_reading_causes_no_traceback(here: Path) -> None:
     assert found.stderr == ""
 
 
-def test_a_command_that_only_reads_imports_neither_flask_nor_gevent(
+def test_a_command_that_only_reads_imports_neither_flask_nor_gevent_nor_tomlkit(
     here: Path,
 ) -> None:
     code = (
         "import sys; from wrapper.__main__ import main; main(['check']);"
-        "heavy = {'flask', 'gevent', 'requests', 'prometheus_client'};"
+        "heavy = {'flask', 'gevent', 'requests', 'prometheus_client', 'tomlkit'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     found = program(sys.executable, "-c", code, cwd=here)

@@ -166,7 +166,7 @@ def test_the_development_lock_has_the_runtime_versions() -> None:
 
 
 def test_what_a_package_wants_with_an_extra_is_locked_with_that_extra() -> None:
-    # Else pip looks for the newest `coverage[toml]` beside the pinned `coverage`, and refuses
+    # Else pip looks for the newest `gunicorn[gevent]` beside the pinned `gunicorn`, and refuses
     # the whole file on the day on which there is a newer one.
     text = (ROOT / "requirements-dev.txt").read_text()
     locked = {
@@ -174,15 +174,20 @@ def test_what_a_package_wants_with_an_extra_is_locked_with_that_extra() -> None:
         for pin in re.findall(r"^([a-z0-9][^ \\]*==[^ \\]+)", text, re.MULTILINE)
         if (requirement := Requirement(pin))
     }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    direct = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     wanted = {
         (requirement.name.lower(), extra)
-        for name, extras in locked.items()
-        for line in installed_requirements(name)
+        for lines, extras in [
+            (direct, set()),
+            *((installed_requirements(name), extras) for name, extras in locked.items()),
+        ]
+        for line in lines
         if (requirement := Requirement(line)).name.lower() in locked
         for extra in requirement.extras
         if is_wanted(requirement, extras)
     }
-    assert ("coverage", "toml") in wanted
+    assert ("gunicorn", "gevent") in wanted
     assert {(name, extra) for name, extra in wanted if extra not in locked[name]} == set()
 
 

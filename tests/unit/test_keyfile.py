@@ -229,6 +229,10 @@ def added(amount: str) -> Callable[[ApiKey], Changes]:
     return changes_of
 
 
+# tomlkit alone would lose the space behind the date.
+INLINE_KEY = f"[keys]\nb = {{ sha256 = '{'0' * 64}', expires = 2027-01-01 }}\n"
+
+
 def test_a_change_replaces_the_value_and_keeps_comments_and_layout(path: Path) -> None:
     text = (
         f'# all\r\n[keys.a]\r\nsha256 = "{DIGEST}"\r\nbudget_usd   =   5.50   # prepaid\r\n'
@@ -246,6 +250,10 @@ def test_a_change_replaces_the_value_and_keeps_comments_and_layout(path: Path) -
         ("[keys.a]\nsha256 = 'D' # x\n# y", "[keys.a]\nsha256 = 'D' # x\nowner = \"o\"\n# y"),
         ("[keys.a]\nsha256 = 'D'", "[keys.a]\nsha256 = 'D'\nowner = \"o\"\n"),
         ("[keys]\n  a.sha256 = 'D'\n", "[keys]\n  a.sha256 = 'D'\n  a.owner = \"o\"\n"),
+        (
+            f"{INLINE_KEY}[keys.a]\nsha256 = 'D'\n\n# about g\n[groups.g]\n",
+            f"{INLINE_KEY}[keys.a]\nsha256 = 'D'\nowner = \"o\"\n\n# about g\n[groups.g]\n",
+        ),
         ("[keys.a]\r\nsha256='D'\r\n", "[keys.a]\r\nsha256='D'\r\nowner=\"o\"\r\n"),
     ],
 )

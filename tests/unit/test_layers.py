@@ -56,6 +56,7 @@ ROOMS = {
     "dotenv": {"config"},
     "sqlite3": {"store"},
     "redis": {"store"},
+    "tomlkit": {"config"},
     "yaml": {"blueprints", "cli"},
 }
 

@@ -56,11 +56,11 @@ def test_the_usage_table_has_the_true_name_where_there_is_no_label_left(
 ) -> None:
     odd = [record(f"odd-{n}") for n in range(MAX_MODELS + 50)]
     assert [telemetry.ledger_model(each) for each in odd] == [each.model for each in odd]
-    labels = [telemetry.model_label(each) for each in odd]
+    labels = [telemetry.model_label(telemetry.ledger_model(each)) for each in odd]
     assert labels[: MAX_MODELS - 1] == [each.model for each in odd[: MAX_MODELS - 1]]
     assert set(labels[MAX_MODELS - 1 :]) == {"other"}  # one place is reserved
-    assert telemetry.model_label(record("alias")) == "alias"
-    assert telemetry.model_label(record("priced")) == "other"
+    assert telemetry.model_label(telemetry.ledger_model(record("alias"))) == "alias"
+    assert telemetry.model_label(telemetry.ledger_model(record("priced"))) == "other"
     assert telemetry.ledger_model(record("priced", status=500)) == "priced"
 
 
@@ -81,14 +81,18 @@ def test_the_usage_table_has_the_true_name_where_there_is_no_label_left(
 def test_a_name_is_booked_where_more_than_the_caller_knows_it(
     telemetry: Telemetry, asked: RequestRecord, name: str
 ) -> None:
-    telemetry.model_label(record("labelled"))
+    telemetry.model_label(telemetry.ledger_model(record("labelled")))
     assert telemetry.ledger_model(asked) == name
-    assert telemetry.model_label(asked) == name
+    assert telemetry.model_label(telemetry.ledger_model(asked)) == name
 
 
 def test_a_name_that_failed_is_no_label_and_not_booked(telemetry: Telemetry) -> None:
     failed = RequestRecord("GET", api_key="web-app", model="m", relayed=True, status=200)
-    assert telemetry.ledger_model(failed) == telemetry.model_label(failed) == "other"
+    assert (
+        telemetry.ledger_model(failed)
+        == telemetry.model_label(telemetry.ledger_model(failed))
+        == "other"
+    )
 
 
 def test_of_more_names_than_places_the_rest_is_restored_as_other(telemetry: Telemetry) -> None:
@@ -112,7 +116,7 @@ def test_a_request_goes_on_with_the_restored_series(telemetry: Telemetry) -> Non
     for model in ("odd-0", f"odd-{MAX_MODELS}", "new", "alias"):
         again = record(model)
         again.usage = Usage(1, 1, 2)
-        telemetry.count(again, proxy_request=True, metering=True)
+        telemetry.count(again, telemetry.ledger_model(again), proxy_request=True, metering=True)
     calls = series("api_key_requests_total")
     assert calls["odd-0"] == 3
     assert calls["alias"] == 1
@@ -121,7 +125,7 @@ def test_a_request_goes_on_with_the_restored_series(telemetry: Telemetry) -> Non
 
 
 def test_with_metering_off_no_model_is_counted(telemetry: Telemetry) -> None:
-    telemetry.count(record("m"), proxy_request=True, metering=False)
+    telemetry.count(record("m"), "m", proxy_request=True, metering=False)
     assert not series("api_key_requests_total")
 
 

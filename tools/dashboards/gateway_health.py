@@ -62,7 +62,7 @@ WRONG_NOW = rows(
         ),
         Column("State", label="alertstate", width=65, fixed=True),
         Column("Alert", label="alertname", width=165, fixed=True),
-        Column("About", label="about", width=150, fixed=True),
+        Column("About", label="about", width=150, fixed=True, wrap=True),
         Column("What to do", label="todo", width=380, texts=advice(), wrap=True),
         Column("#", _what(), unit=NUMBER, width=30),
     ],

@@ -101,10 +101,13 @@ def texts(given: dict[str, tuple[str, str]]) -> list[models.ValueMapping]:
     return [models.ValueMap(options=options)] if options else []
 
 
-def money() -> list[models.ValueMapping]:
-    """Less than half a cent, which two decimals would show as nothing."""
+def money(decimals: int = 2) -> list[models.ValueMapping]:
+    """Less than these decimals would show as nothing."""
+    least = 10**-decimals
     small = models.DashboardRangeMapOptions(
-        from_val=1e-12, to=0.005, result=models.ValueMappingResult(text="< $0.01", index=0)
+        from_val=1e-12,
+        to=least / 2,
+        result=models.ValueMappingResult(text=f"< ${least:.{decimals}f}", index=0),
     )
     return [models.RangeMap(options=small)]
 
@@ -254,8 +257,8 @@ def _format(column: Column) -> list[models.DynamicConfigValue]:
     settings = [_value("unit", column.unit)]
     if digits is not None:
         settings.append(_value("decimals", digits))
-    if column.unit == USD and digits == 2:
-        settings.append(_value("mappings", money()))
+    if column.unit == USD and digits is not None:
+        settings.append(_value("mappings", money(digits)))
     return settings
 
 
@@ -320,7 +323,7 @@ def chart(
     digits = _decimals(unit) if decimals is None else decimals
     if digits is not None:
         panel.decimals(digits)
-    panel.no_value(nothing).mappings(money() if unit == USD and digits == 2 else [])
+    panel.no_value(nothing).mappings(money(digits or 0) if unit == USD else [])
     panel.color_scheme(builders.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
     _drawn(panel, bars=bars, stacked=stacked)
     marks: list[tuple[float | None, str]] = [(None, "green")]

@@ -38,10 +38,7 @@ class Subjects:
             for name, provider in settings.providers.items()
         }
         self._providers = {name: subject for name, subject in providers.items() if subject.limits}
-
-    def __bool__(self) -> bool:
-        """Whether there is any limit."""
-        return bool(self._by_key or self._providers)
+        self.any = bool(self._by_key or self._providers)
 
     def __iter__(self) -> Iterator[Subject]:
         """Every subject once: keys, groups, providers."""

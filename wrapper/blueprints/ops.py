@@ -11,10 +11,11 @@ from flask import Blueprint, Response, current_app, request
 
 from wrapper import errors
 from wrapper.auth import bearer
+from wrapper.cancellation import in_thread
 from wrapper.config import ApiKey
 from wrapper.proxy import authenticate
 from wrapper.runtime import RequestContext, current_runtime, request_context
-from wrapper.store import PICO, Standing, StoreError, Sums
+from wrapper.store import PICO, Standing, StoreError, Sums, UsageStore
 from wrapper.store.spans import iso, months_start, since
 from wrapper.telemetry.limits import key_families, limit_families
 
@@ -79,8 +80,7 @@ def usage() -> Response:
     now = time.time()
     begin = _since(request.args.get("since"), now)
     try:
-        totals = store.totals(since=begin, key=name)
-        rows = store.totals(since=begin, by=("provider", "model"), key=name)
+        totals, rows = _totals(store, begin, name)
         limits = _limits(context, key)
     except StoreError as error:
         log.error("cannot read the usage table: %s", error)
@@ -98,6 +98,23 @@ def usage() -> Response:
             "limits": limits,
         }
     )
+
+
+def _totals(store: UsageStore, begin: float, key: str) -> tuple[list[Sums], list[Sums]]:
+    """The key's sums, in all and by model. They may take a while, and any key may ask for them."""
+    reader = store.reader()
+
+    def read() -> tuple[list[Sums], list[Sums]]:
+        asked = reader or store
+        totals = asked.totals(since=begin, key=key)
+        return totals, asked.totals(since=begin, by=("provider", "model"), key=key)
+
+    if reader is None:
+        return read()
+    try:
+        return in_thread(read)
+    finally:
+        in_thread(reader.close)
 
 
 def _sums(row: Sums | None) -> dict[str, object]:

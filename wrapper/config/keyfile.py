@@ -1,7 +1,7 @@
 """Edits keys.toml one key at a time. `wrapper.config.keys` reads it.
 
 People edit the file too, so it is never written from what was read: a new key is appended, and
-the lines or values of another are replaced where they stand. Invariants:
+another is changed or removed in tomlkit's document. Invariants:
 
 - An edit leaves every other byte as it was, comments included. The new text is parsed and compared
   with what it must say before it replaces the old one; a spelling that cannot be edited so is
@@ -16,17 +16,23 @@ import datetime
 import errno
 import fcntl
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
+from difflib import SequenceMatcher
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wrapper.config.fields import Table
 from wrapper.config.files import ProblemFound, Unreadable, parse_toml, read_text, replace_file
 from wrapper.config.keys import NOTHING, read_keys
 from wrapper.config.problems import ConfigError, Problem, quote
 from wrapper.config.settings import ApiKey, Group
-from wrapper.config.statements import located, statements
+from wrapper.config.statements import located
+
+if TYPE_CHECKING:  # only what writes the file imports tomlkit
+    from tomlkit.items import Item, Key
+
+    Body = list[tuple[Key | None, Item]]
 
 Tables = dict[str, object]
 Value = str | bool | int | Decimal | datetime.date | tuple[str, ...]
@@ -55,8 +61,6 @@ _SETTINGS = (
     "expires",
 )
 """What a new key can have beside its digest, in the order of the file."""
-
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class KeyFileError(Exception):
@@ -113,7 +117,7 @@ def revoke(path: Path, name: str) -> None:
         if not keys or name not in keys:
             raise _missing(path, name, keys or ())
         wanted = {**tables, "keys": {key: value for key, value in keys.items() if key != name}}
-        result = _without(text, name)
+        result = _edited(text, lambda body: _remove(body, name))
         _check(path, result, wanted, f"remove {quote(name)} with an editor")
         replace_file(target, result.encode())
 
@@ -133,9 +137,9 @@ def change(path: Path, name: str, changes_of: Callable[[ApiKey], Changes]) -> Ap
         for setting, value in changes.items():
             new.pop(setting, None)
             if value is not None:
-                new.update(parse_toml(f"{setting} = {literal(value)}", str(path)))
+                new.update(parse_toml(f"{setting} = {_item(value).as_string()}", str(path)))
         wanted = {**tables, "keys": {**(keys or {}), name: new}}
-        result = _changed(text, name, changes)
+        result = _edited(text, lambda body: _change(body, name, changes))
         _check(path, result, wanted, f"change {quote(name)} with an editor: {_described(changes)}")
         key = _one_key(path, result, wanted, name)
         replace_file(target, result.encode())
@@ -161,55 +165,38 @@ def _missing(path: Path, name: str, keys: Iterable[str]) -> KeyFileError:
 
 def _described(changes: Changes) -> str:
     return ", ".join(
-        f"remove {setting}" if value is None else f"{setting} = {literal(value)}"
+        f"remove {setting}" if value is None else f"{setting} = {_item(value).as_string()}"
         for setting, value in changes.items()
     )
 
 
 def render(of: ApiKey | Group, defaults: ApiKey = NOTHING) -> str:
     """The table of a key or a group; a key's settings that are as in `defaults` are left out."""
-    name = of.name if _BARE.fullmatch(of.name) else literal(of.name)
+    import tomlkit
+
+    table = tomlkit.table()
+    plain: ApiKey | Group = Group("")
     if isinstance(of, ApiKey):
-        plain: ApiKey | Group = defaults
-        lines = [f"[keys.{name}]", f"sha256 = {literal(of.sha256)}"]
-    else:
-        plain = Group("")
-        lines = [f"[groups.{name}]"]
+        plain = defaults
+        table["sha256"] = of.sha256
     for setting in _SETTINGS:
         if setting == "budget_period" and of.budget_usd is None:
             continue  # a period needs a budget
         value = getattr(of, setting, None)
         if value is not None and value != getattr(plain, setting, None):
-            lines.append(f"{setting} = {literal(value)}")
-    return "\n".join((*lines, ""))
+            table[setting] = _item(value)
+    tables = tomlkit.table(is_super_table=True)
+    tables[of.name] = table
+    return tomlkit.dumps({"keys" if isinstance(of, ApiKey) else "groups": tables})
 
 
-def literal(value: Value) -> str:
-    """A value in TOML's spelling."""
-    match value:
-        case bool():
-            return str(value).lower()
-        case str():
-            return f'"{"".join(map(_escaped, value))}"'
-        case Decimal():
-            amount = format(value, "f")  # never with an exponent
-            return amount if "." in amount else f"{amount}.0"
-        case datetime.datetime():
-            return value.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        case datetime.date():
-            return value.isoformat()
-        case tuple():
-            return f"[{', '.join(map(literal, value))}]"
-    return str(value)
+def _item(value: Value) -> Item:
+    import tomlkit
 
-
-def _escaped(char: str) -> str:
-    if char in '"\\':
-        return f"\\{char}"
-    if char.isprintable():
-        return char
-    code = ord(char)
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+    if isinstance(value, Decimal):
+        amount = format(value, "f")  # never with an exponent
+        return tomlkit.value(amount if "." in amount else f"{amount}.0")
+    return tomlkit.item(list(value) if isinstance(value, tuple) else value)
 
 
 def _append(text: str, table: str) -> str:
@@ -220,42 +207,93 @@ def _append(text: str, table: str) -> str:
     return text + empty_line + table
 
 
-def _without(text: str, name: str) -> str:
-    """The text without the lines of `keys.NAME`; comments behind its last line stay."""
+def _edited(text: str, edit: Callable[[Body], None]) -> str:
+    """The text after `edit` of tomlkit's document."""
+    from tomlkit import parse
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        document = parse(text)
+    except (TOMLKitError, RecursionError):
+        return text  # `_check` refuses it
+    before = document.as_string()
+    edit(document.body)
+    after = document.as_string()
+    return after if before == text else _merged(text, before, after)
+
+
+def _merged(text: str, before: str, after: str) -> str:
+    """`after` with the lines of `text` for those of `before`.
+
+    Why: tomlkit removes the space between a date and the end of an inline table.
+    """
+    lines, old, new = (each.splitlines(keepends=True) for each in (text, before, after))
+    if len(lines) != len(old):
+        return text  # `_check` refuses it
     kept: list[str] = []
-    begin = 0  # of the text that is not yet kept
-    inside = False  # below a header of the key: comments between its lines are its own
-    for statement in statements(text):
-        if statement.path[:2] != ("keys", name):
-            inside = False
+    for tag, i, j, k, m in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        kept += lines[i:j] if tag == "equal" else new[k:m]
+    return "".join(kept)
+
+
+def _places(body: Body, *path: str) -> Iterator[tuple[Body, int]]:
+    """Where `path` is in a document: a table can be in several parts."""
+    from tomlkit.items import Table
+
+    for index, (key, item) in enumerate(body):
+        if key is None or key.key != path[0]:
             continue
-        if not inside:
-            kept.append(text[begin : statement.start])
-        begin = statement.end
-        inside = inside or statement.is_table
-    return "".join((*kept, text[begin:]))
+        if not path[1:]:
+            yield body, index
+        elif isinstance(item, Table):
+            yield from _places(item.value.body, *path[1:])
 
 
-def _changed(text: str, name: str, changes: Changes) -> str:
-    """The text with `changes` in `keys.NAME`; a setting that is new there follows `sha256`."""
-    found = {each.path: each for each in statements(text)}
-    digest = found.get(("keys", name, "sha256"))
-    edits: list[tuple[int, int, str]] = []
+def _remove(body: Body, name: str) -> None:
+    """Removes `keys.NAME`; comments behind its last line stay."""
+    from tomlkit import ws
+
+    for siblings, index in _places(body, "keys", name):
+        # As white space: a comment would give the table around it a header.
+        left = "".join(each.as_string() for each in _trailing(siblings[index][1]))
+        siblings[index] = (None, ws(left))
+
+
+def _trailing(table: Item) -> list[Item]:
+    """The comments and empty lines behind the last statement of a table."""
+    from tomlkit.items import Table
+
+    if not isinstance(table, Table):
+        return []
+    found: list[Item] = []
+    for key, item in table.value.body:
+        found = [*found, item] if key is None else _trailing(item)
+    return found
+
+
+def _change(body: Body, name: str, changes: Changes) -> None:
+    """Makes `changes` in `keys.NAME`; a setting that is new there follows `sha256`.
+
+    Not by tomlkit's own assignment: it adds a setting behind the comment of the next table.
+    """
+    from tomlkit.items import SingleKey
+
     for setting, value in changes.items():
-        old = found.get(("keys", name, setting))
-        if old is not None and value is not None:
-            edits.append((old.value, old.stop, literal(value)))
-        elif old is not None:
-            edits.append((old.start, old.end, ""))
-        elif digest is not None and value is not None:
-            before, _, after = text[digest.start : digest.value].rpartition("sha256")
-            newline = "\r\n" if text.startswith("\r\n", digest.end - 2) else "\n"
-            line = f"{before}{setting}{after}{literal(value)}{newline}"
-            is_last = not text[: digest.end].endswith("\n")
-            edits.append((digest.end, digest.end, newline + line if is_last else line))
-    for start, end, new in sorted(edits, reverse=True):
-        text = text[:start] + new + text[end:]
-    return text
+        old = next(_places(body, "keys", name, setting), None)
+        siblings, index = old or next(_places(body, "keys", name, "sha256"), ([], 0))
+        if old and value is None:
+            del siblings[index]
+        elif siblings and value is not None:
+            key, item = siblings[index]
+            new, around = _item(value), item.trivia
+            if old:
+                vars(new.trivia).update(vars(around))
+                siblings[index] = (key, new)
+            elif key:
+                around.trail = around.trail or "\n"
+                new.trivia.indent, new.trivia.trail = around.indent, around.trail
+                spelt = key.as_string().replace("sha256", setting)
+                siblings.insert(index + 1, (SingleKey(setting, sep=key.sep, original=spelt), new))
 
 
 def _parsed(text: str, path: Path) -> tuple[Tables, Tables | None]:

@@ -1,8 +1,7 @@
-"""Where the statements of a TOML text are: to name the line of a mistake, and to edit a file
-without changing anything else in it.
+"""Finds the line of a mistake in a TOML text.
 
 The text must be valid TOML, as `parse_toml` has found. A statement is `key = value`, `[table]` or
-`[[table]]`; all others of a text are empty lines and comments.
+`[[table]]`. Why a scanner: neither tomllib nor tomlkit says where a value is.
 """
 
 from __future__ import annotations
@@ -34,57 +33,32 @@ Names = tuple[str, ...]
 
 
 class Statement(NamedTuple):
-    """One statement: `text[start:end]` are its lines, `text[value:stop]` is its value.
-
-    `path` begins at the top of the file: it has the names of the table around the statement. The
-    comment behind a value is in the lines and not in the value.
-    """
+    """`path` begins at the top of the file: it has the names of the table around the statement."""
 
     path: Names
-    is_table: bool
     is_array: bool  # [[table]]
     line: int
-    start: int
-    value: int
-    stop: int
-    end: int
 
 
 def statements(text: str) -> Iterator[Statement]:
     """The statements in their order."""
     around: Names = ()
-    start, line, lines = 0, 1, 1  # where the current line, or statement of several, begins
-    depth, equals, stop = 0, 0, 0
-    for token in _TOKEN.finditer(text if text.endswith("\n") else text + "\n"):
-        what = token[0]
-        lines += what.count("\n")
-        if what == "\n" and not depth:
-            if stop:
-                found = _statement(text, around, line, start, equals, stop, token.end())
-                around = found.path if found.is_table else around
-                yield found
-            start, line, equals, stop = token.end(), lines, 0, 0
-        elif what[0] == "#" or not what.strip():
-            continue
-        else:
-            if what == "=" and not depth:
-                equals = equals or token.end()
-            depth += (what in "[{") - (what in "]}")
-            stop = token.start() + len(what.rstrip())
-
-
-def _statement(
-    text: str, around: Names, line: int, start: int, equals: int, stop: int, end: int
-) -> Statement:
-    end = min(end, len(text))
-    if not equals:
-        header = text[start:stop].strip()
-        is_array = header.startswith("[[")
-        name = header[2:-2] if is_array else header[1:-1]
-        return Statement(_path(name), True, is_array, line, start, stop, stop, end)
-    value = equals + len(text[equals:stop]) - len(text[equals:stop].lstrip())
-    path = around + _path(text[start : equals - 1])
-    return Statement(path, False, False, line, start, value, stop, end)
+    line = lines = 1  # where the current statement begins, and where the current token ends
+    head, has_value, depth = "", False, 0
+    for token in _TOKEN.findall(text + "\n"):
+        lines += token.count("\n")
+        if token == "\n" and not depth:
+            head = head.strip()
+            if has_value:
+                yield Statement(around + _path(head), False, line)
+            elif head:
+                around = _path(head.strip("[]"))
+                yield Statement(around, head.startswith("[["), line)
+            line, head, has_value = lines, "", False
+        elif token[0] != "#":
+            depth += (token in "[{") - (token in "]}")
+            has_value = has_value or (token == "=" and not depth)
+            head += "" if has_value else token
 
 
 def _path(key: str) -> Names:

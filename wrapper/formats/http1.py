@@ -179,11 +179,12 @@ class Connection:
         """Put back what belongs to the next reader."""
         self._ahead = data + self._ahead
 
-    def finish(self, keep_alive: bool, rest: bytes = b"") -> None:
-        """The body is whole: the connection may serve again if nothing follows, not even `rest`."""
+    def finish(self, body: Body, rest: bytes = b"") -> None:
+        """`body` is whole: the connection may serve again if nothing follows, not even `rest`."""
+        body.complete = True
         if rest:
             self.unread(rest)
-        self.reusable = keep_alive and not self._ahead
+        self.reusable = body.keep_alive and not self._ahead
         if self.reusable:
             self.idle_since = clock()
 
@@ -276,11 +277,11 @@ class Body:
     `complete` turns true as soon as the end is known, which may be before `read1` says so.
     """
 
-    __slots__ = ("_keep_alive", "complete", "connection")
+    __slots__ = ("complete", "connection", "keep_alive")
 
     def __init__(self, connection: Connection, head: Head) -> None:
         self.connection = connection
-        self._keep_alive = head.keep_alive
+        self.keep_alive = head.keep_alive
         self.complete = False
 
     def read1(self) -> bytes:
@@ -289,10 +290,6 @@ class Body:
         Raises Disconnected, ProtocolError, TimeoutError or another OSError.
         """
         raise NotImplementedError
-
-    def _finish(self, rest: bytes = b"") -> None:
-        self.complete = True
-        self.connection.finish(self._keep_alive, rest)
 
 
 class LengthBody(Body):
@@ -304,7 +301,7 @@ class LengthBody(Body):
         super().__init__(connection, head)
         self._left = head.length or 0
         if not self._left:
-            self._finish()
+            self.connection.finish(self)
 
     def read1(self) -> bytes:
         if self.complete:
@@ -317,7 +314,7 @@ class LengthBody(Body):
             data = data[: self._left]
         self._left -= len(data)
         if not self._left:
-            self._finish()
+            self.connection.finish(self)
         return data
 
 
@@ -331,8 +328,8 @@ class UntilCloseBody(Body):
             return b""
         data = self.connection.receive()
         if not data:
-            self._keep_alive = False
-            self._finish()
+            self.keep_alive = False
+            self.connection.finish(self)
         return data
 
 
@@ -343,7 +340,7 @@ class ChunkedBody(Body):
 
     def __init__(self, connection: Connection, head: Head) -> None:
         self.connection = connection
-        self._keep_alive = head.keep_alive
+        self.keep_alive = head.keep_alive
         self.complete = False
         self._left = 0  # bytes to come of the chunk we are in, its CRLF included
         self._pending = b""  # the beginning of a chunk-size line
@@ -385,7 +382,7 @@ class ChunkedBody(Body):
                 if chunk is not None:
                     self._left, position = int(chunk[1], 16) + 2, chunk.end()
                 elif not self._trailers and data.startswith(_LAST_CHUNK, position):
-                    self._finish(data[position + len(_LAST_CHUNK) :])
+                    self.connection.finish(self, data[position + len(_LAST_CHUNK) :])
                     break
                 else:
                     position = self._next_chunk(data, position)
@@ -402,7 +399,7 @@ class ChunkedBody(Body):
         line = data[start:end]
         if self._trailers:
             if not line:
-                self._finish(data[end + 2 :])
+                self.connection.finish(self, data[end + 2 :])
                 return len(data)
             self._trailers -= 1
             if not self._trailers or _HEADER_LINE.fullmatch(line) is None:

@@ -227,7 +227,7 @@ def read(text: bytes, start: _Report | None = None) -> JsonUsage:
     if found.type == "message_start":
         _read_start(body, found)
     # `x_groq.usage` counts only where `usage` is empty: outside streams it is about caches.
-    if groq.startswith(b"{"):
+    if b'"error"' in groq or (b'"usage"' in groq and found.usage is None and not found.unreadable):
         extra = _decode_body(groq)
         if found.usage is not None or found.unreadable:
             extra.usage = _NOTHING

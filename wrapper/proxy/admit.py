@@ -57,7 +57,7 @@ def admit(
     Raises RateLimitExceeded, InsufficientQuota, ModelNotPriced, StoreUnavailable.
     """
     key, limits = principal.key, context.snapshot.limits
-    if key is None or not limits:
+    if key is None or not limits.any:
         return attempts
     own = limits.of_key(key.name)
     providers = [limits.of_provider(attempt.upstream.provider.name) for attempt in attempts]

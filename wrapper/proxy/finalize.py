@@ -27,6 +27,7 @@ def finalize(
     telemetry = runtime.telemetry
     metering, counts = snapshot.settings.server.metering, record.is_proxy_request
     record.finish()
+    model = telemetry.ledger_model(record)
     try:
         if counts and metering:
             if record.usage is not None:
@@ -36,18 +37,18 @@ def finalize(
                 )
             elif record.unmetered is not None:
                 record.cost = runtime.admission.bound(record.lease)
-            _settle(record, runtime)
+            _settle(record, runtime, model)
         elif record.lease is not None:
             _release(record, runtime)
     finally:
         try:
-            telemetry.count(record, proxy_request=counts, metering=metering)
+            telemetry.count(record, model, proxy_request=counts, metering=metering)
             telemetry.log.write(record)
         finally:
             telemetry.request_ended(record, proxy_request=counts)
 
 
-def _settle(record: RequestRecord, runtime: Runtime) -> None:
+def _settle(record: RequestRecord, runtime: Runtime, model: str) -> None:
     """Write the request to the ledger and end its lease, in one step.
 
     A failing store is logged and never fails the request.
@@ -58,7 +59,7 @@ def _settle(record: RequestRecord, runtime: Runtime) -> None:
         at=time.time(),
         key=record.api_key,
         provider=record.provider or "none",
-        model=runtime.telemetry.ledger_model(record),
+        model=model,
         outcome=record.outcome,
         usage=record.usage,
         cost=record.cost,
@@ -69,7 +70,8 @@ def _settle(record: RequestRecord, runtime: Runtime) -> None:
     except StoreError as error:
         runtime.store_failed(error)
     else:
-        runtime.store_works()
+        if runtime.store_failing:
+            runtime.store_works()
 
 
 def _release(record: RequestRecord, runtime: Runtime) -> None:

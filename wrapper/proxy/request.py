@@ -178,7 +178,7 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     timeouts.arm_request_body(scope, environ.get("gunicorn.socket"), length, server)
     try:
         with scope:
-            request = _read(context, principal, length, routed=routed)
+            request = _read_body(context, principal, length, routed=routed)
     except Interrupted as interruption:
         if interruption.reason != TIMEOUT:
             context.record.drained()
@@ -187,20 +187,6 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     context.record.model = (request.model or "")[:MAX_NAME]
     context.record.stream = request.stream
     return request
-
-
-def _read(
-    context: RequestContext, principal: Principal, length: int | None, *, routed: bool
-) -> ProxyRequest:
-    """The request with its body, in the way that suits its endpoint."""
-    environ = context.environ
-    method: str = environ["REQUEST_METHOD"]
-    target, query = context.target
-    request = ProxyRequest(method, target, query, find_endpoint(method, target))
-    if length == 0:
-        # An explicit Content-Length: 0 is repeated, a missing one stays missing.
-        return request._replace(body=b"" if environ.get("CONTENT_LENGTH") else None)
-    return _read_body(context, request, principal, length, routed)
 
 
 def _take_newcomers_place(context: RequestContext, credential: str) -> None:
@@ -215,14 +201,18 @@ def _take_newcomers_place(context: RequestContext, credential: str) -> None:
 
 
 def _read_body(
-    context: RequestContext,
-    request: ProxyRequest,
-    principal: Principal,
-    length: int | None,
-    routed: bool,
+    context: RequestContext, principal: Principal, length: int | None, *, routed: bool
 ) -> ProxyRequest:
-    """How a body is read follows from the endpoint, its type, and whether its model matters."""
+    """The request with its body. How that is read follows from the endpoint, the body's type, and
+    whether its model matters.
+    """
     environ, server = context.environ, context.snapshot.settings.server
+    method: str = environ["REQUEST_METHOD"]
+    target, query = context.target
+    request = ProxyRequest(method, target, query, find_endpoint(method, target))
+    if length == 0:
+        # An explicit Content-Length: 0 is repeated, a missing one stays missing.
+        return request._replace(body=b"" if environ.get("CONTENT_LENGTH") else None)
     content_type: str = environ.get("CONTENT_TYPE", "")
     kind = content_type.lower()
     is_form = kind.startswith("multipart/form-data") and not request.endpoint.json_body

@@ -169,6 +169,11 @@ class StreamingBody:
         if self._handed_over:  # what was handed over last has been sent: that was the client's time
             record.waited_for_client += clock() - self._handed_over
             self._handed_over = 0.0
+        if self._ended:
+            raise StopIteration
+        if self._broken:
+            # gunicorn cuts the connection on this, without a final chunk and without a log line.
+            raise ConnectionResetError(errno.ECONNRESET, "the response broke off")
         try:
             data = self._next()
         except (errors.UpstreamError, errors.Cancelled) as error:
@@ -177,16 +182,12 @@ class StreamingBody:
         self._tail = data[-2:]
         self._handed_over = clock()
         if self._handed_over - self._yielded > TURN:
-            self._yield()
+            yield_if_due()
+            self._yielded = self._handed_over = clock()
         return data
 
     def _next(self) -> bytes:
         """The next bytes for the client, never empty; StopIteration at the clean end."""
-        if self._ended:
-            raise StopIteration
-        if self._broken:
-            # gunicorn cuts the connection on this, without a final chunk and without a log line.
-            raise ConnectionResetError(errno.ECONNRESET, "the response broke off")
         response = self._response
         data, self._first = self._first, b""
         while True:
@@ -202,10 +203,6 @@ class StreamingBody:
                 raise StopIteration
             data = b""
             yield_if_due()
-
-    def _yield(self) -> None:
-        yield_if_due()
-        self._yielded = self._handed_over = clock()
 
     def _feed_until_content(self, data: bytes) -> bytes:
         """The time to the first token is that of the first event with content.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import json
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT_SECONDS = 5.0  # of `admission.heartbeat`
 RUN_DIR = "WRAPPER_RUN_DIR"
+RUN_PREFIX = "wrapper-"
+ALIVE = "alive"  # the file in a run directory that is locked while the run lasts
 DEMO_URL = "WRAPPER_DEMO_URL"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # only unique names are created there
 OPEN_FILE_LIMITS = (65536, 10240)  # tried in this order
@@ -90,13 +93,38 @@ def prepare() -> Listen:
 
 
 def _create_run_directory() -> None:
-    """A directory for the metrics' files and the accepted configuration, new in each run."""
-    run = Path(tempfile.mkdtemp(prefix="wrapper-", dir=memory_directory()))
+    """A directory for the metrics' files and the accepted configuration, new in each run.
+
+    Those of runs that were killed are removed.
+    """
+    _sweep(Path(memory_directory() or tempfile.gettempdir()))
+    run = Path(tempfile.mkdtemp(prefix=RUN_PREFIX, dir=memory_directory()))
+    _mark_alive(run)
     atexit.register(_remove, run)
     metrics = run / "metrics"
     metrics.mkdir()
     os.environ[RUN_DIR] = str(run)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+
+
+def _mark_alive(run: Path) -> None:
+    """Lock a file in the directory for as long as this process or one of its workers lives."""
+    new = run / f"{ALIVE}.new"
+    lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)  # never closed
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    new.rename(run / ALIVE)
+
+
+def _sweep(place: Path) -> None:
+    """Remove the directories of runs whose processes are all dead."""
+    for run in place.glob(f"{RUN_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's, or just removed by another start
+            file = os.open(run / ALIVE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(run)
+            finally:
+                os.close(file)
 
 
 def memory_directory() -> str | None:
@@ -179,7 +207,7 @@ def load_app() -> GatewayApp:
         # add them up once for each: there every host counts its own from zero.
         if settings.server.metering and not is_shared(settings.store):
             labels = beside(settings.store, "-labels")
-            runtime.telemetry.restore(all_time(runtime.store), labels)
+            runtime.telemetry.restore(all_time(runtime.store), labels, settings.keys)
         runtime.store.close()
     except (ConfigError, StoreError) as error:
         _exit(error)
@@ -244,7 +272,7 @@ def _heartbeat(runtime: Runtime) -> None:
         time.sleep(HEARTBEAT_SECONDS)
         # Also without limits: leases of a configuration before may be open, requests may wait to be
         # written.
-        if not (runtime.snapshot.limits or runtime.snapshot.settings.server.metering):
+        if not (runtime.snapshot.limits.any or runtime.snapshot.settings.server.metering):
             continue
         try:
             runtime.admission.heartbeat()

@@ -7,6 +7,7 @@ stops, every open request ends with an error event and is recorded.
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import socket
 import struct
@@ -27,6 +28,9 @@ from wrapper.server.head_timeout import HeadTimeout
 from wrapper.server.malformed import malformed_response
 from wrapper.server.strict_request import StrictRequest
 from wrapper.server.watchdog import Watchdog
+from wrapper.store import StoreError
+
+log = logging.getLogger("wrapper")
 
 BODY_PIECE = 65536  # bytes
 PIPELINED_IN_A_ROW = 8  # requests of one connection, before the other connections are served
@@ -78,7 +82,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def close(self) -> None:
         """The worker exits: write the usage that the store has not taken yet."""
         if self.wsgi is not None:
-            self._runtime.store.close()
+            try:
+                self._runtime.store.close()
+            except StoreError as error:
+                log.error("usage that was not written is lost: %s", error)
 
     @property
     def _runtime(self) -> Runtime:

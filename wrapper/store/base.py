@@ -127,6 +127,11 @@ class UsageStore(Protocol):
     def close(self) -> None:
         """Write what still waits, end the leases of this process and give back what it holds."""
 
+    def reader(self) -> UsageStore | None:
+        """A store of its own for `totals` in another thread, to be closed afterwards; None where
+        `totals` waits for a peer and so holds nothing up.
+        """
+
 
 def all_time(store: UsageStore) -> list[Sums]:
     """Everything ever settled by key, provider, model and outcome: what counters start from."""

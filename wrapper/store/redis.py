@@ -205,6 +205,9 @@ class RedisStore:
         self._own()
         return redisledger.totals(self._link, since, until, by, key)
 
+    def reader(self) -> None:
+        return None
+
     def close(self) -> None:
         self._own()
         self._link.close()  # a failure a moment ago is no reason not to try

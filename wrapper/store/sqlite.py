@@ -119,7 +119,7 @@ class SqliteStore:
 
     def _settled_at_once(self, bound: Values) -> bool:
         """The usual case: the file is open in this process, and no other one is writing to it."""
-        if self._pid != os.getpid() or self._cursor is None or self._waiting:
+        if self._pid != os.getpid() or self._cursor is None or self._waiting.has_items:
             return False
         if time.monotonic() >= self._look_at:
             return False  # it is time to look whether the file is still there
@@ -200,6 +200,9 @@ class SqliteStore:
         text, bound = query(since, until, by, key)
         rows = self._try(lambda: self._here().execute(text, bound).fetchall())
         return [sums(row, by) for row in rows]
+
+    def reader(self) -> SqliteStore:
+        return SqliteStore(self._path, self._clock, self._wall)
 
     def close(self) -> None:
         self._own()

@@ -26,6 +26,7 @@ class Waiting(Generic[T]):
     def __init__(self, where: str, shed: Callable[[T], T | None]) -> None:
         self._where = where
         self._shed = shed
+        self.has_items = False
         self._rests: deque[T] = deque()
         self._items: deque[T] = deque()
         self._retry_at = 0.0
@@ -37,6 +38,7 @@ class Waiting(Generic[T]):
     def add(self, item: T) -> None:
         """Keep `item` until it is written."""
         self._items.append(item)
+        self.has_items = True
         if len(self._items) > MAX_WAITING:
             self._lost += 1
             rest = self._shed(self._items.popleft())
@@ -67,6 +69,7 @@ class Waiting(Generic[T]):
                 queue.appendleft(item)
                 self.failed()
                 raise
+        self.has_items = False
         if impossible is not None:
             raise impossible
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from wrapper import __version__
@@ -30,7 +30,7 @@ from wrapper.telemetry.exposition import (
     worker_started,
 )
 from wrapper.telemetry.instruments import METHODS, OTHER
-from wrapper.telemetry.labels import ModelLabels
+from wrapper.telemetry.labels import Labels, UsageSeries
 from wrapper.telemetry.request_log import RequestLog
 
 __all__ = [
@@ -53,7 +53,8 @@ class Telemetry:
 
     def __init__(self, log_level: str = "info") -> None:
         self._known: set[str] = set()
-        self.models = ModelLabels()
+        self.models = Labels()
+        self._series = UsageSeries()
         self.log = RequestLog(log_level)
         metrics.BUILD_INFO.labels(__version__).set(1)
         for result in ("success", "failure"):
@@ -71,18 +72,31 @@ class Telemetry:
         for provider in providers:
             metrics.COOLDOWN[provider,].set(0)
 
-    def restore(self, totals: list[Sums], labels: Path | None = None) -> None:
+    def restore(
+        self, totals: list[Sums], labels: Path | None = None, keys: Container[str] = ()
+    ) -> None:
         """Start the counters from the usage table, once, before the workers start.
 
-        `totals` is `store.all_time`, `labels` the file that keeps the model labels. A model of
-        the table that has no label is added to `other`: sums over all models stay equal.
+        `totals` is `store.all_time`, `labels` the file that keeps the model labels, `keys` the
+        names of those in force. What has no series of its own is added to `other`: sums over all
+        stay equal.
         """
         requests: Counter[str] = Counter()
         for row in totals:
             requests[row.group[2]] += row.requests
         named = {name: count for name, count in requests.items() if name not in (NO_MODEL, OTHER)}
         self.models.restore(named, labels)
-        seed(row if self._has_label(row.group[2]) else _as_other(row) for row in totals)
+        rows = [row if self._has_label(row.group[2]) else _as_other(row) for row in totals]
+        used: Counter[tuple[str, str, str]] = Counter()
+        for row in rows:
+            key, provider, model, _ = row.group
+            used[key, provider, model] += row.requests
+        self._series.restore(used, keys, labels)
+        seed(self._in_series(row) for row in rows)
+
+    def _in_series(self, row: Sums) -> Sums:
+        key, provider, model, outcome = row.group
+        return row._replace(group=(*self._series.of((key, provider, model)), outcome))
 
     def _has_label(self, model: str) -> bool:
         return model == NO_MODEL or model in self.models
@@ -129,17 +143,18 @@ class Telemetry:
             return OTHER
         return name if name in self.models or name in self._known else OTHER
 
-    def model_label(self, record: RequestRecord) -> str:
-        """The model as a metric label: `ledger_model`, or `other` where there is no place left."""
-        name = self.ledger_model(record)
+    def model_label(self, name: str) -> str:
+        """A model of the ledger as a metric label: `other` where there is no place left."""
         return name if name in (NO_MODEL, OTHER) or self.models.add(name) else OTHER
 
     def store_failed(self) -> None:
         """The store could not be used."""
         metrics.STORE_FAILURES.inc()
 
-    def count(self, record: RequestRecord, *, proxy_request: bool, metering: bool) -> None:
-        """Count a finished record.
+    def count(
+        self, record: RequestRecord, model: str, *, proxy_request: bool, metering: bool
+    ) -> None:
+        """Count a finished record, whose model the ledger books as `model`.
 
         `proxy_request`: a caller's request for a provider was forwarded or refused. `metering`:
         usage is metered.
@@ -157,16 +172,17 @@ class Telemetry:
         if not unauthenticated or (method == "GET" and record.status < 400):
             metrics.DURATION[method, path].observe(round(record.duration * STEPS) / STEPS)
             metrics.OVERHEAD[path,].observe(round(record.overhead * STEPS) / STEPS)
-        for failure in record.upstream_errors:
-            metrics.UPSTREAM_ERRORS[failure].inc()
-        for failure in record.failovers:
-            metrics.FAILOVERS[failure].inc()
+        if record.upstream_errors:
+            for failure in record.upstream_errors:
+                metrics.UPSTREAM_ERRORS[failure].inc()
+            for failure in record.failovers:
+                metrics.FAILOVERS[failure].inc()
         if proxy_request and metering:
-            self._count_proxy_request(record)
+            self._count_proxy_request(record, self.model_label(model))
 
-    def _count_proxy_request(self, record: RequestRecord) -> None:
-        model, provider = self.model_label(record), record.provider or "none"
-        labels = (record.api_key, provider, model)
+    def _count_proxy_request(self, record: RequestRecord, model: str) -> None:
+        provider = record.provider or "none"
+        labels = self._series.of((record.api_key, provider, model))
         metrics.CALLS[*labels, record.outcome].inc()
         if record.outcome == REJECTED:
             metrics.REJECTIONS[record.api_key, record.error_code or OTHER].inc()

@@ -17,6 +17,7 @@ import struct
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,16 +152,30 @@ def seed(totals: Iterable[Sums]) -> None:
     So the sums by key continue after a restart. `totals` are grouped by key, provider, model and
     outcome; rows of the same group are added.
     """
+    sums: Counter[tuple[metrics.Series, tuple[str, ...]]] = Counter()
     for row in totals:
         *labels, outcome = row.group
-        metrics.CALLS[*labels, outcome].inc(row.requests)
+        group = tuple(labels)
+        sums[metrics.CALLS, (*group, outcome)] += row.requests
         if row.total:  # unmetered or unpriced rows create no series
-            metrics.PROMPT[*labels].inc(row.prompt)
-            metrics.COMPLETION[*labels].inc(row.completion)
-            metrics.TOKENS[*labels].inc(row.total)
-            metrics.CACHED[*labels].inc(row.cached)
+            sums[metrics.PROMPT, group] += row.prompt
+            sums[metrics.COMPLETION, group] += row.completion
+            sums[metrics.TOKENS, group] += row.total
+            sums[metrics.CACHED, group] += row.cached
         if row.cost:
-            metrics.COST[*labels].inc(row.cost)
+            sums[metrics.COST, group] += row.cost
+    if _SINGLE_PROCESS:
+        for (series, group), value in sums.items():
+            series[group].inc(value)
+        return
+    # With the sums of dead workers. Series of this process would be inherited by every worker: as
+    # zeros, which take as much memory and as much of a scrape's time as the sums.
+    with _locked(fcntl.LOCK_EX):
+        values = MappedValues(str(_directory() / "counter_dead.db"))
+        for (series, group), value in sums.items():
+            key = series.key(group)
+            values.write_value(key, values.read_value(key)[0] + value, 0.0)
+        values.close()
 
 
 def worker_started() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.mmap_dict import mmap_key
 
 from wrapper.telemetry import mapped as mapped  # before the first metric is made
 
@@ -28,6 +29,22 @@ class Series(dict[tuple[str, ...], Any]):
     def __missing__(self, labels: tuple[str, ...]) -> Any:
         series = self[labels] = self._metric.labels(*labels)
         return series
+
+    # A metric is one thing, whatever series it has.
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def key(self, labels: tuple[str, ...]) -> str:
+        """What a counter of these labels is called in the files of the workers' values."""
+        metric = self._metric
+        name, help_text = metric._name, metric._documentation
+        key: str = mmap_key(
+            name, name + "_total", list(metric._labelnames), list(labels), help_text
+        )
+        return key
 
     def clear(self) -> None:
         """Forget all series, for tests."""

@@ -1,9 +1,10 @@
-"""Which model names are metric labels; all others are counted as `other`.
+"""Which names are metric labels, and which series there are; all others are counted as `other`.
 
-Where a provider accepts any name, a key owner can use any number of models.
+Where a provider accepts any name, a key owner can use any number of models; and a thousand keys
+with twenty models each make more series than a scrape has time for.
 
-Invariant: all workers together have at most `MAX_MODELS` model labels, and a name that is a label
-in one worker is a label in every other.
+Invariant: all workers together have at most `MAX_MODELS` model labels (and so for what else is
+bounded here), and a name that is a label in one worker is a label in every other.
 
 Names of the configuration are reserved: each has a place from the beginning and is a label
 whatever was used before. (A reload that reserves names while all places are taken exceeds the
@@ -30,16 +31,21 @@ import logging
 import os
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from wrapper.telemetry.instruments import OTHER
+
 MAX_MODELS = 200
+MAX_SERIES = 1000  # of one key, provider and model
+MAX_KEYS = 1000  # of one key and provider, over all models without a series of their own
 
 log = logging.getLogger("wrapper")
 
 
-class ModelLabels:
-    """The models that are labels. Created before the workers are forked."""
+class Labels:
+    """The names that are labels. Created before the workers are forked."""
 
     def __init__(self, limit: int = MAX_MODELS) -> None:
         self._limit = limit
@@ -97,7 +103,7 @@ class ModelLabels:
             os.close(fd)
             new.replace(file)
         except OSError as error:
-            log.warning("cannot keep the models' label names in %s: %s", file, error.strerror)
+            log.warning("cannot keep the names of labels in %s: %s", file, error.strerror)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -131,3 +137,55 @@ def _names_in(lines: bytes) -> Iterator[str]:
             name = json.loads(line)
             if isinstance(name, str):
                 yield name
+
+
+class UsageSeries:
+    """Which sums of usage have series of their own, by key, provider and model.
+
+    First come, first served, in the order of requests at a start; a key in force comes before one
+    that is not. The others are added: a key's further models to the model `other`, and where there
+    are too many keys, theirs to the key `other`.
+    """
+
+    def __init__(self, detailed: int = MAX_SERIES, keys: int = MAX_KEYS) -> None:
+        self._limit = detailed
+        self._detailed = Labels(detailed)
+        self._keys = Labels(keys)
+        self._known: dict[tuple[str, str, str], tuple[str, str, str]] = {}
+
+    def of(self, labels: tuple[str, str, str]) -> tuple[str, str, str]:
+        """The labels of the series that counts for this key, provider and model."""
+        found = self._known.get(labels)
+        if found is None:
+            key, provider, _ = labels
+            if self._detailed.add("\n".join(labels)):
+                found = labels
+            elif self._keys.add(f"{key}\n{provider}"):
+                found = key, provider, OTHER
+            else:
+                found = OTHER, provider, OTHER
+            if len(self._known) < 4 * self._limit:
+                self._known[labels] = found
+        return found
+
+    def restore(
+        self,
+        requests: Mapping[tuple[str, str, str], int],
+        in_force: Container[str],
+        file: Path | None = None,
+    ) -> None:
+        """Choose the series of a new run, once, before any is used.
+
+        `requests` has the requests of each key, provider and model, `in_force` the keys' names;
+        the names are kept beside `file`.
+        """
+        chosen = requests
+        if len(requests) > self._limit:
+            chosen = {labels: n for labels, n in requests.items() if labels[0] in in_force}
+        detailed = {"\n".join(labels): number for labels, number in chosen.items()}
+        self._detailed.restore(detailed, file and file.with_name(f"{file.name}-series"))
+        by_key: Counter[str] = Counter()
+        for name, number in detailed.items():
+            if name not in self._detailed:
+                by_key[name.rpartition("\n")[0]] += number
+        self._keys.restore(by_key, file and file.with_name(f"{file.name}-keys"))
