@@ -19,6 +19,7 @@ from wrapper.proxy.model_names import (
     names_in_query,
 )
 from wrapper.proxy.request import ProxyRequest
+from wrapper.record import MAX_NAME
 from wrapper.runtime import RequestContext
 
 
@@ -67,7 +68,8 @@ def _check_access(principal: Principal, request: ProxyRequest, path: str, base_p
             yield_if_due()
         except NamesTooMany as error:
             raise errors.InvalidBody(
-                f"This API key may call some models only, and the body has {error}."
+                f"This API key may call some models only, and the body has {error}.",
+                param=error.member[:MAX_NAME],
             ) from None
         except ValueError as error:
             raise errors.InvalidBody(f"The body cannot be read: {error}.") from None

@@ -51,7 +51,15 @@ _SCHEMAS: Final = frozenset(
 
 
 class NamesTooMany(ValueError):
-    """A body has more than is looked at in members that may name models."""
+    """A body has more than is looked at in members that may name models; `member` is the first
+    that is not.
+    """
+
+    def __init__(self, member: str) -> None:
+        super().__init__(
+            f"more than {MAX_SIZE} bytes or {MAX_VALUES} values in which models may be named"
+        )
+        self.member = member
 
 
 def names_in_body(body: bytes, *, elsewhere: bool = False) -> Iterator[str]:
@@ -70,9 +78,7 @@ def names_in_body(body: bytes, *, elsewhere: bool = False) -> Iterator[str]:
         value = body[member.value_start : member.value_end] if looked_at <= MAX_SIZE else b""
         values += value.count(b",") + value.count(b"{") + value.count(b"[") + 1
         if looked_at > MAX_SIZE or values > MAX_VALUES:
-            raise NamesTooMany(
-                f"more than {MAX_SIZE} bytes or {MAX_VALUES} values in which models may be named"
-            )
+            raise NamesTooMany(member.key)
         try:
             yield from _names(_decode(value), naming)
         except RecursionError:
