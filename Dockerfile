@@ -34,12 +34,12 @@ COPY wsgi.py ./
 COPY config/ config/
 COPY wrapper/ wrapper/
 # data/ holds the usage table and temporary files of uploads (TMPDIR), which must neither be kept in
-# memory nor fill a small /tmp. demo/ holds the keys of the demo. Both are writable by any user, as
-# /tmp is, so that the container can run as the owner of the mounted configuration.
+# memory nor fill a small /tmp. demo/ holds the keys of the demo, metrics/ the token of /metrics. They
+# are writable by any user, as /tmp is, so that the container can run as the owner of the mounted configuration.
 RUN python -m compileall -q -j 0 /app \
-    && mkdir /app/data /app/demo \
+    && mkdir /app/data /app/demo /app/metrics \
     && chmod -R a+rX /app \
-    && chmod 1777 /app/data /app/demo
+    && chmod 1777 /app/data /app/demo /app/metrics
 ENV HOST=0.0.0.0 \
     PORT=8080 \
     WRAPPER_CONFIG=/app/config/gateway.toml \

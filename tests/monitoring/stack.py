@@ -50,6 +50,7 @@ class Prometheus:
         for job in config["scrape_configs"]:
             del job["static_configs"]
             job.pop("dns_sd_configs", None)
+            job.pop("authorization", None)  # the file is in the containers
             own = [f"127.0.0.1:{self._port.number}"]
             job["static_configs"] = [{"targets": targets if job["job_name"] == "wrapper" else own}]
         (self.directory / "prometheus.yml").write_text(yaml.safe_dump(config))

@@ -25,6 +25,7 @@ SCHEMA = Path(__file__).parent / "compose" / "compose-spec.json"
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 ALWAYS = {"gateway", "prometheus", "grafana"}
+ONCE = {"metrics-token"}
 DEMO = {"simulator", "gateway-demo", "traffic"}
 LONG_RUNNING = sorted(ALWAYS | DEMO)
 each_service = pytest.mark.parametrize("name", sorted(SERVICES))
@@ -39,7 +40,7 @@ def test_it_follows_the_compose_specification() -> None:
 
 def test_up_starts_three_services_and_the_profile_demo_three_more() -> None:
     profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
-    assert {name for name, named in profiles.items() if not named} == ALWAYS
+    assert {name for name, named in profiles.items() if not named} == ALWAYS | ONCE
     assert {name for name, named in profiles.items() if named == ["demo"]} == DEMO
 
 
@@ -50,7 +51,7 @@ def test_an_image_has_an_exact_version_or_is_built_here(name: str) -> None:
         assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
 
 
-@pytest.mark.parametrize("started", [ALWAYS, ALWAYS | DEMO, {"keys"}])
+@pytest.mark.parametrize("started", [ALWAYS | ONCE, ALWAYS | ONCE | DEMO, {"keys"}])
 def test_an_image_is_built_once_and_never_pulled_for_it(started: set[str]) -> None:
     """Of several builds of one name at a time all but one may fail."""
     own = [SERVICES[name] for name in started if SERVICES[name]["image"].startswith("wrapper-")]
@@ -83,6 +84,9 @@ def test_a_service_is_limited_and_started_again(name: str) -> None:
 def test_a_service_waits_for_the_health_of_what_it_needs(name: str) -> None:
     service = SERVICES[name]
     for needed, how in service.get("depends_on", {}).items():
+        if needed in ONCE:
+            assert how["condition"] == "service_completed_successfully"
+            continue
         assert how["condition"] == "service_healthy"
         assert "test" in SERVICES[needed]["healthcheck"]
     if name != "traffic":
@@ -174,13 +178,43 @@ def test_the_gateway_has_longer_to_stop_than_its_streams_have_to_end() -> None:
         assert int(SERVICES[name]["stop_grace_period"].rstrip("s")) > Listen().graceful_timeout
 
 
+def test_each_service_gets_its_own_variables_and_no_others() -> None:
+    assert [each["path"] for each in SERVICES["gateway"]["env_file"]] == ["gateway.env"]
+    for name, service in SERVICES.items():
+        assert name == "gateway" or "env_file" not in service
+        assert name == "grafana" or "GRAFANA" not in str(service)
+
+
+def test_metrics_have_a_token_that_prometheus_knows(tmp_path: Path) -> None:
+    gateway, once = SERVICES["gateway"], SERVICES["metrics-token"]
+    assert gateway["environment"]["METRICS_TOKEN_FILE"] == "/app/metrics/token"
+    assert "metrics-token:/app/metrics:ro" in gateway["volumes"]
+    assert "metrics-token:/run/wrapper:ro" in SERVICES["prometheus"]["volumes"]
+    assert once["volumes"] == ["metrics-token:/app/metrics"]
+    config = yaml.safe_load((ROOT / "prometheus/prometheus.yml").read_text())
+    job = next(job for job in config["scrape_configs"] if job["job_name"] == "wrapper")
+    assert job["authorization"] == {"credentials_file": "/run/wrapper/token"}
+
+    def written(**environ: str) -> str:
+        python, option, code = once["command"]
+        assert (python, option) == ("python", "-c")
+        code = code.replace("/app/metrics/token", str(tmp_path / "token"))
+        subprocess.run([sys.executable, "-c", code], env=environ, check=True)
+        return (tmp_path / "token").read_text()
+
+    first = written()
+    assert len(first) > 30
+    assert written() == first  # made once
+    assert written(METRICS_TOKEN="mine") == "mine"
+
+
 def test_no_secret_stands_in_the_file() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     assert "${GRAFANA_PASSWORD:-admin}" in text
     assert not re.search(r"(sk-|gsk_)\w", text)
     for service in SERVICES.values():
         for name, value in (service.get("environment") or {}).items():
-            if re.search(r"KEY$|TOKEN|PASSWORD", name):
+            if re.search(r"KEY$|TOKEN$|PASSWORD", name):
                 assert value is None or str(value).startswith("${"), name
 
 

@@ -1034,3 +1034,23 @@ def test_where_no_provider_wants_a_key_there_is_no_demo(tmp_path: Path) -> None:
     routes = '[[routes]]\nmodel = "*"\ntargets = ["ollama"]\n'
     found = load(written(tmp_path, OLLAMA + routes), "http://127.0.0.1:1234")
     assert (found.usable, found.stand_in) == (("ollama",), None)
+
+
+def test_a_secret_may_be_in_a_file_that_another_variable_names(tmp_path: Path) -> None:
+    (tmp_path / "gateway.toml").write_text(
+        '[server]\nmetrics_token = { env = "METRICS_TOKEN" }\n'
+        '[providers.groq]\nbase_url = "http://127.0.0.1/v1"\n'
+    )
+    environ = {
+        "WRAPPER_CONFIG": str(tmp_path / "gateway.toml"),
+        "METRICS_TOKEN_FILE": str(tmp_path / "token"),
+    }
+    with pytest.raises(ConfigError, match="open to everyone"):
+        load(environ)
+    (tmp_path / "token").write_text("let-me-see\n")
+    found = load(environ).server.metrics_token
+    assert found is not None
+    assert found.reveal() == "let-me-see"
+    found = load({**environ, "METRICS_TOKEN": "first"}).server.metrics_token
+    assert found is not None
+    assert found.reveal() == "first"

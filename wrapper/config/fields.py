@@ -211,12 +211,21 @@ class Table:
 
 
 class SecretReader:
-    """Resolves references against an environment, and files relative to `base`."""
+    """Resolves references against an environment, and files relative to `base`.
+
+    Where the variable NAME is not set, NAME_FILE may name a file that has the value.
+    """
 
     def __init__(self, environ: Mapping[str, str], sources: Sources, base: Path) -> None:
         self._environ = environ
         self._sources = sources
         self.base = base
+
+    def names_file(self, value: object) -> bool:
+        """Whether this reference leads to a file, which is then expected to be there."""
+        if not isinstance(value, dict):
+            return False
+        return "file" in value or bool(self._environ.get(f"{value.get('env')}_FILE"))
 
     def read(self, table: Table, key: str) -> tuple[Secret | None, str | None]:
         """The secret at `key`, or None and why there is none.
@@ -255,6 +264,9 @@ class SecretReader:
             )
             return None, "the reference is wrong"
         value = self._environ.get(name, "").strip()
+        file = self._environ.get(f"{name}_FILE", "")
+        if not value and file:
+            return self._from_file(table, key, file)
         if not value:
             return None, f"environment variable {name} is not set"
         return self._checked(table, key, value, f"environment variable {name}")

@@ -97,7 +97,7 @@ def _server(table: Table | None, secrets: SecretReader) -> Server:
         return Server()
     token, why = secrets.read(table, "metrics_token")
     named = table.get("metrics_token")
-    if why and isinstance(named, dict) and "file" in named:
+    if why and secrets.names_file(named):
         # An unset variable means no token; a file that is named is expected to be there.
         table.problem("metrics_token", why, "without it /metrics would be open to everyone")
     server = Server(
