@@ -133,8 +133,9 @@ def test_odd_stream_options_are_the_providers_to_judge(
 ) -> None:
     """What is not ours to read passes as it came: the provider knows what it takes."""
     book = chat.mark()
-    content = b'{"model": "gpt-6-luna", "messages": [], "stream": true, "stream_options": %b}' % (
-        value.encode()
+    content = (
+        b'{"model": "gpt-6-luna", "messages": [{"role": "user", "content": "Hi"}],'
+        b' "stream": true, "stream_options": %b}' % value.encode()
     )
     answer = chat.call(app, content, book=book)
     assert answer.status < 500

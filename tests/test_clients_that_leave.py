@@ -87,11 +87,25 @@ def test_leaving_in_the_middle_of_a_whole_answer_ends_the_providers_work(
     gateway: Gateway, simulator: Simulator, rudely: bool
 ) -> None:
     book = chat.mark()
-    connection = chat.begin(gateway, orders="stall=50", book=book)
+    connection = chat.begin(gateway, orders="size=50000; events=4; stall=50", book=book)
     answer = connection.read_head()
     assert next(connection.body(answer))
     leave(connection, rudely)
     cancelled(simulator, book)
+
+
+@leaving
+def test_leaving_while_a_small_answer_is_awaited_to_its_end_ends_the_providers_work(
+    gateway: Gateway, simulator: Simulator, rudely: bool
+) -> None:
+    book = chat.mark()
+    model = f"left-small-{book}"
+    connection = chat.begin(gateway, model=model, orders="stall=50", book=book)
+    arrived(simulator, book)
+    leave(connection, rudely)
+    cancelled(simulator, book)
+    (line,) = gateway.log_lines(lambda line: line["model"] == model)
+    assert (line["outcome"], line["unmetered"]) == ("client_abort", "aborted")
 
 
 @both_ways

@@ -67,7 +67,8 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
     strip = forwarded.strip_usage and record.stream and not encoding
     has_length = response.length is not None and not strip and response.status != 204
     metering = context.snapshot.settings.server.metering
-    if record.content is not None and isinstance(request.body, bytes):
+    kept = request.endpoint.by_character  # it is counted at the end
+    if record.content is not None and isinstance(request.body, bytes) and not kept:
         # It has been sent, and streams last for minutes.
         request = request._replace(body=None)
         record.content.close()
