@@ -48,7 +48,12 @@ LIMITS = re.compile(
     r"\b(limit(_used|_remaining)?|api_key_(info|\w+_timestamp_seconds)|event_loop_\w+)\b"
 )
 # What the demo's traffic does not cause; the queries are run all the same.
-QUIET = {"Limited keys by reason", "Refusals by reason", "Failovers and cooldowns"}
+QUIET = {
+    "Limited keys by reason",
+    "Refusals by reason",
+    "Failovers and cooldowns",
+    "Expires in",  # another key does
+}
 ONCE, OTHERS = 'api_key="once"', 'api_key!="once"'
 RANGES = ("1h", "24h", "30d")
 

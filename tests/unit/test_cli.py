@@ -236,7 +236,7 @@ def test_list_shows_limits_dates_and_states_and_no_digest(run: Run, here: Path) 
     header, web, old = out.splitlines()
     assert header.split() == ["NAME", "MODELS", "LIMITS", "EXPIRES", "STATE"]
     assert web.split() == [
-        *("web-app", "llama-*", "60", "requests/min,", "20.0", "USD/month", "never", "active")
+        *("web-app", "llama-*", "60", "requests/min,", "20", "USD/month", "never", "active")
     ]
     assert old.split() == ["old", "*", "-", "2020-01-01", "expired"]
 
@@ -290,8 +290,8 @@ def test_list_marks_keys_that_were_not_used_lately(run: Run, here: Path) -> None
     store.close()
     _, web, old, never = run("keys", "list")[1].splitlines()
     assert web.endswith("  active")
-    assert old.endswith("  active, unused for 30 days")
-    assert never.endswith("  active, unused for 30 days")
+    assert old.endswith("  active, no request in 30 days")
+    assert never.endswith("  active, no request in 30 days")
     found = json.loads(run("keys", "list", "--unused-days", "60", "--format", "json")[1])
     assert [key["unused"] for key in found] == [False, False, True]
     assert run("keys", "list", "--unused-days", "0")[0] == 2

@@ -998,13 +998,16 @@ def test_the_demo_is_needed_only_when_asked_for_and_no_provider_has_a_key(tmp_pa
     assert not needs_demo({**written(tmp_path, "["), "WRAPPER_DEMO": "1"})
 
 
-def test_the_demo_answers_for_every_route_under_the_callers_name(tmp_path: Path) -> None:
+def test_the_demo_answers_for_every_route_and_an_alias_keeps_its_model(tmp_path: Path) -> None:
     text = GATEWAY.replace('"*"', '"fast"').replace('["groq"]', '["groq:llama", "groq:other"]')
     found = load(written(tmp_path, text), "http://127.0.0.1:1234")
     assert found.usable == ("demo",)
     assert found.stand_in == "demo"
     assert found.providers["demo"].base_url == "http://127.0.0.1:1234/v1"
-    assert found.routes == (Route("fast", (Target("demo"),)), Route("*", (Target("demo"),)))
+    assert found.routes == (
+        Route("fast", (Target("demo", "llama"),)),
+        Route("*", (Target("demo"),)),
+    )
 
 
 OLLAMA = '[providers.ollama]\nbase_url = "http://127.0.0.1:9/v1"\n'

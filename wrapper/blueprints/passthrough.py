@@ -33,7 +33,7 @@ def passthrough(provider: str, rest: str = "") -> Response:
     if provider not in request_context().snapshot.upstreams:
         if provider in FIRST_SEGMENTS and flask_request.path != chat.PATH:
             return without_version()
-        raise _unknown(provider)
+        raise _unknown()
     context = begin()
     principal = authenticate(context, provider=provider)
     request = read_request(context, principal, routed=False)
@@ -42,7 +42,7 @@ def passthrough(provider: str, rest: str = "") -> Response:
     return stream(context, request, forward(context, request, attempts))
 
 
-def _unknown(first_segment: str) -> errors.GatewayError:
+def _unknown() -> errors.GatewayError:
     """The path is no provider's: it may be one of the gateway's own, for other methods."""
     method, path = flask_request.method, flask_request.path
     rules = [rule for rule in current_app.url_map.iter_rules() if rule.rule == path]
@@ -52,5 +52,5 @@ def _unknown(first_segment: str) -> errors.GatewayError:
         return errors.MethodNotAllowed(
             "This URL does not take that method.", headers=(("Allow", allowed),)
         )
-    quoted = ascii("/" + first_segment[:60] + "/...")
+    quoted = ascii(path if len(path) <= 60 else path[:60] + "...")
     return errors.UnknownUrl(f"Unknown request URL: {method} {quoted}.")

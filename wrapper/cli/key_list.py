@@ -151,7 +151,7 @@ def _states(key: ApiKey, used: Collection[str] | None, days: int) -> Iterator[st
     if key.expires is not None and (left := (key.expires - now.date()).days) <= SOON_DAYS:
         yield f"expires in {count(left, 'day')}"
     if _unused(key, used):
-        yield f"unused for {count(days, 'day')}"
+        yield f"no request in {count(days, 'day')}"
     if not key.enforce:
         yield "dry run"
     if key.old_sha256 is None:
@@ -203,7 +203,9 @@ def limits_text(holder: ApiKey | Group) -> str:
 
 def budget_text(usd: Decimal, period: str) -> str:
     """`20 USD/month`, `20 USD in all`."""
-    return f"{usd:f} USD in all" if period == "total" else f"{usd:f} USD/{period}"
+    whole = usd == usd.to_integral_value()
+    amount = f"{usd.quantize(Decimal(1)) if whole else usd:f} USD"
+    return f"{amount} in all" if period == "total" else f"{amount}/{period}"
 
 
 def moment(at: datetime.datetime) -> str:

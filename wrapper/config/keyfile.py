@@ -92,7 +92,7 @@ def add(
             for each in named:
                 if each.name in before:
                     raise KeyFileError(
-                        f"{path}: there is a {kind} {quote(each.name)} already: remove it first,"
+                        f"{path}: there is a {kind} {quote(each.name)} already: revoke it first,"
                         " or choose another name"
                     )
                 added = render(each, defaults)

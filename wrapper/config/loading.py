@@ -335,13 +335,12 @@ def _wants_demo(settings: Settings) -> bool:
 
 def _demo(settings: Settings, url: str) -> Settings:
     """The same models and aliases; routes without a usable target lead to the simulator."""
-    demo = (Target(DEMO),)
-    routes = [
-        Route(route.model, tuple(t for t in route.targets if t.provider in settings.usable) or demo)
-        for route in settings.routes
-    ]
+    routes = []
+    for route in settings.routes:
+        usable = tuple(t for t in route.targets if t.provider in settings.usable)
+        routes.append(Route(route.model, usable or (Target(DEMO, route.targets[0].model),)))
     if not any(route.model == "*" for route in routes):
-        routes.append(Route("*", demo))
+        routes.append(Route("*", (Target(DEMO),)))
     provider = Provider(name=DEMO, base_url=url.rstrip("/") + "/v1")
     providers = frozen({**settings.providers, DEMO: provider})
     return replace(settings, providers=providers, routes=tuple(routes), stand_in=DEMO)

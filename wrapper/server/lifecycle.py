@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -179,7 +179,8 @@ def worker_connections() -> int:
 
 def _start_demo_provider() -> None:
     """Start the simulator. It exits with this process, which holds the other end of its stdin."""
-    command = [sys.executable, "-m", "wrapper.simulator", "--port", "0", "--exit-with-parent"]
+    command = [sys.executable, "-m", "wrapper.simulator", "--port", "0", "--no-echo"]
+    command.append("--exit-with-parent")
     command += ["--gap", "0.03"]
     simulator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     atexit.register(_terminate, simulator)
@@ -242,8 +243,14 @@ def _log_unconfigured(settings: Settings) -> None:
     for name, provider in settings.providers.items():
         if not provider.usable and not settings.stand_in:
             log.info("provider '%s' not configured: %s", name, provider.api_key_problem)
-    for model in settings.dead_routes:
-        log.warning("route '%s' has no configured provider; its requests get 502", model)
+    log_dead_routes(settings.dead_routes)
+
+
+def log_dead_routes(models: Sequence[str]) -> None:
+    """Tell which requests find no provider with a credential."""
+    if models:
+        named = ", ".join(models)
+        log.warning("requests for %s get 502: no provider of these routes has a credential", named)
 
 
 def worker_forked() -> None:

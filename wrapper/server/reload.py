@@ -21,6 +21,7 @@ from wrapper.config.prepared import Prepared
 from wrapper.config.watch import Reloader, accept, load_or_last_good
 from wrapper.metering.pricing import Prices
 from wrapper.runtime import Runtime, load_prices
+from wrapper.server.lifecycle import log_dead_routes
 
 POLL_SECONDS = 1.0
 
@@ -108,8 +109,6 @@ def _log_lost(before: Settings, now: Settings) -> None:
     for name, provider in now.providers.items():
         if name in before.usable and not provider.usable:
             log.warning("provider '%s' not configured any more: %s", name, provider.api_key_problem)
-    for model in now.dead_routes:
-        if model not in before.dead_routes:
-            log.warning("route '%s' has no configured provider; its requests get 502", model)
+    log_dead_routes([model for model in now.dead_routes if model not in before.dead_routes])
     if before.server.metrics_token and not now.server.metrics_token:
         log.warning("/metrics is open to everyone: it has no token any more")

@@ -70,6 +70,11 @@ def _arguments(given: list[str]) -> argparse.Namespace:
         help="accept every model name (default: 404 for a name that GET models does not list)",
     )
     parser.add_argument(
+        "--no-echo",
+        action="store_true",
+        help="404 for paths that are not in the API (default: respond with the request itself)",
+    )
+    parser.add_argument(
         "--remember", type=int, default=1000, metavar="N", help="requests kept for /_sim/requests"
     )
     parser.add_argument(
@@ -88,7 +93,14 @@ def main(given: list[str]) -> int:
     arguments = _arguments(given)
     pace = Pace(arguments.latency, arguments.gap, arguments.events)
     ledger = Ledger(arguments.remember)
-    provider = Provider(pace, ledger, arguments.api_key, arguments.x_sim, arguments.any_model)
+    provider = Provider(
+        pace,
+        ledger,
+        arguments.api_key,
+        arguments.x_sim,
+        arguments.any_model,
+        echo=not arguments.no_echo,
+    )
     try:
         simulator = Simulator(arguments.host, arguments.port, provider, arguments.certificate)
     except OSError as problem:

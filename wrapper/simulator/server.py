@@ -55,6 +55,7 @@ class Provider:
     api_key: str = field(default="", repr=False)
     instructions: str = ""
     any_model: bool = False
+    echo: bool = True  # of requests for paths that are not in the API; else 404
     objects: ObjectStore = field(default_factory=ObjectStore)
     timers: TimerWheel = field(default_factory=TimerWheel)
 
@@ -158,6 +159,9 @@ class Handler:
             return Response()
         if self._instructions.echo:
             return find("GET", "/").respond(call)
+        if found.endpoint == "echo" and not self._provider.echo:
+            method, target = self._request.method, self._request.target
+            raise ApiError(404, f"Unknown request URL: {method} {target[:100]}.")
         if found.endpoint != "echo" and not self._provider.any_model:
             check_model(call)
         try:

@@ -184,6 +184,8 @@ class Telemetry:
         provider = record.provider or "none"
         labels = self._series.of((record.api_key, provider, model))
         metrics.CALLS[*labels, record.outcome].inc()
+        if record.api_key not in (NO_KEY, CLIENT):
+            metrics.LAST_USED[labels[0],].set(int(record.at))
         if record.outcome == REJECTED:
             metrics.REJECTIONS[record.api_key, record.error_code or OTHER].inc()
         for code in dict.fromkeys(record.dry_run):  # as a refusal, which has one code

@@ -162,6 +162,14 @@ COOLDOWN = Series(
         multiprocess_mode="livemax",
     )
 )
+LAST_USED = Series(
+    Gauge(
+        "api_key_last_used_timestamp_seconds",
+        "When a key was last used by a worker that runs.",
+        ("api_key",),
+        multiprocess_mode="livemax",
+    )
+)
 STORE_FAILURES = Counter("store_failures", "Failures of the store of usage and limits.")
 BUILD_INFO = Gauge(
     "gateway_build_info",
