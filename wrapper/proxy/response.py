@@ -41,8 +41,9 @@ from wrapper.runtime import RequestContext
 
 clock = time.perf_counter
 
-# How an event's blank line ends, and what comes before the first event.
-_EVENT_ENDS = (b"\n\n", b"\r\n", b"\r\r", b"")
+# How an event ends: a line end and an empty line. After any other end an empty line is sent first,
+# which is no event by itself.
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 # What is read of a body after the event that ends it, so that the provider's connection lives.
 REST_SECONDS = 0.1
@@ -155,7 +156,7 @@ class StreamingBody:
         self._ended = self._response.body.complete and not self._first
         self._broken = False
         self._closed = False
-        self._tail = b""  # the end of what was sent last
+        self._tail = b""  # the end of what was sent last; empty before the first byte
         self._yielded = 0.0  # when other requests could last run, as far as is known here
         self._handed_over = 0.0
         if self._ended:
@@ -179,7 +180,7 @@ class StreamingBody:
         except (errors.UpstreamError, errors.Cancelled) as error:
             data = self._break(error)
         record.bytes_out += len(data)
-        self._tail = data[-2:]
+        self._tail = data[-4:]
         self._handed_over = clock()
         if self._handed_over - self._yielded > TURN:
             yield_if_due()
@@ -245,7 +246,8 @@ class StreamingBody:
             raise ConnectionResetError(errno.ECONNRESET, "the response broke off") from None
         last = errors.UpstreamInterrupted(error.message)
         # A half-sent event must not swallow the last one.
-        between = b"" if self._tail in _EVENT_ENDS else b"\n\n"
+        ended = not self._tail or self._tail.endswith(_EVENT_ENDS)
+        between = b"" if ended else b"\n\n"
         return between + b"data: " + last.body() + b"\n\n"
 
     def close(self) -> None:
