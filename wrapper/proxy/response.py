@@ -58,14 +58,13 @@ _decode_text = msgspec.json.Decoder(str).decode
 def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> Response:
     """The client's response: the provider's status, headers and body, and the gateway's headers."""
     record, response = context.record, forwarded.response
-    content_type = response.get("content-type", "").lower()
-    encoding = response.get("content-encoding", "").lower().replace("identity", "")
+    media, coding = response.media_type, response.coding
     record.status = response.status
-    record.stream = content_type.startswith("text/event-stream")
+    record.stream = response.is_event_stream
     record.upstream_request_id = response.request_id
     if request.endpoint.creates is not None:
         remember_created(context, request, forwarded)
-    strip = forwarded.strip_usage and record.stream and not encoding
+    strip = forwarded.strip_usage and record.stream and not coding
     has_length = response.length is not None and not strip and response.status != 204
     metering = context.snapshot.settings.server.metering
     if record.content is not None and isinstance(request.body, bytes):
@@ -79,15 +78,15 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         context,
         request,
         forwarded,
-        extractor_for(content_type, encoding, strip_usage=strip) if metering else NullExtractor(),
-        error_event=record.stream and not encoding and not has_length,
+        extractor_for(media, coding, strip_usage=strip) if metering else NullExtractor(),
+        error_event=record.stream and not coding and not has_length,
     )
     down = Headers(response.headers)
     if has_length:
         down.add("Content-Length", str(response.length))
     if not response.request_id:
         down.add("x-request-id", record.request_id)
-    if record.stream or (not has_length and content_type and not is_json_type(content_type)):
+    if record.stream or (not has_length and media and not is_json_type(media)):
         down.set("X-Accel-Buffering", "no")  # nginx would collect the stream
     down.set("x-wrapper-provider", forwarded.attempt.upstream.provider.name)
     down.add("Server-Timing", record.server_timing())
