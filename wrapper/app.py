@@ -26,7 +26,7 @@ from wrapper.proxy.finalize import finalize
 from wrapper.proxy.request import split_target
 from wrapper.proxy.response import StreamedResponse
 from wrapper.record import UNMATCHED, RequestRecord
-from wrapper.runtime import RequestContext, Runtime, request_context
+from wrapper.runtime import RequestContext, Runtime, request_context, runtime_of
 from wrapper.store import open_store
 from wrapper.telemetry import Exporter, Telemetry
 
@@ -69,11 +69,10 @@ class GatewayApp(Flask):
     """
 
     url_map_class = AnyProtocolMap
-    runtime: Runtime
 
     def preprocess_request(self) -> Response | None:
         """Begin the request's record. In place of Flask's hooks, which nothing here registers."""
-        runtime, environ, rule = self.runtime, request.environ, request.url_rule
+        runtime, environ, rule = runtime_of(self), request.environ, request.url_rule
         record = RequestRecord(
             method=request.method,
             path=rule.rule.replace("<path:rest>", "<path>") if rule else UNMATCHED,
@@ -108,7 +107,7 @@ class GatewayApp(Flask):
         if record.content is None or not record.content.ended:
             _discard_body(context)
         response.call_on_close(
-            partial(finalize, record, self.runtime, context.snapshot, context.scope)
+            partial(finalize, record, context.runtime, context.snapshot, context.scope)
         )
         origins = context.snapshot.settings.server.cors_origins
         if origins and request.path != "/metrics":  # no page may read the keys' names
@@ -129,7 +128,6 @@ def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> G
     app.url_map.strict_slashes = False
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # an OPTIONS that is no preflight is relayed
     runtime = Runtime(settings, prices, open_store(settings.store), Telemetry(log_level))
-    app.runtime = runtime
     runtime.init_app(app)
     models.ModelLists().init_app(app)
     app.extensions["exporter"] = Exporter()

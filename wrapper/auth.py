@@ -8,7 +8,6 @@ about the stored one from the time that a comparison takes.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import re
 import secrets
@@ -105,7 +104,7 @@ class Keyring:
     def __init__(self, keys: Mapping[str, ApiKey]) -> None:
         self._by_digest: dict[str, tuple[Principal, float | None, str]] = {}
         for key in keys.values():
-            principal, end = Principal(key.name, key.models, key), _end(key)
+            principal, end = Principal(key.name, key.models, key), key.expires_at
             self._by_digest[key.sha256] = principal, end, _EXPIRED
             if key.old_sha256 is not None:
                 old_end = None if key.rotated_until is None else key.rotated_until.timestamp()
@@ -138,15 +137,7 @@ class Keyring:
         return principal
 
 
-def _end(key: ApiKey) -> float | None:
-    """The time from which the key is refused: 00:00 UTC of its date."""
-    if key.expires is None:
-        return None
-    midnight = datetime.datetime.combine(key.expires, datetime.time(), datetime.UTC)
-    return midnight.timestamp()
-
-
 def expired(key: ApiKey, *, now: float | None = None) -> bool:
     """Whether the key's date has passed. `now` as in `Keyring.authenticate`."""
-    end = _end(key)
+    end = key.expires_at
     return end is not None and (time.time() if now is None else now) >= end

@@ -112,8 +112,7 @@ class CancelScope:
         self._scopes.discard(self)
         for watcher in (self._timer, self._idle, self._io):
             if watcher is not None:
-                watcher.stop()
-                watcher.close()
+                _end(watcher)
         self._timer = self._idle = self._io = None
 
     def watch_client(self, *, uploading: bool = False) -> None:
@@ -123,7 +122,8 @@ class CancelScope:
         stand before the end: then the state of the connection is checked instead.
         """
         if self._io is not None:
-            self._stop("_io")
+            _end(self._io)
+            self._io = None
         if self._sock is None:
             return
         if not uploading:
@@ -133,21 +133,21 @@ class CancelScope:
             self._io = get_hub().loop.timer(UPLOAD_CHECK, UPLOAD_CHECK)
             self._io.start(self._check_connection)
 
-    def set_deadline(self, seconds: float | None) -> None:
-        """Waits end `seconds` from now at the latest. None clears the deadline and the idle
-        timeout.
+    def set_deadline(self, seconds: float) -> None:
+        """Waits end `seconds` from now at the latest.
 
-        Setting a deadline clears one that has passed: the next target has its own time.
+        Setting a deadline clears the idle timeout, and a deadline that has passed: the next target
+        has its own time.
         """
         if self.reason == TIMEOUT:
             self.reason = None
         if self._idle is not None:
-            self._stop("_idle")
+            _end(self._idle)
+            self._idle = None
         if self._timer is not None:
-            self._timer.stop()
-            self._timer.close()
+            _end(self._timer)
             self._timer = None
-        if seconds is not None and self._sock is not None:
+        if self._sock is not None:
             self._timer = get_hub().loop.timer(max(seconds, 0.001))
             self._timer.start(self.interrupt, TIMEOUT)
 
@@ -181,15 +181,6 @@ class CancelScope:
     def __exit__(self, *_: object) -> None:
         self._waiting = False
 
-    def _stop(self, *watchers: str) -> None:
-        """Stop and forget these watchers of the event loop, where they are set."""
-        for name in watchers:
-            watcher = getattr(self, name)
-            if watcher is not None:
-                watcher.stop()
-                watcher.close()
-                setattr(self, name, None)
-
     def _check_idle(self) -> None:
         """Runs in the event loop: is it still the same wait?"""
         same = self._waiting and self._waits == self._seen
@@ -221,6 +212,12 @@ class CancelScope:
             self.interrupt(CLIENT_GONE)
         else:
             self.watch_client(uploading=True)
+
+
+def _end(watcher: Any) -> None:
+    """Stop a watcher of the event loop and free it."""
+    watcher.stop()
+    watcher.close()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ LEAST_SPARE: Final = 32 << 20
 MOST_SPARE: Final = 1 << 30
 
 
-class Budget:
+class Quota:
     """Bytes that are held now, by holder."""
 
     def __init__(self) -> None:
@@ -50,12 +50,12 @@ class Budget:
 
 
 class Holding:
-    """What one request holds of a budget."""
+    """What one request holds of a quota."""
 
-    __slots__ = ("_budget", "_holder", "_limit", "_part", "size")
+    __slots__ = ("_holder", "_limit", "_part", "_quota", "size")
 
-    def __init__(self, budget: Budget, holder: str, limit: int, part: int = HOLDERS_PART) -> None:
-        self._budget = budget
+    def __init__(self, quota: Quota, holder: str, limit: int, part: int = HOLDERS_PART) -> None:
+        self._quota = quota
         self._holder = holder
         self._limit = limit
         self._part = part
@@ -63,7 +63,7 @@ class Holding:
 
     def take(self, size: int) -> bool:
         """Hold `size` more bytes, where that is possible."""
-        taken = self._budget.take(self._holder, size, self._limit, self._part)
+        taken = self._quota.take(self._holder, size, self._limit, self._part)
         if taken:
             self.size += size
         return taken
@@ -72,7 +72,7 @@ class Holding:
         """Give all of it back."""
         size, self.size = self.size, 0
         if size:
-            self._budget.give(self._holder, size)
+            self._quota.give(self._holder, size)
 
 
 class Newcomers(set[Hashable]):
@@ -102,8 +102,8 @@ class Capacity:
 
     def __init__(self) -> None:
         self.places = sys.maxsize
-        self.memory = Budget()
-        self.disk = Budget()
+        self.memory = Quota()
+        self.disk = Quota()
         self.newcomers = Newcomers()
 
 

@@ -266,7 +266,9 @@ class UpstreamAuth(UpstreamError):
 
 
 class UpstreamFull(UpstreamError):
-    """The provider's `max_connections` are in use: nothing was sent."""
+    """The provider's `max_connections` are in use, or the gateway's account there has no room in
+    its limits: nothing was sent.
+    """
 
     status = 503
     code = "overloaded"

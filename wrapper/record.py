@@ -7,7 +7,8 @@ Times are `time.perf_counter()` seconds. A request's duration is split into thre
 (waiting for the provider), waiting for the client to send or to take bytes, and the rest, which is
 the gateway's own overhead.
 
-How it ends is said by one method each, and the first one that says an outcome wins::
+Outcomes go through the methods below, measurements are assigned. How a request ends is said by one
+method each, and the first one that says an outcome wins::
 
     refused     the gateway responded with an error of its own
     aborted     the client closed the connection
@@ -68,6 +69,7 @@ class RequestRecord:
     api_key: str = NO_KEY
     provider: str = ""
     model: str = ""
+    # What the client asked for; once the response has begun, whether it is an event stream.
     stream: bool = False
     relayed: bool = False  # a provider was asked
     in_flight: bool = False  # counted in `requests_in_flight`

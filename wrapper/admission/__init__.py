@@ -1,4 +1,4 @@
-"""Limits and budgets: the one place where a request is admitted and its reservation settled.
+"""Limits and budgets: the one place where reservations are made, moved and settled.
 
     demand = estimate(size, body, price, default_output)
     lease = admission.admit(subjects, demand)      raises Refused, StoreError

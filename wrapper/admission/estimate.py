@@ -12,8 +12,9 @@ from typing import Any
 
 from wrapper.store.limits import MAX_TOKENS, Demand, bounded
 
-_OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-_COMPLETIONS = ("n", "best_of")
+OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+COMPLETIONS = ("n", "best_of")
+"""The members of a JSON body that bound its output, in every dialect."""
 
 
 def estimate(
@@ -30,8 +31,8 @@ def estimate(
     whole number above 0 counts as missing: the provider refuses it.
     """
     body = body or {}
-    limits = [found for name in _OUTPUT_LIMITS if (found := _whole(body.get(name)))]
-    completions = max(_whole(body.get(name)) or 1 for name in _COMPLETIONS)
+    limits = [found for name in OUTPUT_LIMITS if (found := _whole(body.get(name)))]
+    completions = max(_whole(body.get(name)) or 1 for name in COMPLETIONS)
     output = min((max(limits) if limits else default_output) * completions, MAX_TOKENS)
     size = min(size, MAX_TOKENS)
     return bounded(Demand(size + output, price(size, output) or 0))

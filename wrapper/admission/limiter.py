@@ -1,4 +1,8 @@
-"""Admission over a store. Keys without limits never touch it."""
+"""Admission over a store. Keys without limits never touch it.
+
+The limits themselves are checked inside the store, in one atomic step: in `store.accounts` for
+SQLite, in `store/lua` for Redis.
+"""
 
 from __future__ import annotations
 

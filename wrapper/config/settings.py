@@ -174,6 +174,14 @@ class ApiKey:
         return (self.sha256,) if self.old_sha256 is None else (self.sha256, self.old_sha256)
 
     @property
+    def expires_at(self) -> float | None:
+        """The Unix time from which the key is refused: 00:00 UTC of `expires`."""
+        if self.expires is None:
+            return None
+        midnight = datetime.datetime.combine(self.expires, datetime.time(), datetime.UTC)
+        return midnight.timestamp()
+
+    @property
     def limited(self) -> bool:
         """Whether the key has a limit or a budget of its own."""
         return has_limits(self)

@@ -1,1 +1,1 @@
-"""Bytes and nothing else: HTTP/1.1, event streams, JSON edits, multipart forms."""
+"""Bytes and nothing else: HTTP/1.1, media types, event streams, JSON edits, multipart forms."""

@@ -5,8 +5,8 @@ A request body is relayed as it came. Where one member has to change (an alias's
 key order, number spelling, escapes and unknown members stay as the client wrote them.
 
     {"model": "fast", "messages": […]}
-     ^      ^ ^    ^
-     key_start      value_end         members() gives these positions
+              ^    ^
+    value_start    value_end          members() gives these positions
 
 Invariant: the bytes outside of the edited value are the client's. The body must already have been
 found to be valid JSON (RFC 8259) in UTF-8; what is not an object is a ValueError, nothing else is
@@ -37,10 +37,9 @@ _AFTER = re.compile(rb"[ \t\r\n]*+([,}])")
 
 
 class Member(NamedTuple):
-    """One member: the decoded key and the positions of key and value (end exclusive)."""
+    """One member: the decoded key and the positions of its value (end exclusive)."""
 
     key: str
-    key_start: int
     value_start: int
     value_end: int
 
@@ -62,7 +61,7 @@ def members(body: bytes) -> list[Member]:
         after = _AFTER.match(body, end)
         if after is None:
             raise ValueError("not a JSON object")
-        found.append(Member(_text(key[1]), key.start(1), key.end(), end))
+        found.append(Member(_text(key[1]), key.end(), end))
         if after[1] == b"}":
             return found
         if len(found) == MAX_MEMBERS:

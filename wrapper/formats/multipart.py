@@ -54,14 +54,6 @@ class _Problem(Exception):
     """Why the body cannot be read, or not in one way only."""
 
 
-def boundary_of(content_type: str) -> bytes:
-    """The boundary that a multipart/form-data Content-Type names; ValueError says why not."""
-    try:
-        return _boundary(content_type)
-    except _Problem as problem:
-        raise ValueError(str(problem)) from None
-
-
 class FieldFinder:
     """Reads a multipart/form-data body and finds the text field `name`.
 
@@ -69,15 +61,14 @@ class FieldFinder:
     (start, end) in the stream of every place where it stands. `done` says that nothing more
     will be learned: found, ended, or `problem` says in a clause (no full stop) why the body
     must be refused. With `scan_all` the whole stream is read, so that a second field of the
-    same name is seen: `duplicate`, and a `problem` when it says something else; a check of
-    a permission by the value needs that. Call `end` after the last piece.
+    same name is seen, and is a `problem` when it says something else; a check of a permission by
+    the value needs that. Call `end` after the last piece.
     """
 
     def __init__(self, content_type: str, name: str, *, scan_all: bool = False) -> None:
         self.value: str | None = None
         self.spans: list[tuple[int, int]] = []
         self.done = False
-        self.duplicate = False
         self.problem: str | None = None
         self.name = name
         self._scan_all = scan_all
@@ -225,10 +216,8 @@ class FieldFinder:
             raise _Problem(
                 f"the form field '{self.name}' is not {self._encoding.upper()}"
             ) from None
-        if self.spans:
-            self.duplicate = True
-            if text != self.value or len(self.spans) == _MAX_REPEATS:
-                raise _Problem(f"the form field '{self.name}' is given twice")
+        if self.spans and (text != self.value or len(self.spans) == _MAX_REPEATS):
+            raise _Problem(f"the form field '{self.name}' is given twice")
         self.value = text
         self.spans.append((self._offset + start, self._offset + end))
         self.done = not self._scan_all

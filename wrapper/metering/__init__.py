@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wrapper.formats.media import content_coding, media_type
 from wrapper.metering.json_body import JsonExtractor
 from wrapper.metering.lines import LinesExtractor
 from wrapper.metering.stream import StreamExtractor, has_content, set_include_usage
@@ -38,22 +39,20 @@ def extractor_for(
     A compressed stream cannot be stripped and stays as it is: a request to which the gateway
     adds `include_usage` must not allow compression (`Accept-Encoding: identity`).
     """
-    media = (content_type or "").partition(";")[0].strip().lower()
+    media, coding = media_type(content_type or ""), content_coding(content_encoding or "")
     is_stream = media == "text/event-stream"
     is_lines = media in _LINES
     if not (is_stream or is_lines or media == "application/json" or media.endswith("+json")):
         return NullExtractor(NOT_METERED_TYPE)
-    encoding = (content_encoding or "").strip().lower()
-    plain = encoding in ("", "identity")
     extractor: UsageExtractor
     if is_stream:
-        extractor = StreamExtractor(strip_usage=strip_usage and plain)
+        extractor = StreamExtractor(strip_usage=strip_usage and not coding)
     else:
         extractor = LinesExtractor() if is_lines else JsonExtractor()
-    if plain:
+    if not coding:
         return extractor
     # Not at the top: decoding yields to other greenlets, and commands do without gevent.
     from wrapper.metering.decoding import DecodingExtractor, decoder_for
 
-    decoder = decoder_for(encoding)
+    decoder = decoder_for(coding)
     return NullExtractor(ENCODING) if decoder is None else DecodingExtractor(decoder, extractor)

@@ -6,6 +6,8 @@
     send(extractor.flush())            # at a clean end
     extractor.extracted()              # at any time, also after the response broke off
 
+Where each dialect has its tokens, and how they are counted, stands in `dialects`.
+
 Invariant: nothing is silently zero. An `ExtractedUsage` has either a `Usage` or a reason.
 """
 

@@ -1,16 +1,21 @@
 """The path of a proxy request, from top to bottom; a handler calls these in order.
 
-    begin            the request counts as a proxy request          here
-    authenticate     Authorization → principal                      auth
-    read_request     endpoint, model, body                          request, body
-    resolve          model access, route → upstream attempts        model_access, targets
-    admit            limits and budgets: reserve, or refuse         admit
-    forward          failover over the attempts                     forward, failover_and_retry
-    stream           bytes down, usage read beside them             response
-    finalize         price → ledger → metrics → log, once           finalize
+    begin            the request counts as a proxy request       here
+    authenticate     Authorization → principal                   auth
+    read_request     endpoint, model, body                       request, body
+    resolve          model access, route → upstream attempts     model_access, model_names,
+                                                                 targets, objects
+    admit            limits and budgets: reserve, or refuse      admit
+    forward          failover over the attempts                  forward, failover_and_retry,
+                                                                 beginning
+    stream           bytes down, usage read beside them          response, objects
+    finalize         price → ledger → metrics → log, once        finalize
+
+`finalize` is called by no handler: it runs when the response is closed (`app`).
 
 Data goes down this list and never back up. Each step returns a value; the one mutable thing is the
-request record, which changes through its own methods. `timeouts` arms every timeout on the way.
+request record: outcomes go through its methods, measurements are assigned. `timeouts` has the table
+of all timeouts, and arms a request's deadlines on the way.
 """
 
 from __future__ import annotations

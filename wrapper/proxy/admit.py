@@ -1,11 +1,12 @@
-"""Admission: the one place where limits and budgets are enforced.
+"""Admission of a request: its limits and budgets.
 
 For a key, its group and the provider of the first target that has room, one atomic step reserves an
 upper estimate of what the request may use, or refuses the request. Without limits nothing is
 estimated and no store is asked. Callers with their own provider key have no limits here.
 
-Invariant: a request that reaches a provider has a lease in every limit that holds for it; the lease
-is on the record, and `finalize` settles it, whatever happens in between.
+Invariant: a request that reaches a provider has a lease in every limit that holds for it, except
+where the store is out of reach and the key says `store_failure = "allow"`; the lease is on the
+record, and `finalize` settles it, whatever happens in between.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 
 from wrapper import errors
 from wrapper.admission import Demand, Refused, Standing, Subject, estimate
+from wrapper.admission.estimate import COMPLETIONS, OUTPUT_LIMITS
 from wrapper.auth import Principal
 from wrapper.config.problems import quote
 from wrapper.metering import Usage
@@ -33,16 +35,9 @@ MEDIA_BYTES_PER_TOKEN: Final = 200
 _ONE_TOKEN: Final = Usage(1, 1, 2)
 
 
-class _OutputLimits(msgspec.Struct):
-    """The members of a JSON body that bound its output, in every dialect."""
-
-    max_completion_tokens: Any = None
-    max_tokens: Any = None
-    max_output_tokens: Any = None
-    n: Any = None
-    best_of: Any = None
-
-
+_OutputLimits = msgspec.defstruct(
+    "_OutputLimits", [(name, Any, None) for name in (*OUTPUT_LIMITS, *COMPLETIONS)]
+)
 _decode = msgspec.json.Decoder(_OutputLimits).decode
 
 
@@ -93,7 +88,7 @@ def admit(
 def move(context: RequestContext, attempt: UpstreamAttempt) -> None:
     """Before a failover: reserve in the next target's provider what the lease holds.
 
-    Raises UpstreamFull where that provider's account has no room.
+    Raises UpstreamFull where that provider's account has no room in its limits, StoreUnavailable.
     """
     lease = context.record.lease
     if lease is None:

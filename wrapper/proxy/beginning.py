@@ -45,7 +45,7 @@ def is_enough(response: UpstreamResponse, first: bytes) -> bool:
         return True
     if _is_stream(response):
         return first.endswith(b"\n\n") or _FirstEvent().is_enough(first)
-    if not is_json_type(response.get("content-type", "").lower()):
+    if not is_json_type(response.media_type):
         return True
     return (response.length or 0) > MAX_BEGINNING or not first.strip()
 
@@ -87,9 +87,7 @@ class _FirstEvent:
 
 def _is_stream(response: UpstreamResponse) -> bool:
     """Whether it is an event stream that can be read."""
-    encoding = response.get("content-encoding", "").lower()
-    content_type = response.get("content-type", "").lower()
-    return content_type.startswith("text/event-stream") and encoding in ("", "identity")
+    return response.is_event_stream and not response.coding
 
 
 def is_failure(response: UpstreamResponse, first: bytes) -> bool:

@@ -1,4 +1,5 @@
-"""The body of a request: read with its limits checked, kept in a file, or streamed through.
+"""The body of a request: read with its limits checked, kept in memory or a file, or streamed
+through.
 
 Invariant: a body is whole and within its limits, or the request is refused and the connection
 closed, because where the next request begins is then unknown.
@@ -117,7 +118,7 @@ class RequestBody:
         return b"".join(pieces)
 
     def spool(self, *, in_memory: bool) -> IO[bytes]:
-        """A file to keep the body in, until `close`."""
+        """Where to keep the body until `close`: a temporary file, or one that is `in_memory`."""
         file = io.BytesIO() if in_memory else tempfile.TemporaryFile()  # noqa: SIM115  # see close()
         self._spool = file
         return file
@@ -142,7 +143,8 @@ class RequestBody:
 
 
 class SpooledForm:
-    """A form kept in a temporary file, to be sent from its start with a known length.
+    """A form kept in a temporary file, or in memory where it is small, to be sent from its start
+    with a known length.
 
     `spans` are the places of the `model` field's value, which `with_text` can change.
     """
@@ -184,17 +186,17 @@ class SpooledForm:
 
 
 Body = bytes | RequestBody | SpooledForm | None
-"""The bytes in memory, the stream as it comes, a form on disk, or no body at all."""
+"""The bytes in memory, the stream as it comes, a form that is kept, or no body at all."""
 
 
 def spool_form(
     body: RequestBody, finder: FieldFinder, memory: Holding, disk: Holding
 ) -> SpooledForm:
-    """Read a whole form into a temporary file while `finder` looks for its field.
+    """Read a whole form into a temporary file, or into memory where it is known to be small and
+    there is some, while `finder` looks for its field.
 
-    A form that is known to be small stays in memory where there is some. Raises InvalidBody where
-    two readers could disagree about the field, NoRoom where the disk is full or is needed for more
-    important things.
+    Raises InvalidBody where two readers could disagree about the field, NoRoom where the disk is
+    full or is needed for more important things.
     """
     body.holdings = (memory, disk)
     length = body.length

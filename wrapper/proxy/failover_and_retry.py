@@ -5,6 +5,8 @@ failure                            what was sent              what happens
 =================================  =========================  ======================================
 no connection (DNS, TCP, TLS)      nothing                    failover
 `max_connections` in use           nothing                    failover
+the provider's account has no      nothing                    failover
+room in its limits
 no credential for the provider     nothing                    failover
 no beginning of a response in      the request                failover
 time
@@ -27,8 +29,10 @@ byte of a response
 in
 =================================  =========================  ======================================
 
-What "the beginning of a response" is stands in `beginning`. The retries on a new connection are the
-transport's (`upstream.adapter`), the one without `stream_options` is `forward`'s.
+What "the beginning of a response" is stands in `beginning`. Failover and the retry without
+`stream_options` are decided here and made in `forward`; the room of a provider's account is
+reserved by `admit.move`. The two retries on a new connection are decided and made by the transport
+(`_may_resend` in `upstream.adapter`), which knows what its connection has sent.
 
 Otherwise a request is sent to a provider once: clients retry by themselves, and know better than
 the gateway whether that is safe. Where a POST was sent and no response came, the error tells the
@@ -38,8 +42,12 @@ SDKs not to send it again (`x-should-retry: false`): the provider may still be w
 from __future__ import annotations
 
 from wrapper import errors
+from wrapper.proxy.beginning import read_beginning
 from wrapper.proxy.request import ProxyRequest
 from wrapper.record import is_provider_failure
+from wrapper.upstream import Upstream, UpstreamResponse
+
+_REFUSED = (400, 422)
 
 
 def may_fail_over(request: ProxyRequest, failure: errors.UpstreamError | int) -> bool:
@@ -49,3 +57,19 @@ def may_fail_over(request: ProxyRequest, failure: errors.UpstreamError | int) ->
     if isinstance(failure, int):
         return is_provider_failure(failure)
     return not failure.sent or isinstance(failure, errors.UpstreamTimeout)
+
+
+def refuses_stream_options(upstream: Upstream, response: UpstreamResponse, first: bytes) -> bool:
+    """Whether a provider may have refused the request because of the `stream_options` that the
+    gateway has put in: nothing was executed then.
+
+    A provider that has accepted them before must name them.
+    """
+    if response.status not in _REFUSED:
+        if response.status < 300:
+            upstream.takes_stream_options = True
+        return False
+    if not upstream.takes_stream_options:
+        return True
+    text = read_beginning(response, first)
+    return b"stream_options" in text or b"include_usage" in text

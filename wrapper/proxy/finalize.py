@@ -2,7 +2,8 @@
 it.
 
 Invariant: every request is finalized exactly once, when its last byte has left; whatever fails
-here, it is no longer in flight, and a request that is not in flight is in the ledger.
+here, it is no longer in flight, and a metered request of a known caller has been handed to the
+ledger.
 """
 
 from __future__ import annotations

@@ -16,17 +16,16 @@ from wrapper.proxy import timeouts
 from wrapper.proxy.admit import move
 from wrapper.proxy.beginning import is_enough, is_failure, read_beginning
 from wrapper.proxy.body import RequestBody
-from wrapper.proxy.failover_and_retry import may_fail_over
+from wrapper.proxy.failover_and_retry import may_fail_over, refuses_stream_options
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.record import is_provider_failure
 from wrapper.runtime import RequestContext
-from wrapper.upstream import Upstream, UpstreamResponse, headers_up
+from wrapper.upstream import UpstreamResponse, headers_up
 
 clock = time.perf_counter
 
 _NOT_REPEATABLE = frozenset(("POST", "PATCH"))
-_REFUSED = (400, 422)
 
 
 class Forwarded(NamedTuple):
@@ -43,7 +42,10 @@ def forward(
 ) -> Forwarded:
     """Send the request to the first target that responds.
 
-    Raises UpstreamError where none did, ClientGone when the client left meanwhile.
+    Raises UpstreamError where none did, ClientGone when the client left meanwhile, Drained when the
+    worker stops; StoreUnavailable before a failover (see `move`); InvalidBody where the body of a
+    target cannot be prepared; and the errors of a body that is streamed through (see
+    `RequestBody`).
     """
     sent = False
     body = request.body
@@ -145,22 +147,22 @@ def _send(
     rename = attempt.model if attempt.rename else None
     ask_usage = attempt.ask_usage and upstream.takes_stream_options is not False
     body, prepared, strip_usage = request.prepare(rename, headers, ask_usage=ask_usage)
-    sent: bytes | Iterable[bytes] | None = body
+    outgoing: bytes | Iterable[bytes] | None = body
     upload = None
     if isinstance(body, RequestBody):
-        sent = _Upload(body, scope)
+        outgoing = _Upload(body, scope)
         upload = timeouts.body_seconds(body.length, context.snapshot.settings.server)
     timeouts.arm_first_byte(scope, upstream.provider, upload)
     response = None
     try:
         with scope:
             response = upstream.send(
-                request.method, attempt.target, prepared, sent, attempt.credential
+                request.method, attempt.target, prepared, outgoing, attempt.credential
             )
             if strip_usage:
                 response.unfold()
             first = response.read_first()
-            refused = strip_usage and _refuses_stream_options(upstream, response, first)
+            refused = strip_usage and refuses_stream_options(upstream, response, first)
     except Interrupted as interruption:
         if interruption.sent or response is not None:
             raise _given_up(context, request, interruption.reason) from None
@@ -172,22 +174,6 @@ def _send(
     if again.response.status < 300:
         upstream.takes_stream_options = False
     return again
-
-
-def _refuses_stream_options(upstream: Upstream, response: UpstreamResponse, first: bytes) -> bool:
-    """Whether a provider may have refused the request because of the `stream_options` that the
-    gateway has put in: nothing was executed then.
-
-    A provider that has accepted them before must name them.
-    """
-    if response.status not in _REFUSED:
-        if response.status < 300:
-            upstream.takes_stream_options = True
-        return False
-    if not upstream.takes_stream_options:
-        return True
-    text = read_beginning(response, first)
-    return b"stream_options" in text or b"include_usage" in text
 
 
 class _Upload:

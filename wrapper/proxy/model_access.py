@@ -47,8 +47,7 @@ def check_endpoint(context: RequestContext, principal: Principal, request: Proxy
         raise errors.EndpointNotAllowed(
             "The administration of the provider's account is not open to the gateway's API keys."
         )
-    subjects = context.snapshot.limits.of_key(key.name)
-    has_budget = any(subject.limits.budget is not None for subject in subjects)
+    has_budget = context.snapshot.limits.has_budget(key.name)
     if (principal.is_restricted or has_budget) and surface not in key.endpoints:
         raise errors.EndpointNotAllowed(
             "This API key has a budget or a list of models, and the gateway cannot see what this"

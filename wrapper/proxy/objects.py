@@ -2,7 +2,8 @@
 
 A response, file, batch or other object exists at one provider only. Where one is created its id is
 remembered (`store.objects`); a request that names it, in its path or in a field of its body, goes
-there. Where the id is not known, the route of the model or the route `*` decides.
+there if the model's route leads there. Where the id is not known, the route of the model or the
+route `*` decides.
 """
 
 from __future__ import annotations
@@ -75,17 +76,16 @@ def _ids_in_path(path: str) -> list[str]:
 def _created_id(forwarded: Forwarded) -> str:
     """The id in the beginning of a response; empty where none can be read."""
     text = forwarded.first[:MAX_BEGINNING]
-    get = forwarded.response.get
-    encoding = get("content-encoding", "").strip().lower()
-    if encoding not in ("", "identity"):
-        decoder = decoder_for(encoding)
+    response = forwarded.response
+    if response.coding:
+        decoder = decoder_for(response.coding)
         if decoder is None:
             return ""
         try:
             text = b"".join(islice(decoder.decode(text), 1))  # 64 KiB at most
         except DecompressionError:
             return ""
-    if get("content-type", "").lower().startswith("text/event-stream"):
+    if response.is_event_stream:
         text = _first_data(text)
     try:
         created = _decode(text)

@@ -1,8 +1,8 @@
 """The proxy request: what the client asks for, as far as the gateway has to know it.
 
-A body is held in memory only where a field of it decides (JSON: `model`, `stream`), goes to a
-temporary file where a form field may follow a large file part, and otherwise streams through.
-Fields are read beside the bytes; the bytes stay the client's.
+A body is held in memory only where a field of it decides (JSON: `model`, `stream`), is kept in a
+file (a small one in memory) where a form field may follow a large file part, and otherwise streams
+through. Fields are read beside the bytes; the bytes stay the client's.
 
 Invariant: nothing ambiguous reaches a provider. A target with two readings, a JSON object with two
 `model`s, a body shorter than its length are refused before anything is sent, with a message that
@@ -25,6 +25,7 @@ from wrapper.cancellation import TIMEOUT, Interrupted, yield_if_due
 from wrapper.capacity import HOLDERS_PART, UNAUTHENTICATED_PART, Holding
 from wrapper.endpoints import Endpoint, find_endpoint
 from wrapper.formats import jsonbytes
+from wrapper.formats.media import media_type
 from wrapper.formats.multipart import FieldFinder
 from wrapper.metering import set_include_usage
 from wrapper.proxy import timeouts
@@ -318,7 +319,7 @@ def split_target(environ: Mapping[str, Any]) -> tuple[str, str]:
 
 def is_json_type(content_type: str) -> bool:
     """`application/json` and its `+json` relatives."""
-    kind = content_type.split(";", 1)[0].strip()
+    kind = media_type(content_type)
     return kind == "application/json" or kind.endswith("+json")
 
 

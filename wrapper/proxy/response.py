@@ -41,8 +41,9 @@ from wrapper.runtime import RequestContext
 
 clock = time.perf_counter
 
-# How an event's blank line ends, and what comes before the first event.
-_EVENT_ENDS = (b"\n\n", b"\r\n", b"\r\r", b"")
+# How an event ends: a line end and an empty line. After any other end an empty line is sent first,
+# which is no event by itself.
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 # What is read of a body after the event that ends it, so that the provider's connection lives.
 REST_SECONDS = 0.1
@@ -57,14 +58,13 @@ _decode_text = msgspec.json.Decoder(str).decode
 def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> Response:
     """The client's response: the provider's status, headers and body, and the gateway's headers."""
     record, response = context.record, forwarded.response
-    content_type = response.get("content-type", "").lower()
-    encoding = response.get("content-encoding", "").lower().replace("identity", "")
+    media, coding = response.media_type, response.coding
     record.status = response.status
-    record.stream = content_type.startswith("text/event-stream")
+    record.stream = response.is_event_stream
     record.upstream_request_id = response.request_id
     if request.endpoint.creates is not None:
         remember_created(context, request, forwarded)
-    strip = forwarded.strip_usage and record.stream and not encoding
+    strip = forwarded.strip_usage and record.stream and not coding
     has_length = response.length is not None and not strip and response.status != 204
     metering = context.snapshot.settings.server.metering
     kept = request.endpoint.by_character  # it is counted at the end
@@ -79,15 +79,15 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         context,
         request,
         forwarded,
-        extractor_for(content_type, encoding, strip_usage=strip) if metering else NullExtractor(),
-        error_event=record.stream and not encoding and not has_length,
+        extractor_for(media, coding, strip_usage=strip) if metering else NullExtractor(),
+        error_event=record.stream and not coding and not has_length,
     )
     down = Headers(response.headers)
     if has_length:
         down.add("Content-Length", str(response.length))
     if not response.request_id:
         down.add("x-request-id", record.request_id)
-    if record.stream or (not has_length and content_type and not is_json_type(content_type)):
+    if record.stream or (not has_length and media and not is_json_type(media)):
         down.set("X-Accel-Buffering", "no")  # nginx would collect the stream
     down.set("x-wrapper-provider", forwarded.attempt.upstream.provider.name)
     down.add("Server-Timing", record.server_timing())
@@ -156,7 +156,7 @@ class StreamingBody:
         self._ended = self._response.body.complete and not self._first
         self._broken = False
         self._closed = False
-        self._tail = b""  # the end of what was sent last
+        self._tail = b""  # the end of what was sent last; empty before the first byte
         self._yielded = 0.0  # when other requests could last run, as far as is known here
         self._handed_over = 0.0
         if self._ended:
@@ -180,7 +180,7 @@ class StreamingBody:
         except (errors.UpstreamError, errors.Cancelled) as error:
             data = self._break(error)
         record.bytes_out += len(data)
-        self._tail = data[-2:]
+        self._tail = data[-4:]
         self._handed_over = clock()
         if self._handed_over - self._yielded > TURN:
             yield_if_due()
@@ -246,7 +246,8 @@ class StreamingBody:
             raise ConnectionResetError(errno.ECONNRESET, "the response broke off") from None
         last = errors.UpstreamInterrupted(error.message)
         # A half-sent event must not swallow the last one.
-        between = b"" if self._tail in _EVENT_ENDS else b"\n\n"
+        ended = not self._tail or self._tail.endswith(_EVENT_ENDS)
+        between = b"" if ended else b"\n\n"
         return between + b"data: " + last.body() + b"\n\n"
 
     def close(self) -> None:

@@ -31,7 +31,8 @@ def resolve(
     """The targets of the route for the request's model, `path` being below the base URL.
 
     Where a target uses another name for the model, that one value is changed, in the body or, where
-    the body has none, in the path. Raises ModelNotAllowed, ModelNotFound, UnknownUrl.
+    the body has none, in the path. Raises EndpointNotAllowed, ModelNotAllowed,
+    InvalidBody, ModelNotFound, UnknownUrl.
     """
     if path is None:
         path = below_first_segment(request.target)
@@ -51,7 +52,7 @@ def resolve(
         rename = name != model
         changed = with_model(path, name) if rename and request.model is None else path
         attempts.append(
-            _attempt(context, request, upstream, upstream.base_path + changed, name, rename)
+            _attempt_at(context, request, upstream, upstream.base_path + changed, name, rename)
         )
     return attempts
 
@@ -65,10 +66,10 @@ def resolve_provider(
         check_endpoint(context, principal, request)
     upstream, credential = context.snapshot.upstreams[provider], principal.credential
     model = requested_model(principal, request, path, base_path=upstream.base_path)
-    return [_attempt(context, request, upstream, path, model, credential=credential)]
+    return [_attempt_at(context, request, upstream, path, model, credential=credential)]
 
 
-def _attempt(
+def _attempt_at(
     context: RequestContext,
     request: ProxyRequest,
     upstream: Upstream,

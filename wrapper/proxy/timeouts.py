@@ -1,21 +1,28 @@
-"""The timeouts of a request, by phase, and the one place where they are armed.
+"""The table of all timeouts; a request's deadlines are armed here.
 
-==============  ========================================================  ====================
-phase           what it bounds                                            setting
-==============  ========================================================  ====================
-keep-alive      from one request's end to the next one's first byte       `KEEPALIVE`
-request head    from its first byte (of a new connection: from the        `HEAD`
-                beginning) to its end
-request body    each wait for the client, and the whole body by its size  `body_timeout`
-connect         name resolution, all addresses and TLS together           `connect_timeout`
-first byte      from the connection to the response's first byte          `first_byte_timeout`
-idle            each wait for more of the response, also of its beginning `idle_timeout`
-total           everything with one provider                              `total_timeout`
-client write    each wait for the client to take bytes                    `body_timeout`
-==============  ========================================================  ====================
+==============  =============================================  ====================  ==============
+phase           what it bounds                                 setting               armed in
+==============  =============================================  ====================  ==============
+keep-alive      from one request's end to the next one's       `KEEPALIVE`           `server`
+                first byte
+request head    from its first byte (of a new connection:      `HEAD`                `server`
+                from the beginning) to its end
+request body    each wait for the client, and the whole body   `body_timeout`        here
+                by its size
+connect         name resolution, all addresses and TLS         `connect_timeout`     `upstream`
+                together
+provider write  each wait for the provider to take bytes       `first_byte_timeout`  `http1`
+first byte      from the connection to the response's first    `first_byte_timeout`  here
+                byte
+idle            each wait for more of the response, also of    `idle_timeout`        here
+                its beginning
+total           everything with one provider                   `total_timeout`       here
+client write    each wait for the client to take bytes         `body_timeout`        here, `server`
+==============  =============================================  ====================  ==============
 
-Deadlines are timers of the request's cancel scope; waits on a socket alone (the client's) are the
-socket's own timeout. All values are seconds.
+`server`: `server.worker`, with `server.head_timeout`; `upstream`: `upstream.adapter`; `http1`:
+`formats.http1`. Deadlines are timers of the request's cancel scope; waits on a socket alone (for
+the client, and to write to the provider) are the socket's own timeout. All values are seconds.
 """
 
 from __future__ import annotations

@@ -33,11 +33,6 @@ def months_start(now: float) -> float:
     return today.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
 
 
-def days_start(now: float) -> float:
-    """When the day began, UTC."""
-    return now - now % 86_400
-
-
 def iso(at: float) -> str:
     """RFC 3339 in UTC, to the second."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

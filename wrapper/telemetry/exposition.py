@@ -203,7 +203,7 @@ def worker_exited(pid: int) -> None:
     path = _directory() / f"gauge_livesum_{pid}.db"
     if path.exists():
         for key, value, *_ in _values(str(path)):
-            if "api_requests_unsettled" in key:
+            if metrics.UNSETTLED_FAMILY in key:
                 unsettled += value
     if unsettled > 0:
         metrics.LOST.inc(unsettled)

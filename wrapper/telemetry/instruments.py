@@ -3,7 +3,8 @@
 Bucket bounds of the `gen_ai_*` histograms are OpenTelemetry's
 (https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/).
 
-Invariant: the names and labels that dashboards use are defined in this file and nowhere else.
+Invariant: the names and labels that dashboards use are defined in this file, and those of limits
+and keys in `limits`.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ DURATION = Series(
     )
 )
 IN_FLIGHT = Gauge("requests_in_flight", "Requests being served now.", multiprocess_mode="livesum")
+UNSETTLED_FAMILY = "api_requests_unsettled"
 UNSETTLED = Gauge(
-    "api_requests_unsettled",
+    UNSETTLED_FAMILY,
     "Proxy requests that are not settled yet.",
     multiprocess_mode="livesum",
 )

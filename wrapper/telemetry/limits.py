@@ -7,7 +7,6 @@ worker, and from every host that shares a store: a query takes `max by (scope, n
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import GaugeMetricFamily
@@ -53,7 +52,6 @@ def key_families(keys: Iterable[ApiKey]) -> Iterator[Metric]:
     )
     for key in keys:
         info.add_metric((key.name, key.group or "", key.owner or ""), 1)
-        if key.expires is not None:
-            midnight = datetime.datetime.combine(key.expires, datetime.time(), datetime.UTC)
-            expiry.add_metric((key.name,), midnight.timestamp())
+        if (at := key.expires_at) is not None:
+            expiry.add_metric((key.name,), at)
     yield from (info, expiry)

@@ -1,7 +1,8 @@
 """The provider as an HTTP peer: sending a request, its response, and what failures mean.
 
-Invariant: a request goes to one provider, once, with that provider's credential and never with the
-caller's gateway key; an error says whether anything may have been sent.
+Invariant: a request goes to one provider with that provider's credential and never with the
+caller's gateway key, and it goes there once, except as `proxy.failover_and_retry` says; an error
+says whether anything may have been sent.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from requests.exceptions import RequestException
 from wrapper import errors
 from wrapper.cancellation import Interrupted, within, yield_if_due
 from wrapper.config import Provider
+from wrapper.formats.media import content_coding, media_type
 from wrapper.metering.decoding import decoder_for
 from wrapper.upstream.adapter import ProviderAdapter, RawResponse
 from wrapper.upstream.failures import gateway_error
@@ -26,11 +28,14 @@ __all__ = ["Upstream", "UpstreamResponse", "headers_up"]
 
 
 class UpstreamResponse:
-    """A provider's response: `status`, `headers` fit to go down, and the body as it comes."""
+    """A provider's response: `status`, `headers` fit to go down, and the body as it comes.
+
+    `media_type` and `coding` are as `formats.media` has them.
+    """
 
     __slots__ = (
-        *("_provider", "_raw", "body", "get", "headers", "length", "reason", "request_id"),
-        "status",
+        *("_provider", "_raw", "body", "coding", "headers", "length", "media_type", "reason"),
+        *("request_id", "status"),
     )
 
     def __init__(self, provider: str, raw: RawResponse) -> None:
@@ -41,11 +46,17 @@ class UpstreamResponse:
         self.status = head.status
         self.reason = head.reason
         self.headers = headers_down(head.headers)
-        self.get = head.first.get
+        self.media_type = media_type(head.first.get("content-type", ""))
+        self.coding = content_coding(head.first.get("content-encoding", ""))
         # The Content-Length to repeat to the client: on HEAD and 304 it is not the body's.
         length = head.first.get("content-length")
         self.length = int(length) if length else None
         self.request_id = head.first.get("x-request-id") or None
+
+    @property
+    def is_event_stream(self) -> bool:
+        """Whether it is an event stream, compressed or not."""
+        return self.media_type.startswith("text/event-stream")
 
     def set_timeout(self, seconds: float | None) -> None:
         """How long one wait for more of the body may take; None: a cancel scope watches it."""
@@ -55,11 +66,11 @@ class UpstreamResponse:
         """Take the content coding off, so that the body can be changed; as it is where the coding
         is not known.
         """
-        decoder = decoder_for(self.get("content-encoding", "").strip().lower())
+        decoder = decoder_for(self.coding)
         if decoder is None or self.body.complete:
             return
         self._raw.body = self.body = UnfoldedBody(self.body, decoder)
-        self.get = {**self._raw.head.first, "content-encoding": ""}.get
+        self.coding = ""
         self.length = None
         self.headers = [pair for pair in self.headers if pair[0].lower() != "content-encoding"]
 
