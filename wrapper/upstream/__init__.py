@@ -34,8 +34,8 @@ class UpstreamResponse:
     """
 
     __slots__ = (
-        *("_provider", "_raw", "body", "coding", "headers", "length", "media_type", "reason"),
-        *("request_id", "status"),
+        *("_provider", "_raw", "body", "coding", "headers", "length", "media_type"),
+        *("is_event_stream", "reason", "request_id", "status"),
     )
 
     def __init__(self, provider: str, raw: RawResponse) -> None:
@@ -48,15 +48,11 @@ class UpstreamResponse:
         self.headers = headers_down(head.headers)
         self.media_type = media_type(head.first.get("content-type", ""))
         self.coding = content_coding(head.first.get("content-encoding", ""))
+        self.is_event_stream = self.media_type.startswith("text/event-stream")
         # The Content-Length to repeat to the client: on HEAD and 304 it is not the body's.
         length = head.first.get("content-length")
         self.length = int(length) if length else None
         self.request_id = head.first.get("x-request-id") or None
-
-    @property
-    def is_event_stream(self) -> bool:
-        """Whether it is an event stream, compressed or not."""
-        return self.media_type.startswith("text/event-stream")
 
     def set_timeout(self, seconds: float | None) -> None:
         """How long one wait for more of the body may take; None: a cancel scope watches it."""
