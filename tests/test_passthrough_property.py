@@ -51,8 +51,28 @@ HOP_BY_HOP = {
 NEVER_UP = HOP_BY_HOP | {
     *("host", "cookie", "authorization", "api-key", "x-api-key", "forwarded", "expect"),
     *("content-encoding", "accept-encoding", "access-control-request-method"),
+    # where the caller is, and the way here
+    *("origin", "referer", "via", "cdn-loop", "true-client-ip", "fastly-client-ip", "x-client-ip"),
+    *("x-cluster-client-ip", "x-real-ip", "x-real-port", "x-remote-addr", "x-remote-ip", "x-host"),
+    *("x-rewrite-url", "x-request-start", "x-queue-start", "x-amzn-trace-id", "x-arr-log-id"),
+    *("x-cloud-trace-context", "x-arr-ssl", "x-site-deployment-id", "x-scheme", "alt-used"),
+    *("x-proxyuser-ip", "x-goog-api-key", "x-forwarded"),
+    # the caller's account
+    *("openai-organization", "openai-project", "chatgpt-account-id", "x-goog-user-project"),
 }
-NEVER_DOWN = HOP_BY_HOP | {"set-cookie", "openai-organization", "openai-project"}
+NEVER_UP_PREFIXES = (
+    *("x-forwarded-", "x-original-", "x-envoy-", "x-azure-", "x-appengine-", "x-vercel-", "cf-"),
+    *("cloudfront-", "fly-", "sec-fetch-", "sec-websocket-", "access-control-"),
+)
+NEVER_DOWN = HOP_BY_HOP | {
+    *("set-cookie", "set-cookie2", "openai-organization", "openai-project"),
+    # what a provider says about its own origin
+    *("strict-transport-security", "public-key-pins", "public-key-pins-report-only", "expect-ct"),
+    *("alt-svc", "clear-site-data", "nel", "report-to", "reporting-endpoints", "accept-ch"),
+    *("critical-ch", "origin-agent-cluster", "service-worker-allowed", "set-login"),
+    *("secure-session-registration", "sec-session-registration", "activate-storage-access"),
+    "timing-allow-origin",
+}
 OWN = {  # the gateway's own words, and those of the server it runs in
     *("date", "server", "x-request-id", "x-wrapper-provider", "server-timing", "vary"),
     "x-accel-buffering",
@@ -176,7 +196,7 @@ def header_list(forbidden: set[str]) -> SearchStrategy[Headers]:
     name = st.text(TOKEN, min_size=1, max_size=12).filter(
         lambda name: (
             name.lower() not in forbidden | OWN | {"content-type"}
-            and not name.lower().startswith(("x-forwarded-", "access-control-"))
+            and not name.lower().startswith(NEVER_UP_PREFIXES)
         )
     )
     known = st.sampled_from(
