@@ -294,24 +294,23 @@ def test_nothing_is_left_in_the_temporary_directory_after_a_clean_stop(
 def test_a_start_removes_what_a_killed_run_left_and_nothing_else(
     gateway_factory: GatewayFactory,
 ) -> None:
-    places = [Path("/dev/shm"), gateway_factory().directory / "tmp"]  # a run that goes on
-    killed = gateway_factory()
+    def run_of(gateway: Gateway) -> Path:
+        """The file of its run that is locked while it lives."""
+        (worker,) = gateway.workers()
+        (found,) = {
+            path.parent.parent / "alive"
+            for place in (Path("/dev/shm"), gateway.directory / "tmp")
+            for path in place.glob(f"wrapper-*/metrics/*_{worker}.db")
+        }
+        return found
 
-    def runs() -> set[Path]:
-        return {path for place in places for path in place.glob("wrapper-*/alive")}
-
-    (worker,) = killed.workers()
-    (left,) = {
-        path.parent.parent / "alive"
-        for place in (places[0], killed.directory / "tmp")
-        for path in place.glob(f"wrapper-*/metrics/*_{worker}.db")
-    }
+    going_on, killed = gateway_factory(), gateway_factory()
+    kept, left = run_of(going_on), run_of(killed)
     killed.kill()
-    before = runs() - {left}
     assert left.exists()
     killed.restart()
     assert not left.exists()
-    assert before <= runs()
+    assert kept.exists()
 
 
 def test_usage_that_cannot_be_written_at_a_stop_is_told_in_a_sentence(

@@ -400,9 +400,11 @@ def test_dead_workers_leave_their_sums_and_no_files(gateway_factory: GatewayFact
 
 
 def test_memory_and_cpu_are_those_of_each_living_worker(gateway: Gateway) -> None:
-    scrape = gateway.metrics()
     workers = {(str(pid),) for pid in gateway.workers()}
-    memory = scrape.by("gateway_worker_resident_memory_bytes", "worker")
+    name = "gateway_worker_resident_memory_bytes"
+    eventually(lambda: set(gateway.metrics().by(name, "worker")) == workers, what="all measured")
+    scrape = gateway.metrics()
+    memory = scrape.by(name, "worker")
     assert set(memory) == workers
     assert min(memory.values()) > 1_000_000
     assert set(scrape.by("gateway_worker_cpu_seconds_total", "worker")) == workers
