@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ class Prepared:
             if not self.is_needed(path):
                 return
             while _is_fresh(found := stamp(path)):
-                time.sleep(0.01)
+                os.sched_yield()  # not sleep: it is gevent's, and a child has closed its event loop
             result = read()
             if stamp(path) == found:
                 replace_file(self._directory / NAME, _dumped(found) + _dumped(result))
