@@ -20,9 +20,8 @@ from harness import processes
 from harness.forks import Child, in_children
 from harness.poll import eventually
 from harness.redisserver import RedisServer
-from wrapper.admission import Demand, Limits, Refused, Subject
 from wrapper.metering import Usage
-from wrapper.store import Entry, open_store
+from wrapper.store import Demand, Entry, Limits, Refused, Subject, open_store
 from wrapper.store.redis import RedisStore
 from wrapper.store.sqlite import SqliteStore
 
@@ -195,8 +194,7 @@ def test_what_a_killed_process_held_is_back_within_thirty_seconds(url: str, tmp_
 PATCHED = """
 from gevent import monkey; monkey.patch_all()
 import sys, time, gevent
-from wrapper.admission import Demand, Limits, Refused, Subject
-from wrapper.store import StoreError, open_store
+from wrapper.store import Demand, Limits, Refused, StoreError, Subject, open_store
 
 store = open_store(sys.argv[1])
 web = Subject("key:web", Limits(max_concurrent=30))

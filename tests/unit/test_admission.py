@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrapper.admission import Demand, Limits, Subject, estimate
+from wrapper.admission import estimate
 from wrapper.metering import Usage
+from wrapper.store import Demand, Limits, Subject
 from wrapper.store.spans import PERIODS, period
 from wrapper.store.window import EMPTY, SLOTS, Window, correct, count
 

@@ -28,9 +28,9 @@ from hypothesis.stateful import (
 )
 
 from harness.redisserver import RedisServer
-from wrapper.admission import Admission, Demand, Lease, Limits, Refused, Subject
+from wrapper.admission import Admission
 from wrapper.metering import Usage
-from wrapper.store import Entry
+from wrapper.store import Demand, Entry, Lease, Limits, Refused, Subject
 from wrapper.store.redis import RedisStore
 from wrapper.store.spans import period
 from wrapper.store.sqlite import SqliteStore

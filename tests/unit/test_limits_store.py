@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.redisserver import RedisServer
-from wrapper.admission import Admission, Demand, Lease, Limits, Refused, Subject
+from wrapper.admission import Admission
 from wrapper.metering import Usage
-from wrapper.store import Entry, Sums, UsageStore
+from wrapper.store import Demand, Entry, Lease, Limits, Refused, Subject, Sums, UsageStore
 from wrapper.store.redis import RedisStore
 from wrapper.store.sqlite import SqliteStore
 

@@ -15,9 +15,20 @@ import pytest
 from harness.forks import Child
 from harness.poll import eventually
 from harness.redisserver import RedisServer
-from wrapper.admission import Demand, Limits, Subject
 from wrapper.metering import Usage
-from wrapper.store import Entry, StoreError, open_store, redis, redislink, redisurl, sqlite, waiting
+from wrapper.store import (
+    Demand,
+    Entry,
+    Limits,
+    StoreError,
+    Subject,
+    open_store,
+    redis,
+    redislink,
+    redisurl,
+    sqlite,
+    waiting,
+)
 from wrapper.store.redis import RedisStore
 from wrapper.store.schema import MIGRATIONS, SETTLE, values
 from wrapper.store.sqlite import SqliteStore

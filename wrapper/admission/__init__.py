@@ -17,27 +17,5 @@ from __future__ import annotations
 from wrapper.admission.estimate import estimate
 from wrapper.admission.limiter import Admission
 from wrapper.admission.subjects import Subjects
-from wrapper.store.limits import (
-    Demand,
-    Lease,
-    Limits,
-    Reason,
-    Refused,
-    Standing,
-    Subject,
-    Violation,
-)
 
-__all__ = [
-    "Admission",
-    "Demand",
-    "Lease",
-    "Limits",
-    "Reason",
-    "Refused",
-    "Standing",
-    "Subject",
-    "Subjects",
-    "Violation",
-    "estimate",
-]
+__all__ = ["Admission", "Subjects", "estimate"]

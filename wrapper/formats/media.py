@@ -12,3 +12,8 @@ def content_coding(content_encoding: str) -> str:
     """The coding in lower case; empty for none and `identity` (RFC 9110 section 8.4)."""
     coding = content_encoding.strip().lower()
     return "" if coding == "identity" else coding
+
+
+def is_json(media: str) -> bool:
+    """Whether a media type is `application/json` or one of its `+json` relatives."""
+    return media == "application/json" or media.endswith("+json")

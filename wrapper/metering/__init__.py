@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wrapper.formats.media import content_coding, media_type
+from wrapper.formats.media import content_coding, is_json, media_type
 from wrapper.metering.json_body import JsonExtractor
 from wrapper.metering.lines import LinesExtractor
 from wrapper.metering.stream import StreamExtractor, has_content, set_include_usage
@@ -42,7 +42,7 @@ def extractor_for(
     media, coding = media_type(content_type or ""), content_coding(content_encoding or "")
     is_stream = media == "text/event-stream"
     is_lines = media in _LINES
-    if not (is_stream or is_lines or media == "application/json" or media.endswith("+json")):
+    if not (is_stream or is_lines or is_json(media)):
         return NullExtractor(NOT_METERED_TYPE)
     extractor: UsageExtractor
     if is_stream:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from wrapper import errors
-from wrapper.admission import Demand, Refused, Standing, Subject, estimate
+from wrapper.admission import estimate
 from wrapper.admission.estimate import COMPLETIONS, OUTPUT_LIMITS
 from wrapper.auth import Principal
 from wrapper.config.problems import quote
@@ -26,7 +26,7 @@ from wrapper.metering import Usage
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.runtime import RequestContext
-from wrapper.store import StoreError
+from wrapper.store import Demand, Refused, Standing, StoreError, Subject
 
 # A form carries a recording or an image. Of speech at 16 kbit/s, which few formats go below, a
 # second has 2000 bytes and some ten tokens.

@@ -20,8 +20,8 @@ from typing import Any, Final
 import msgspec
 
 from wrapper.formats import sse
+from wrapper.formats.media import is_json
 from wrapper.metering.dialects import DECODING_ERRORS, read
-from wrapper.proxy.request import is_json_type
 from wrapper.upstream import UpstreamResponse
 
 MAX_BEGINNING: Final = 65536  # bytes
@@ -44,15 +44,15 @@ def is_enough(response: UpstreamResponse, first: bytes) -> bool:
     if response.body.complete or len(first) > MAX_BEGINNING:
         return True
     if _is_stream(response):
-        return first.endswith(b"\n\n") or _FirstEvent().is_enough(first)
-    if not is_json_type(response.media_type):
+        return first.endswith(b"\n\n") or FirstEvent().is_enough(first)
+    if not is_json(response.media_type):
         return True
     return (response.length or 0) > MAX_BEGINNING or not first.strip()
 
 
 def read_beginning(response: UpstreamResponse, first: bytes) -> bytes:
     """`first` and as much of the body as has to be there. Raises UpstreamError."""
-    pieces, size, event = [first], len(first), _FirstEvent() if _is_stream(response) else None
+    pieces, size, event = [first], len(first), FirstEvent() if _is_stream(response) else None
     enough = is_enough(response, first) or (event is not None and event.is_enough(first))
     while not enough:
         piece = response.read_first()
@@ -63,19 +63,21 @@ def read_beginning(response: UpstreamResponse, first: bytes) -> bytes:
     return b"".join(pieces)
 
 
-class _FirstEvent:
+class FirstEvent:
     """Looks for the first event of a stream that has data."""
 
     def __init__(self) -> None:
         self._reader = sse.Reader()
         self._is_first = True
         self.event = b""
+        self.data = b""
 
     def is_enough(self, data: bytes) -> bool:
         """Whether the event is there with the next bytes; also where these end with a comment."""
         for span in self._reader.feed(data):
-            if sse.payload(span.raw, first=self._is_first) is not None:
-                self.event = span.raw
+            found = sse.payload(span.raw, first=self._is_first)
+            if found is not None:
+                self.event, self.data = span.raw, found
                 return True
             self._is_first = False
         return not self._reader.pending
@@ -97,7 +99,7 @@ def is_failure(response: UpstreamResponse, first: bytes) -> bool:
     """
     if response.status >= 300 or b"error" not in first or not _is_stream(response):
         return False
-    found_first = _FirstEvent()
+    found_first = FirstEvent()
     found_first.is_enough(first[:MAX_BEGINNING])
     event = found_first.flush()
     data = sse.payload(event, first=True) or b""

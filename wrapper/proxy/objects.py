@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from wrapper.config import Target
-from wrapper.formats import sse
 from wrapper.metering.decoding import DecompressionError, decoder_for
 from wrapper.metering.dialects import DECODING_ERRORS
-from wrapper.proxy.beginning import MAX_BEGINNING
+from wrapper.proxy.beginning import MAX_BEGINNING, FirstEvent
 from wrapper.proxy.request import ProxyRequest
 from wrapper.routing import Targets
 from wrapper.runtime import RequestContext
@@ -86,7 +85,9 @@ def _created_id(forwarded: Forwarded) -> str:
         except DecompressionError:
             return ""
     if response.is_event_stream:
-        text = _first_data(text)
+        event = FirstEvent()
+        event.is_enough(text)
+        text = event.data
     try:
         created = _decode(text)
         if bytes(created.response).startswith(b"{"):
@@ -95,11 +96,3 @@ def _created_id(forwarded: Forwarded) -> str:
         found = _ID.match(text)
         return found[1].decode("ascii") if found else ""
     return created.id if isinstance(created.id, str) and len(created.id) <= MAX_ID else ""
-
-
-def _first_data(text: bytes) -> bytes:
-    for number, span in enumerate(sse.Reader().feed(text)):
-        data = sse.payload(span.raw, first=not number)
-        if data is not None:
-            return data
-    return b""

@@ -25,7 +25,7 @@ from wrapper.cancellation import TIMEOUT, Interrupted, yield_if_due
 from wrapper.capacity import HOLDERS_PART, UNAUTHENTICATED_PART, Holding
 from wrapper.endpoints import Endpoint, find_endpoint
 from wrapper.formats import jsonbytes
-from wrapper.formats.media import media_type
+from wrapper.formats.media import is_json, media_type
 from wrapper.formats.multipart import FieldFinder
 from wrapper.metering import set_include_usage
 from wrapper.proxy import timeouts
@@ -319,8 +319,7 @@ def split_target(environ: Mapping[str, Any]) -> tuple[str, str]:
 
 def is_json_type(content_type: str) -> bool:
     """`application/json` and its `+json` relatives."""
-    kind = media_type(content_type)
-    return kind == "application/json" or kind.endswith("+json")
+    return is_json(media_type(content_type))
 
 
 def _refuse_ambiguous_head(environ: Mapping[str, Any]) -> None:

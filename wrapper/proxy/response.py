@@ -24,6 +24,7 @@ from werkzeug.datastructures import Headers
 
 from wrapper import errors
 from wrapper.cancellation import TIMEOUT, TURN, Interrupted, within, yield_if_due
+from wrapper.formats.media import is_json
 from wrapper.metering import (
     ExtractedUsage,
     NullExtractor,
@@ -35,7 +36,7 @@ from wrapper.metering import (
 from wrapper.proxy.admit import rate_limit_headers
 from wrapper.proxy.forward import Forwarded, interrupted
 from wrapper.proxy.objects import remember_created
-from wrapper.proxy.request import ProxyRequest, is_json_type
+from wrapper.proxy.request import ProxyRequest
 from wrapper.record import CLIENT_ABORT, MAX_NAME
 from wrapper.runtime import RequestContext
 
@@ -87,7 +88,7 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         down.add("Content-Length", str(response.length))
     if not response.request_id:
         down.add("x-request-id", record.request_id)
-    if record.stream or (not has_length and media and not is_json_type(media)):
+    if record.stream or (not has_length and media and not is_json(media)):
         down.set("X-Accel-Buffering", "no")  # nginx would collect the stream
     down.set("x-wrapper-provider", forwarded.attempt.upstream.provider.name)
     down.add("Server-Timing", record.server_timing())

@@ -23,6 +23,13 @@ from wrapper.store.limits import MAX_TOKENS, Demand, Lease, Standing, Subject
 DIMENSIONS = ("key", "provider", "model", "outcome", "day", "hour")
 
 
+def check_dimensions(by: tuple[str, ...]) -> None:
+    """Raises ValueError for what sums cannot be grouped by."""
+    unknown = [name for name in by if name not in DIMENSIONS]
+    if unknown:
+        raise ValueError(f"cannot group by {unknown[0]!r}; one of {', '.join(DIMENSIONS)}")
+
+
 class StoreError(Exception):
     """The store cannot be used. The text says what is wrong, where, and what would be right."""
 

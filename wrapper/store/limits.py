@@ -209,6 +209,16 @@ class Lease:
         found = (subject for subject in self.subjects if subject.name.startswith("provider:"))
         return next(found, None)
 
+    def without_provider(self) -> list[Subject]:
+        """The subjects that stay when the request goes to another provider."""
+        provider = self.provider
+        return [subject for subject in self.subjects if subject is not provider]
+
+    def is_at(self, provider: Subject | None) -> bool:
+        """Whether it holds its share in this provider already, or none where that is None."""
+        held = self.provider
+        return (held and held.name) == (provider and provider.name)
+
     def adopt(self, kept: Sequence[Subject], gained: Lease) -> None:
         """Hold the shares of `kept`, as before, and those of `gained`."""
         names = {subject.name for subject in kept}

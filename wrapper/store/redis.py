@@ -27,7 +27,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from wrapper.store import redisledger
-from wrapper.store.base import DIMENSIONS, Entry, StoreError, Sums, true_tokens
+from wrapper.store.base import Entry, StoreError, Sums, check_dimensions, true_tokens
 from wrapper.store.limits import (
     Demand,
     Lease,
@@ -155,10 +155,9 @@ class RedisStore:
 
     def move(self, lease: Lease, provider: Subject | None) -> None:
         self._own()
-        old = lease.provider
-        if lease.settled or (old and old.name) == (provider and provider.name):
+        if lease.settled or lease.is_at(provider):
             return
-        kept = [subject for subject in lease.subjects if subject is not old]
+        old, kept = lease.provider, lease.without_provider()
         gained = [provider] if provider else []
         if lease.subjects:
             request = {"worker": lease.worker, "id": lease.id, "old": old.name if old else ""}
@@ -199,9 +198,7 @@ class RedisStore:
         by: tuple[str, ...] = (),
         key: str | None = None,
     ) -> list[Sums]:
-        unknown = [name for name in by if name not in DIMENSIONS]
-        if unknown:
-            raise ValueError(f"cannot group by {unknown[0]!r}; one of {', '.join(DIMENSIONS)}")
+        check_dimensions(by)
         self._own()
         return redisledger.totals(self._link, since, until, by, key)
 

@@ -34,7 +34,7 @@ from typing import NamedTuple, TypeVar
 
 from wrapper.store import reservations, sqlitefile
 from wrapper.store.accounts import Moment, standings_of
-from wrapper.store.base import DIMENSIONS, Entry, StoreError, Sums, true_tokens
+from wrapper.store.base import Entry, StoreError, Sums, check_dimensions, true_tokens
 from wrapper.store.limits import (
     Demand,
     Lease,
@@ -45,7 +45,7 @@ from wrapper.store.limits import (
     nothing_used,
 )
 from wrapper.store.reservations import LEASE_SECONDS
-from wrapper.store.schema import COLUMNS, SETTLE, Values, query, sums, values
+from wrapper.store.schema import SETTLE, Values, query, sums, values
 from wrapper.store.waiting import Impossible, Waiting
 
 # How long a busy file is tried again, in seconds: a write takes microseconds, unless some other
@@ -145,10 +145,9 @@ class SqliteStore:
         return _granted(self._reserve(work))
 
     def move(self, lease: Lease, provider: Subject | None) -> None:
-        old = lease.provider
-        if lease.settled or (old and old.name) == (provider and provider.name):
+        if lease.settled or lease.is_at(provider):
             return
-        kept = [subject for subject in lease.subjects if subject is not old]
+        old, kept = lease.provider, lease.without_provider()
         gained = [provider] if provider else []
 
         def work(cursor: sqlite3.Cursor) -> Lease | Refused | None:
@@ -192,9 +191,7 @@ class SqliteStore:
         by: tuple[str, ...] = (),
         key: str | None = None,
     ) -> list[Sums]:
-        unknown = [name for name in by if name not in COLUMNS]
-        if unknown:
-            raise ValueError(f"cannot group by {unknown[0]!r}; one of {', '.join(DIMENSIONS)}")
+        check_dimensions(by)
         if self._missing():
             return [] if by else [_NOTHING]
         text, bound = query(since, until, by, key)
