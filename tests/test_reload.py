@@ -35,7 +35,11 @@ def reloading(simulator: Simulator) -> Iterator[Gateway]:
 
 @pytest.fixture
 def gateway(reloading: Gateway, simulator: Simulator) -> Iterator[Gateway]:
-    """The same gateway for every test, with the first configuration in force again."""
+    """The same gateway for every test, with the first configuration in force again.
+
+    A test before may have replaced the workers: those that are still leaving read the files too.
+    """
+    eventually(lambda: len(reloading.workers()) == 2, what="two workers and no other")
     yield reloading
     config = CONFIG.replace("{simulator}", simulator.url)
     if reloading.config_file.read_text() != config:
@@ -224,8 +228,9 @@ def test_each_worker_counts_its_reloads_and_refused_mistakes(gateway: Gateway) -
     def counted() -> dict[tuple[str, ...], float]:
         return gateway.metrics().by("config_reloads_total", "result")
 
-    before, began, wrong = counted(), time.time(), problems(gateway)
     text = gateway.config_file.read_text()
+    gateway.reconfigure(text + "\n[server]\nmax_in_flight = 200\n")  # no worker is starting
+    before, began, wrong = counted(), time.time(), problems(gateway)
     gateway.write_config("[")
     eventually(lambda: problems(gateway) == wrong + 2)
     assert counted()["failure",] == before["failure",] + 2
