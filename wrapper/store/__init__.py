@@ -14,6 +14,7 @@ from wrapper.store.base import (
     UsageStore,
     all_time,
 )
+from wrapper.store.deferred import Deferred
 from wrapper.store.limits import (
     Demand,
     Lease,
@@ -29,6 +30,7 @@ from wrapper.store.sqlite import SqliteStore
 __all__ = [
     "DIMENSIONS",
     "PICO",
+    "Deferred",
     "Demand",
     "Entry",
     "Lease",

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from wrapper.metering import Usage
+from wrapper.store.deferred import Deferred
 from wrapper.store.limits import MAX_TOKENS, Demand, Lease, Standing, Subject
 
 # What `totals` can group by. `day` and `hour` are UTC.
@@ -39,7 +40,8 @@ class Entry(NamedTuple):
 
     `at` is the Unix time in seconds at which it ended, `key` the key's name, `cost` is in
     pico-USD (1e-12) and None where the price is unknown. `unmetered`: it was answered, and its
-    use could not be read.
+    use could not be read. `deferred`: it has started work whose use is booked later, by an entry
+    with 0 `requests`.
     """
 
     at: float
@@ -50,6 +52,8 @@ class Entry(NamedTuple):
     usage: Usage | None = None
     cost: int | None = None
     unmetered: bool = False
+    requests: int = 1
+    deferred: bool = False
 
 
 class Sums(NamedTuple):
@@ -131,6 +135,37 @@ class UsageStore(Protocol):
         grouped by `by`, of one key or of all. ValueError for an unknown dimension.
         """
 
+    def remember(self, deferred: Deferred, lease: Lease | None, delay: float) -> None:
+        """Keep a record of deferred work, which is asked about after `delay` seconds.
+
+        The money that `lease` holds is held by the record from now on. Of an object that is known
+        already, pending or booked, nothing changes: this may be repeated.
+        """
+
+    def pending(self, provider: str, ids: Sequence[str]) -> list[Deferred]:
+        """Which of these objects (at most 100) are known and not booked yet. One read."""
+
+    def book(self, deferred: Deferred, entries: Sequence[Entry]) -> bool:
+        """Book a record: with it `entries` get into the ledger, and its money is given back.
+
+        False where it is not pending: then nothing happens.
+        """
+
+    def take(self, first: float) -> Deferred | None:
+        """The record that this process is to ask about now; None where there is none to ask about.
+
+        See `store.deferred`. The pauses between the questions begin with `first` seconds.
+        """
+
+    def hasten(self, deferred: Deferred) -> None:
+        """Ask about a pending record next."""
+
+    def remember_file(self, provider: str, file_id: str, content: str) -> None:
+        """Keep what is known of an uploaded file, for 31 days."""
+
+    def file(self, provider: str, file_id: str) -> str | None:
+        """What is known of an uploaded file."""
+
     def close(self) -> None:
         """Write what still waits, end the leases of this process and give back what it holds."""
 
@@ -149,4 +184,4 @@ def true_tokens(entry: Entry, lease: Lease) -> int:
     """What the lease's tokens turn into: those of `entry`, the estimate where they are unknown."""
     if entry.usage is not None:
         return min(entry.usage.total, MAX_TOKENS)
-    return lease.demand.tokens if entry.unmetered else 0
+    return lease.demand.tokens if entry.unmetered or entry.deferred else 0

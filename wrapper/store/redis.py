@@ -26,8 +26,19 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import msgspec
+
 from wrapper.store import redisledger
 from wrapper.store.base import Entry, StoreError, Sums, check_dimensions, true_tokens
+from wrapper.store.deferred import (
+    GAP_SECONDS,
+    KEPT_SECONDS,
+    LONGEST_PAUSE,
+    Deferred,
+    object_name,
+    restored,
+    stored,
+)
 from wrapper.store.limits import (
     Demand,
     Lease,
@@ -202,6 +213,62 @@ class RedisStore:
         self._own()
         return redisledger.totals(self._link, since, until, by, key)
 
+    def remember(self, deferred: Deferred, lease: Lease | None, delay: float) -> None:
+        request: dict[str, Any] = {
+            "what": "remember",
+            "name": object_name(deferred.provider, deferred.id),
+            "record": stored(deferred),
+            "delay": delay,
+            "cost": str(deferred.cost or 0),
+            "subjects": [subject.name for subject in lease.subjects] if lease else [],
+        }
+        if lease is not None and lease.subjects:
+            request["lease"] = {"worker": lease.worker, "id": lease.id}
+        self._deferred(request)
+
+    def pending(self, provider: str, ids: Sequence[str]) -> list[Deferred]:
+        if not ids:
+            return []
+        self._own()
+        names = [object_name(provider, ident) for ident in ids]
+        [found] = self._link.commands([("HMGET", f"{PREFIX}:deferred", *names)])
+        pairs = zip(names, found, strict=True)
+        return [restored(each, _text(held)) for each, held in pairs if held is not None]
+
+    def book(self, deferred: Deferred, entries: Sequence[Entry]) -> bool:
+        request = {
+            "what": "book",
+            "name": object_name(deferred.provider, deferred.id),
+            "token": secrets.token_hex(8),
+            "entries": [redisledger.row(entry) for entry in entries],
+            "kept": int(KEPT_SECONDS),
+        }
+        return bool(self._deferred(request)["booked"])
+
+    def take(self, first: float) -> Deferred | None:
+        request = {"what": "take", "gap": GAP_SECONDS, "longest": LONGEST_PAUSE, "first": first}
+        found = self._deferred(request)
+        if "name" not in found:
+            return None
+        return restored(found["name"], found["record"])._replace(asks=int(found["asks"]))
+
+    def hasten(self, deferred: Deferred) -> None:
+        self._deferred({"what": "hasten", "name": object_name(deferred.provider, deferred.id)})
+
+    def remember_file(self, provider: str, file_id: str, content: str) -> None:
+        key = f"{PREFIX}:file:{object_name(provider, file_id)}"
+        self._own()
+        self._link.commands([("SET", key, content, "EX", int(KEPT_SECONDS))])
+
+    def file(self, provider: str, file_id: str) -> str | None:
+        self._own()
+        [found] = self._link.commands([("GET", f"{PREFIX}:file:{object_name(provider, file_id)}")])
+        return None if found is None else found.decode()
+
+    def _deferred(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._own()
+        return self._run("deferred", request)
+
     def reader(self) -> None:
         return None
 
@@ -317,6 +384,12 @@ class RedisStore:
         [found] = self._link.commands([("HKEYS", f"{PREFIX}:leases:{self._worker}")])
         for ident in {int(name) for name in found} - self._leases:
             self._settle(None, Lease(ident, self._worker, Demand()), 0)
+
+
+def _text(held: bytes) -> str:
+    """The record in what the server keeps of it."""
+    text: str = msgspec.json.decode(held)["text"]
+    return text
 
 
 def _described(subject: Subject, wall: float) -> dict[str, Any]:

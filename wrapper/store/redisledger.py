@@ -22,17 +22,16 @@ _BATCH = 200
 
 def row(entry: Entry) -> dict[str, Any]:
     """What `settle.lua` is given for `entry`. Raises Impossible for what is no row."""
-    hour, key, provider, model, outcome, *numbers = values(entry)
+    hour, key, provider, model, outcome, *sums = values(entry)
     if not all(isinstance(name, str) for name in (key, provider, model, outcome)):
         raise Impossible("a name in the ledger must be a text")
-    if not all(0 <= number < 2**63 for number in numbers if isinstance(number, int)):
+    if not all(0 <= number < 2**63 for number in sums if isinstance(number, int)):
         raise Impossible("a number in the ledger must fit into 64 bits")
     text = json.dumps([hour, provider, model, outcome], ensure_ascii=False)
     try:
         f"{key}{text}".encode()
     except UnicodeEncodeError as error:
         raise Impossible(f"a name in the ledger is not UTF-8: {error}") from error
-    sums = (1, *numbers)
     add = [
         part
         for letter, number in zip(_LETTERS, sums, strict=True)

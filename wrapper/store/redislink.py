@@ -51,13 +51,17 @@ class Script(NamedTuple):
     sha: str
 
 
-def _script(name: str) -> Script:
-    parts = ("common", "accounts", "leases", name)
+def _script(name: str, *more: str) -> Script:
+    parts = ("common", "accounts", "leases", *more, name)
     text = "\n".join((_LUA / f"{part}.lua").read_text() for part in parts)
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-_SCRIPTS = {name: _script(name) for name in ("admit", "heartbeat", "move", "settle", "standing")}
+_SCRIPTS = {
+    **{name: _script(name) for name in ("admit", "heartbeat", "move", "standing")},
+    "settle": _script("settle", "ledger"),
+    "deferred": _script("deferred", "ledger"),
+}
 
 
 class Link:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from wrapper.metering import Usage
 from wrapper.store.base import Entry, Sums
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # SQLite's integers have 64 bits and become floats beyond. A sum of two of these does not.
 _MAX = 4611686018427387904  # 2**62, also in SETTLE
@@ -93,6 +93,37 @@ CREATE TRIGGER IF NOT EXISTS {name} AFTER {event} ON usage WHEN {cost} <> 0 BEGI
 END
 """
 
+_DEFERRED = """
+CREATE TABLE IF NOT EXISTS deferred (  -- store.deferred
+    provider TEXT NOT NULL,
+    id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    api_key TEXT NOT NULL,
+    model TEXT NOT NULL,
+    target TEXT NOT NULL,
+    created REAL NOT NULL,          -- Unix time
+    cost INTEGER,                   -- 1e-12 USD that are held; NULL: the key has no budget
+    asks INTEGER NOT NULL,
+    holders TEXT NOT NULL,          -- subject.id of those whose money is held
+    next REAL NOT NULL,             -- Unix time of the gateway's next question
+    booked INTEGER NOT NULL,
+    PRIMARY KEY (provider, id)
+) WITHOUT ROWID, STRICT
+"""
+
+_DEFERRED_DUE = "CREATE INDEX IF NOT EXISTS deferred_due ON deferred (next) WHERE booked = 0"
+_ASKED = "CREATE TABLE IF NOT EXISTS asked (at REAL NOT NULL) STRICT"
+
+_BATCH_FILE = """
+CREATE TABLE IF NOT EXISTS batch_file (
+    provider TEXT NOT NULL,
+    id TEXT NOT NULL,
+    created REAL NOT NULL,          -- Unix time
+    content TEXT NOT NULL,          -- what its requests name and may use
+    PRIMARY KEY (provider, id)
+) WITHOUT ROWID, STRICT
+"""
+
 # What makes a file of the version before one of this version.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     0: (_LEDGER,),
@@ -105,12 +136,13 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             cost="(new.cost_pico - old.cost_pico)",
         ),
     ),
+    2: (_DEFERRED, _DEFERRED_DUE, _ASKED, _BATCH_FILE),
 }
 
 SETTLE = """
-INSERT INTO usage VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET
-    requests = requests + 1,
+    requests = requests + excluded.requests,
     prompt = prompt + excluded.prompt,
     completion = completion + excluded.completion,
     total = total + excluded.total,
@@ -153,6 +185,7 @@ def values(entry: Entry) -> Values:
         entry.provider,
         entry.model,
         entry.outcome,
+        entry.requests,
         usage.prompt,
         usage.completion,
         usage.total,

@@ -32,9 +32,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from wrapper.store import reservations, sqlitefile
+from wrapper.store import deferredsql, reservations, sqlitefile
 from wrapper.store.accounts import Moment, standings_of
 from wrapper.store.base import Entry, StoreError, Sums, check_dimensions, true_tokens
+from wrapper.store.deferred import Deferred
 from wrapper.store.limits import (
     Demand,
     Lease,
@@ -55,6 +56,8 @@ BUSY_SECONDS = 0.5
 DOWN_SECONDS = 1.0
 # How often the file is looked for, in seconds.
 LOOK_SECONDS = 1.0
+# How often old records of deferred work are looked for, in seconds.
+FORGET_SECONDS = 3600.0
 
 # What can never be written, and therefore does not wait.
 _IMPOSSIBLE = (sqlite3.DataError, sqlite3.IntegrityError, OverflowError, UnicodeEncodeError)
@@ -96,6 +99,7 @@ class SqliteStore:
         self._worker = ""
         self._last_lease = 0
         self._beat_at = -math.inf
+        self._forget_at = 0.0
         # Cursors of a parent process: kept, so that nothing closes them here.
         self._inherited: list[sqlite3.Cursor] = []
 
@@ -197,6 +201,45 @@ class SqliteStore:
         text, bound = query(since, until, by, key)
         rows = self._try(lambda: self._here().execute(text, bound).fetchall())
         return [sums(row, by) for row in rows]
+
+    def remember(self, deferred: Deferred, lease: Lease | None, delay: float) -> None:
+        due = self._wall() + delay
+        self._transact(lambda cursor: deferredsql.remember(cursor, deferred, lease, due))
+
+    def pending(self, provider: str, ids: Sequence[str]) -> list[Deferred]:
+        if self._missing() or not ids:
+            return []
+        return self._try(lambda: deferredsql.pending(self._here(), provider, ids))
+
+    def book(self, deferred: Deferred, entries: Sequence[Entry]) -> bool:
+        return self._transact(lambda cursor: deferredsql.book(cursor, deferred, entries))
+
+    def take(self, first: float) -> Deferred | None:
+        now = self._wall()
+        if self._missing():
+            return None
+        if now >= self._forget_at:
+            forgotten = self._transact(lambda cursor: deferredsql.forget(cursor, now))
+            self._forget_at = now if forgotten else now + FORGET_SECONDS
+        if not self._try(lambda: deferredsql.is_due(self._here(), now)):
+            return None
+        return self._transact(lambda cursor: deferredsql.take(cursor, now, first))
+
+    def hasten(self, deferred: Deferred) -> None:
+        now = self._wall()
+        self._transact(lambda cursor: deferredsql.hasten(cursor, deferred, now))
+
+    def remember_file(self, provider: str, file_id: str, content: str) -> None:
+        row = (provider, file_id, self._wall(), content)
+        statement = "INSERT OR REPLACE INTO batch_file VALUES (?, ?, ?, ?)"
+        self._try(lambda: self._here().execute(statement, row))
+
+    def file(self, provider: str, file_id: str) -> str | None:
+        if self._missing():
+            return None
+        query = "SELECT content FROM batch_file WHERE provider = ? AND id = ?"
+        row = self._try(lambda: self._here().execute(query, (provider, file_id)).fetchone())
+        return None if row is None else row[0]
 
     def reader(self) -> SqliteStore:
         return SqliteStore(self._path, self._clock, self._wall)

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from wrapper.store import window
 from wrapper.store.base import StoreError
+from wrapper.store.deferredsql import hold_after_boot
 from wrapper.store.schema import MIGRATIONS, SCHEMA_VERSION
 
 # Opening takes its turn with the other workers, in seconds.
@@ -133,6 +134,7 @@ def _clear_after_boot(connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM worker")
         clear = "UPDATE subject SET second = 0, counts = ?, concurrent = 0, reserved = 0"
         connection.execute(clear, (window.EMPTY,))
+        hold_after_boot(connection.cursor())
         connection.execute("INSERT INTO boot VALUES (?)", (boot,))
 
 

@@ -15,6 +15,11 @@
 --   :usage:DAY:KEY  hash  the ledger of a key: a letter and JSON [hour, provider, model, outcome]
 --   :keys, :days:KEY, :days       what there is of those, and the days with any cost
 --   :cost:DAY       hash  source -> cost
+--   :deferred       hash  JSON [provider, id] -> JSON of the record, its money and who holds it
+--   :due            zset  the same name -> the Unix time of the gateway's next question
+--   :booked:NAME    string, kept for 31 days: who has booked it
+--   :asked          string: the Unix time of the gateway's last question
+--   :file:NAME      string, kept for 31 days: what is known of an uploaded file
 --
 -- Money is in pico-USD up to 2^62, and a number of Lua is exact up to 2^53 only. So money is decimal
 -- text: HINCRBY adds it, and it is compared in two halves.
