@@ -31,6 +31,15 @@ pytestmark = pytest.mark.timeout(300)  # pip may be slow
 
 TEXT = (ROOT / "Dockerfile").read_text()
 NEEDS_ROOT = ("apt-get", "useradd")
+# With its cache, which the tests' own installation has filled: nothing is downloaded or compiled
+# twice in a run. An image has no use for a cache.
+PIP = f"""#!/bin/sh
+for argument; do
+    shift
+    [ "$argument" = --no-cache-dir ] || set -- "$@" "$argument"
+done
+exec "{sys.executable}" -m pip "$@"
+"""
 
 
 class Step(NamedTuple):
@@ -130,7 +139,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     tools = directory / "tools"  # the base image's python and pip
     tools.mkdir()
     (tools / "python").symlink_to(sys.executable)
-    (tools / "pip").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pip "$@"\n')
+    (tools / "pip").write_text(PIP)
     (tools / "pip").chmod(0o755)
     (directory / "app").mkdir()
     for step in steps():
