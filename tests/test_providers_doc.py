@@ -25,7 +25,7 @@ targets = ["groq"]
 
 
 def test_it_tells_of_every_server_that_people_ask_for() -> None:
-    assert list(LINES) == ["Ollama", "vLLM", "Together", "Mistral", "OpenRouter"]
+    assert list(LINES) == ["Anthropic", "Ollama", "vLLM", "Together", "Mistral", "OpenRouter"]
 
 
 @pytest.mark.parametrize("name", LINES)

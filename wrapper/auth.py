@@ -1,4 +1,4 @@
-"""Authentication: from an Authorization header to a `Principal`.
+"""Authentication: from the header that carries an API key to a `Principal`.
 
 Invariant: a key is recognised by the SHA-256 of its secret, looked up in a dictionary, and no
 message about a refused key repeats any part of it. The look-up needs no constant-time comparison:
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import lru_cache
+from typing import Final, NamedTuple
 
 from wrapper.config import ApiKey
 from wrapper.errors import ApiKeyExpired, InvalidApiKey
@@ -26,7 +27,8 @@ PREFIX = "sk-wr-"
 _EXPIRED = "The API key has expired: ask for a new one."
 _REPLACED = "The API key was replaced by a new one, which is valid: use that one."
 # RFC 6750 section 2.1, but with exactly one space. No comma: two headers arrive joined by one.
-_BEARER = re.compile(r"bearer ([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE | re.ASCII)
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)
+_BEARER = re.compile(rf"bearer ({_TOKEN.pattern})", re.IGNORECASE | re.ASCII)
 
 
 @lru_cache(maxsize=4096)
@@ -35,18 +37,28 @@ def _matcher(models: tuple[str, ...]) -> Callable[[str], object]:
     return re.compile("|".join(translate(model) for model in models)).match
 
 
+class Credential(NamedTuple):
+    """A credential for a provider: the name of the header that carries it, and its value."""
+
+    header: str
+    value: str
+
+
+AUTHORIZATION: Final = "Authorization"
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """An authenticated caller.
 
-    `key` is None, and `credential` their `Authorization` header, for a caller who uses a provider's
-    credential of their own.
+    `key` is None, and `credential` what they sent, for a caller who uses a provider's credential of
+    their own.
     """
 
     name: str
     models: tuple[str, ...] = ("*",)
     key: ApiKey | None = None
-    credential: str | None = None
+    credential: Credential | None = None
     is_restricted: bool = field(init=False)  # may use some models only
 
     def __post_init__(self) -> None:
@@ -129,12 +141,41 @@ class Keyring:
         found = self._by_digest.get(hashlib.sha256(token.encode()).hexdigest())
         if found is None:
             if client_credentials and not is_gateway_key(token):
-                return Principal(CLIENT, credential=authorization)
+                return Principal(CLIENT, credential=Credential(AUTHORIZATION, authorization or ""))
             raise InvalidApiKey("The API key is unknown or revoked.")
         principal, end, why = found
         if end is not None and (time.time() if now is None else now) >= end:
             raise ApiKeyExpired(why)
         return principal
+
+    def authenticate_either(
+        self,
+        authorization: str | None,
+        given: Credential,
+        *,
+        client_credentials: bool = False,
+        now: float | None = None,
+    ) -> Principal:
+        """As `authenticate`, where the key may also be `given` in a header of the provider's own.
+
+        Of two different ones that which is a key of the gateway counts.
+        """
+        header, token = given
+        how = f"send 'Authorization: Bearer <key>' or '{header}: <key>', exactly once"
+        if not (authorization or token):
+            raise InvalidApiKey(f"No API key was given: {how}.")
+        if token and not _TOKEN.fullmatch(token):
+            raise InvalidApiKey(f"The {header} header is malformed: {how}.")
+        is_known = digest(token) in self._by_digest
+        if authorization and token and (other := bearer(authorization)) != token:
+            if is_known == (digest(other) in self._by_digest):
+                raise InvalidApiKey(f"Two different API keys were given: {how}.")
+            token = token if is_known else ""
+        if token and (is_known or not client_credentials or is_gateway_key(token)):
+            authorization = f"Bearer {token}"
+        elif token:
+            return Principal(CLIENT, credential=given)
+        return self.authenticate(authorization, client_credentials=client_credentials, now=now)
 
 
 def expired(key: ApiKey, *, now: float | None = None) -> bool:

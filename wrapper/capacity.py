@@ -84,11 +84,11 @@ class Newcomers(set[Hashable]):
         super().__init__()
         self._accepted: OrderedDict[int, None] = OrderedDict()
 
-    def is_known(self, credential: str) -> bool:
+    def is_known(self, credential: Hashable) -> bool:
         """Whether a provider accepted this credential not long ago."""
         return hash(credential) in self._accepted
 
-    def accepted(self, request: Hashable, credential: str) -> None:
+    def accepted(self, request: Hashable, credential: Hashable) -> None:
         """The provider accepted it: neither this request nor its next ones are newcomers'."""
         self.discard(request)
         self._accepted[hash(credential)] = None

@@ -200,6 +200,14 @@ def test_groq_reports_the_use_of_every_stream_and_others_when_asked(loaded: Load
     assert list(problems(loaded, provider('stream_usage = "no"'))) == ["providers.x.stream_usage"]
 
 
+def test_the_credentials_header_is_one_that_never_passes_from_a_client(loaded: Load) -> None:
+    assert loaded(provider("")).providers["x"].auth == "bearer"
+    assert loaded(provider('auth = "x-api-key"')).providers["x"].auth == "x-api-key"
+    assert list(problems(loaded, provider('auth = "x-team"'))) == ["providers.x.auth"]
+    twice = 'auth = "api-key"\nheaders = { "Api-Key" = { env = "K" } }'
+    assert list(problems(loaded, provider(twice))) == ["providers.x.headers.Api-Key"]
+
+
 def test_a_provider_without_api_key_is_usable(loaded: Load) -> None:
     assert loaded(provider("")).providers["x"].usable
 

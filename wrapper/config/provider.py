@@ -43,6 +43,7 @@ _RESERVED_HEADERS = frozenset(
     ]
 )
 _SECRET = frozenset(("api-key", "x-api-key", "x-goog-api-key"))
+_AUTH = re.compile("|".join(["bearer", *sorted(_SECRET)]))
 
 # Seconds that an idle connection may serve again. uvicorn, and with it vLLM, closes after 5 s, Node
 # after 5 s: a request that meets the close on its way is lost. These hosts keep theirs for minutes.
@@ -54,7 +55,10 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
     """The provider, or None when its base URL is wrong. Problems are recorded in the table."""
     base_url = _base_url(table)
     api_key, why = secrets.read(table, "api_key")
-    headers, secret_headers, headers_why = _headers(table, secrets)
+    auth = table.text(
+        "auth", "bearer", pattern=_AUTH, wanted=f'"bearer" or one of {", ".join(sorted(_SECRET))}'
+    )
+    headers, secret_headers, headers_why = _headers(table, secrets, auth)
     timeouts = {
         "connect_timeout": table.seconds("connect_timeout", 5.0),
         "first_byte_timeout": table.seconds("first_byte_timeout", 600.0),
@@ -80,6 +84,7 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
         base_url=base_url,
         api_key=api_key,
         api_key_problem=why or headers_why,
+        auth=auth,
         client_credentials=client_credentials,
         max_connections=max_connections,
         headers=headers,
@@ -140,7 +145,7 @@ def _wrong_address(value: str) -> str | None:
 
 
 def _headers(
-    table: Table, secrets: SecretReader
+    table: Table, secrets: SecretReader, auth: str
 ) -> tuple[tuple[tuple[str, str], ...], frozenset[str], str | None]:
     """The headers to add, the names of the secret ones, and why a secret is missing."""
     inner = table.table("headers")
@@ -152,7 +157,7 @@ def _headers(
     for name, value in inner.data.items():
         if name.lower() in found:
             inner.problem(name, "is there twice", "remove one")
-        elif not _may_add(inner, name):
+        elif not _may_add(inner, name, auth):
             continue
         elif isinstance(value, dict):
             secret, missing = secrets.read(inner, name)
@@ -165,10 +170,10 @@ def _headers(
     return tuple(found.values()), frozenset(secret_names), why
 
 
-def _may_add(table: Table, name: str) -> bool:
+def _may_add(table: Table, name: str, auth: str) -> bool:
     if not _TOKEN.fullmatch(name):
         table.problem(name, "is not a header's name", "see RFC 9110 section 5.6.2")
-    elif name.lower() in _RESERVED_HEADERS:
+    elif name.lower() in _RESERVED_HEADERS or name.lower() == auth:
         table.problem(name, "is set by the gateway", "use api_key for the credential")
     else:
         return True

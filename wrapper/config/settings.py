@@ -67,7 +67,8 @@ class Provider:
     when the credential is missing: then `api_key_problem` says why. `headers` are added to upstream
     requests and may hold secrets, so they are not in the `repr`; those in `secret_headers` (lower
     case) are credentials of the gateway, sent for its own keys only. `ca_pem` is the content of
-    `ca_file`: with another content this is another provider. `stream_usage` says when a chat stream
+    `ca_file`: with another content this is another provider. `auth` is how the credential is sent:
+    `bearer`, or the name of the header that has it. `stream_usage` says when a chat stream
     reports its usage: `ask` on request (OpenAI's `stream_options.include_usage`), `sent` always
     (Groq). `keepalive` is how long an idle connection may serve again. The limits hold for the
     whole account. `default_output_tokens` overrides that of the server.
@@ -77,6 +78,7 @@ class Provider:
     base_url: str
     api_key: Secret | None = None
     api_key_problem: str | None = None
+    auth: str = "bearer"
     client_credentials: bool = False
     connect_timeout: float = 5.0
     first_byte_timeout: float = 600.0

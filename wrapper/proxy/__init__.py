@@ -1,7 +1,7 @@
 """The path of a proxy request, from top to bottom; a handler calls these in order.
 
     begin            the request counts as a proxy request       here
-    authenticate     Authorization → principal                   auth
+    authenticate     the key's header → principal                auth
     read_request     endpoint, model, body                       request, body
     resolve          model access, route → upstream attempts     model_access, model_names,
                                                                  targets, objects
@@ -20,7 +20,7 @@ of all timeouts, and arms a request's deadlines on the way.
 
 from __future__ import annotations
 
-from wrapper.auth import Principal
+from wrapper.auth import Credential, Principal
 from wrapper.proxy.admit import admit
 from wrapper.proxy.forward import forward
 from wrapper.proxy.request import read_request
@@ -51,13 +51,22 @@ def begin() -> RequestContext:
 def authenticate(context: RequestContext, *, provider: str | None = None) -> Principal:
     """The caller, known before anything of the body is read.
 
-    On a `provider`'s own paths it may take callers with a credential of their own.
+    On a `provider`'s own paths the key may stand in the header that the provider has for it, and
+    callers may come with a credential of their own.
     """
-    snapshot = context.snapshot
-    principal = snapshot.keyring.authenticate(
-        context.environ.get("HTTP_AUTHORIZATION"),
-        client_credentials=provider is not None
-        and snapshot.upstreams[provider].provider.client_credentials,
-    )
+    snapshot, environ = context.snapshot, context.environ
+    settings = None if provider is None else snapshot.upstreams[provider].provider
+    authorization = environ.get("HTTP_AUTHORIZATION")
+    if settings is None or settings.auth == "bearer":
+        principal = snapshot.keyring.authenticate(
+            authorization, client_credentials=settings is not None and settings.client_credentials
+        )
+    else:
+        given = environ.get("HTTP_" + settings.auth.upper().replace("-", "_"), "")
+        principal = snapshot.keyring.authenticate_either(
+            authorization,
+            Credential(settings.auth, given),
+            client_credentials=settings.client_credentials,
+        )
     context.record.api_key = principal.name
     return principal

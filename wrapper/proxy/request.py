@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from wrapper import errors
-from wrapper.auth import Principal
+from wrapper.auth import Credential, Principal
 from wrapper.cancellation import TIMEOUT, Interrupted, yield_if_due
 from wrapper.capacity import HOLDERS_PART, UNAUTHENTICATED_PART, Holding
 from wrapper.endpoints import Endpoint, find_endpoint
@@ -190,7 +190,7 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     return request
 
 
-def _take_newcomers_place(context: RequestContext, credential: str) -> None:
+def _take_newcomers_place(context: RequestContext, credential: Credential) -> None:
     """Callers whom nothing has authenticated yet have few places: they must not keep key owners
     out. A credential that a provider has accepted lately is no newcomer's.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from wrapper import errors
-from wrapper.auth import Principal
+from wrapper.auth import Credential, Principal
 from wrapper.proxy.model_access import check_endpoint, requested_model
 from wrapper.proxy.model_names import with_model
 from wrapper.proxy.objects import targets_of_object
@@ -21,7 +21,7 @@ class UpstreamAttempt(NamedTuple):
     target: str  # raw path and query on the provider's origin
     model: str  # the model's name at this provider, empty where the request names none
     rename: bool = False  # the body's model has to be changed to `model`
-    credential: str | None = None  # the caller's own Authorization, in place of the gateway's
+    credential: Credential | None = None  # the caller's own, in place of the gateway's
     ask_usage: bool = False  # the stream reports its usage only when asked
 
 
@@ -76,7 +76,7 @@ def _attempt_at(
     path: str,
     model: str,
     rename: bool = False,
-    credential: str | None = None,
+    credential: Credential | None = None,
 ) -> UpstreamAttempt:
     settings = context.snapshot.settings
     if settings.stand_in and credential is None and not upstream.usable:

@@ -172,8 +172,10 @@ class Handler:
 
     def _check_key(self) -> None:
         key = self._provider.api_key
-        given = self._request.header("authorization")
-        if key and not hmac.compare_digest(given.encode("latin-1"), f"Bearer {key}".encode()):
+        given, expected = self._request.header("authorization"), f"Bearer {key}"
+        if self._record.endpoint.startswith("messages"):
+            given, expected = self._request.header("x-api-key"), key
+        if key and not hmac.compare_digest(given.encode("latin-1"), expected.encode()):
             raise ApiError(401, "Incorrect API key provided.")
 
     def _read_body_fields(self, call: Call) -> None:

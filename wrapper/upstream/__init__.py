@@ -15,6 +15,7 @@ import requests
 from requests.exceptions import RequestException
 
 from wrapper import errors
+from wrapper.auth import AUTHORIZATION, Credential
 from wrapper.cancellation import Interrupted, within, yield_if_due
 from wrapper.config import Provider
 from wrapper.formats.media import content_coding, media_type
@@ -112,7 +113,7 @@ class Upstream:
         self._timeout = (provider.connect_timeout, provider.first_byte_timeout)
         self._own = _headers(provider)
         self._open = _headers_for_others(provider)
-        self._credential = f"Bearer {provider.api_key.reveal()}" if provider.api_key else None
+        self._credential = _credential(provider)
         self.takes_stream_options: bool | None = None
         """Whether it accepts `stream_options`; None until one stream has shown it."""
 
@@ -122,18 +123,19 @@ class Upstream:
         target: str,
         headers: Mapping[str, str],
         body: bytes | Iterable[bytes] | None,
-        credential: str | None = None,
+        credential: Credential | None = None,
     ) -> UpstreamResponse:
         """Send one request and return its response as soon as the head is there.
 
         `target` is the raw path and query on the provider's origin. `headers` have been through
-        `headers_up`. `credential` is the caller's own `Authorization`, used instead of the
-        gateway's: then no secret of the gateway goes up. Raises the kinds of UpstreamError.
+        `headers_up`. `credential` is the caller's own, used instead of the gateway's: then no
+        secret of the gateway goes up. Raises the kinds of UpstreamError.
         """
         own = self._own if credential is None else self._open
         prepared = with_own(headers, own) if own else {**headers}
-        if credential or self._credential:
-            prepared["Authorization"] = credential or self._credential or ""
+        used = credential or self._credential
+        if used is not None:
+            prepared[used.header] = used.value
         # Content-Length where it is known, else chunks (RFC 9112 section 6).
         length = len(body) if isinstance(body, bytes) else getattr(body, "length", None)
         if length is not None:
@@ -192,14 +194,24 @@ class Upstream:
         session.headers.update(
             {"User-Agent": "wrapper", "Accept-Encoding": "identity", **self._own}
         )
-        if self._credential:
-            session.headers["Authorization"] = self._credential
+        if self._credential is not None:
+            session.headers[self._credential.header] = self._credential.value
         session.mount(self.provider.origin, self._adapter)
         return session
 
     def close(self) -> None:
         """Close the idle connections."""
         self._adapter.close()
+
+
+def _credential(provider: Provider) -> Credential | None:
+    """The gateway's own, in the header that the provider wants it in."""
+    if provider.api_key is None:
+        return None
+    secret = provider.api_key.reveal()
+    if provider.auth == "bearer":
+        return Credential(AUTHORIZATION, f"Bearer {secret}")
+    return Credential(provider.auth, secret)
 
 
 def _headers(provider: Provider) -> dict[str, str]:

@@ -94,6 +94,7 @@ _NEVER_DOWN = _HOP_BY_HOP | frozenset(
         "set-cookie2",
         "openai-organization",
         "openai-project",
+        "anthropic-organization-id",
         "content-length",
         "date",
         "server",

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from wrapper.simulator.api import chat, echo, embeddings, media, models, objects, responses
+from wrapper.simulator.api import (
+    chat,
+    echo,
+    embeddings,
+    media,
+    messages,
+    models,
+    objects,
+    responses,
+)
 from wrapper.simulator.api.call import Call
 from wrapper.simulator.http import segments
 from wrapper.simulator.response import Response
@@ -18,6 +27,8 @@ _ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "engines/{}/completions", chat.completions),
     ("POST", "embeddings", embeddings.embeddings),
     ("POST", "moderations", embeddings.moderations),
+    ("POST", "messages", messages.create),
+    ("POST", "messages/count_tokens", messages.count_tokens),
     ("POST", "responses", responses.create),
     ("GET", "responses/{}", objects.retrieval("responses")),
     ("DELETE", "responses/{}", objects.deletion("responses", "response")),
