@@ -26,7 +26,7 @@ from wrapper.proxy.finalize import finalize
 from wrapper.proxy.request import split_target
 from wrapper.proxy.response import StreamedResponse
 from wrapper.record import UNMATCHED, RequestRecord
-from wrapper.runtime import RequestContext, Runtime, request_context, runtime_of
+from wrapper.runtime import RequestContext, Runtime, request_context
 from wrapper.store import open_store
 from wrapper.telemetry import Exporter, Telemetry
 
@@ -72,7 +72,8 @@ class GatewayApp(Flask):
 
     def preprocess_request(self) -> Response | None:
         """Begin the request's record. In place of Flask's hooks, which nothing here registers."""
-        runtime, environ, rule = runtime_of(self), request.environ, request.url_rule
+        runtime: Runtime = self.extensions["wrapper"]
+        environ, rule = request.environ, request.url_rule
         record = RequestRecord(
             method=request.method,
             path=rule.rule.replace("<path:rest>", "<path>") if rule else UNMATCHED,

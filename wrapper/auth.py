@@ -137,7 +137,8 @@ class Keyring:
         credential for the provider. Raises `InvalidApiKey`, or `ApiKeyExpired` for a key whose
         date has passed.
         """
-        token = bearer(authorization)
+        header = _BEARER.fullmatch(authorization or "")
+        token = header[1] if header else bearer(authorization)  # which says what is wrong
         found = self._by_digest.get(hashlib.sha256(token.encode()).hexdigest())
         if found is None:
             if client_credentials and not is_gateway_key(token):

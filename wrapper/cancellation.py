@@ -2,11 +2,14 @@
 
 Theory of operation. A request is one greenlet, and most of its life it waits for the provider
 inside `with scope:`. Three things may end such a wait. The client's socket turns readable and a
-peek finds it closed (RFC 9112 section 9.6 allows taking that as a cancellation); a deadline's timer
-fires; the worker drains. Each throws `Interrupted` into the greenlet from the event loop, at a
+peek finds it closed (RFC 9112 section 9.6 allows taking that as a cancellation); a deadline has
+passed; the worker drains. Each throws `Interrupted` into the greenlet from the event loop, at a
 moment when the greenlet is parked, so that nothing is interrupted half way. Outside of `with
 scope:` the cause is only noted and is raised at the next wait: gunicorn's own writing is never
 interrupted.
+
+Deadlines are numbers, which one timer of the worker looks at every `SWEEP` seconds: a timer for
+each deadline would be made and freed three times a request.
 
 Invariant: a provider never goes on working for a client that has gone.
 
@@ -20,6 +23,7 @@ Flask's test client) a scope keeps deadlines on the socket timeouts alone.
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -33,12 +37,14 @@ from gevent.threadpool import ThreadPool
 CLIENT_GONE: Final = "client_gone"
 TIMEOUT: Final = "timeout"
 DRAINED: Final = "drained"
-IDLE_CHECKS: Final = 4  # per idle timeout
+SWEEP: Final = 0.25  # seconds; a deadline is noticed up to that much later
 PIECE: Final = 65536  # bytes of a response that are written at once
 THREADS: Final = 2  # for `in_thread`
 TURN: Final = 0.005  # seconds of work in one turn of the event loop
 UPLOAD_CHECK: Final = 0.5  # seconds between two checks of a client whose bytes are waiting
 _CLOSED_BY_PEER: Final = frozenset({7, 8})  # Linux: TCP_CLOSE, TCP_CLOSE_WAIT
+
+clock = time.monotonic
 
 T = TypeVar("T")
 
@@ -57,10 +63,11 @@ class Interrupted(BaseException):
 
 class Scopes(set["CancelScope"]):
     """The cancel scopes of one worker that are open: requests whose body is being read, or that are
-    with a provider.
+    with a provider. A timer looks at their deadlines while there are any.
     """
 
     draining = False
+    timer: Any = None
 
     def drain(self) -> None:
         """End every wait, now and from now on, each as `drained`."""
@@ -68,22 +75,27 @@ class Scopes(set["CancelScope"]):
         for scope in self:
             get_hub().loop.run_callback(scope.interrupt, DRAINED)
 
+    def watch(self) -> None:
+        """Begin to look at the deadlines."""
+        self.timer = get_hub().loop.timer(SWEEP, SWEEP)
+        self.timer.start(self._sweep)
+
+    def _sweep(self) -> None:
+        """Runs in the event loop."""
+        now = clock()
+        for scope in [*self]:  # a copy: an interrupted request may end at once
+            scope.check(now)
+        if not self:
+            self.timer.stop()
+            self.timer.close()
+            self.timer = None
+
 
 class CancelScope:
     """The waits of one request: `open`, wait inside `with scope`, `close`."""
 
     __slots__ = (
-        *(
-            "_idle",
-            "_io",
-            "_scopes",
-            "_seen",
-            "_sock",
-            "_timer",
-            "_unchanged",
-            "_waiting",
-            "_waits",
-        ),
+        *("_deadline", "_idle", "_io", "_scopes", "_seen", "_since", "_sock", "_waiting", "_waits"),
         *("greenlet", "reason"),
     )
 
@@ -92,11 +104,11 @@ class CancelScope:
         self._sock: Any = getattr(sock, "_sock", None)  # gevent's plain, non-blocking socket
         self.greenlet: Any = None  # that of the request
         self._io: Any = None
-        self._timer: Any = None
-        self._idle: Any = None
+        self._deadline = math.inf
+        self._idle = 0.0  # the idle timeout in seconds, 0 for none
         self._waits = 0  # begun so far
-        self._seen = 0  # `_waits` at the last idle check
-        self._unchanged = 0  # idle checks in a row that found the same wait
+        self._seen = 0  # `_waits` at the last check
+        self._since = 0.0  # when a check has first found that wait
         self._waiting = False
         self.reason: str | None = None
 
@@ -110,10 +122,10 @@ class CancelScope:
     def close(self) -> None:
         """No interruption after this."""
         self._scopes.discard(self)
-        for watcher in (self._timer, self._idle, self._io):
-            if watcher is not None:
-                _end(watcher)
-        self._timer = self._idle = self._io = None
+        if self._io is not None:
+            self._io.stop()
+            self._io.close()
+            self._io = None
 
     def watch_client(self, *, uploading: bool = False) -> None:
         """Begin to watch for the client's leaving.
@@ -122,7 +134,8 @@ class CancelScope:
         stand before the end: then the state of the connection is checked instead.
         """
         if self._io is not None:
-            _end(self._io)
+            self._io.stop()
+            self._io.close()
             self._io = None
         if self._sock is None:
             return
@@ -141,28 +154,26 @@ class CancelScope:
         """
         if self.reason == TIMEOUT:
             self.reason = None
-        if self._idle is not None:
-            _end(self._idle)
-            self._idle = None
-        if self._timer is not None:
-            _end(self._timer)
-            self._timer = None
-        if self._sock is not None:
-            self._timer = get_hub().loop.timer(max(seconds, 0.001))
-            self._timer.start(self.interrupt, TIMEOUT)
+        self._deadline, self._idle = clock() + seconds, 0.0
+        if self._scopes.timer is None and self._sock is not None:
+            self._scopes.watch()
 
     def set_idle_timeout(self, seconds: float) -> bool:
-        """Each wait from now on ends after `seconds`, or up to a quarter of that later.
+        """Each wait from now on ends after `seconds`, or up to two sweeps later.
 
-        Whether that is possible here. One timer checks four times in that time, which for a stream
-        of many short waits costs much less than a timeout for each.
+        Whether that is possible here. For a stream of many short waits it costs nothing.
         """
-        if self._sock is None:
-            return False
-        interval = max(seconds / IDLE_CHECKS, 0.001)
-        self._idle = get_hub().loop.timer(interval, interval)
-        self._idle.start(self._check_idle)
-        return True
+        self._idle = seconds
+        return self._sock is not None
+
+    def check(self, now: float) -> None:
+        """Runs in the event loop: has the deadline passed, or has one wait been too long?"""
+        if now >= self._deadline:
+            self.interrupt(TIMEOUT)
+        elif self._seen != self._waits:
+            self._seen, self._since = self._waits, now
+        elif self._idle and self._waiting and now - self._since >= self._idle:
+            self.interrupt(TIMEOUT)
 
     def interrupt(self, reason: str) -> None:
         """Runs in the event loop: end the present wait, or the next one."""
@@ -180,14 +191,6 @@ class CancelScope:
 
     def __exit__(self, *_: object) -> None:
         self._waiting = False
-
-    def _check_idle(self) -> None:
-        """Runs in the event loop: is it still the same wait?"""
-        same = self._waiting and self._waits == self._seen
-        self._unchanged = self._unchanged + 1 if same else 0
-        self._seen = self._waits
-        if self._unchanged >= IDLE_CHECKS:
-            self.interrupt(TIMEOUT)
 
     def _check_connection(self) -> None:
         """Runs in the event loop: has the client closed or reset the connection? (tcp(7))"""
@@ -212,12 +215,6 @@ class CancelScope:
             self.interrupt(CLIENT_GONE)
         else:
             self.watch_client(uploading=True)
-
-
-def _end(watcher: Any) -> None:
-    """Stop a watcher of the event loop and free it."""
-    watcher.stop()
-    watcher.close()
 
 
 @contextmanager
@@ -245,7 +242,7 @@ def yield_if_due() -> None:
     sender: so time is measured, and for all requests of the turn together. A sleep of zero would
     not do: the loop looks at its sockets only when it goes round.
     """
-    number, now = get_hub().loop.iteration, time.monotonic()
+    number, now = get_hub().loop.iteration, clock()
     if number != _Turn.number:
         _Turn.number, _Turn.began = number, now
     elif now - _Turn.began > TURN:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from wrapper.metering import extractor_for
+from harness.metering import extractor_for
 from wrapper.metering.price_table import Priced
 from wrapper.metering.pricing import Prices
 

@@ -165,24 +165,24 @@ def test_series_of_usage_are_bounded_and_their_sums_are_not(tmp_path: Path) -> N
         return series
 
     series = started()
-    found = {labels: series.of(labels) for labels in used}
+    found = {labels: series[labels] for labels in used}
     assert sum(own == labels for labels, own in found.items()) == 40
     assert len(set(found.values())) == 40 + 7 + 1
     assert found["key-29", "groq", "model-4"] == ("key-29", "groq", "model-4")  # the most used
     assert found["key-0", "groq", "model-0"] == ("other", "groq", "other")  # not in force
     by_key = {own[0] for labels, own in found.items() if labels[0] == "key-21"}
     assert by_key == {"key-21"}  # a key in force keeps its own sums
-    assert series.of(("new", "groq", "m")) == ("other", "groq", "other")
+    assert series["new", "groq", "m"] == ("other", "groq", "other")
     # What grows afterwards changes nothing at the next start: no counter goes down.
     used["key-16", "groq", "model-0"] += 10**6
     again = started()
-    assert {labels: again.of(labels) for labels in used} == found
+    assert {labels: again[labels] for labels in used} == found
 
 
 def test_a_few_series_are_all_of_their_own_in_force_or_not() -> None:
     series = UsageSeries(detailed=4, keys=2)
     series.restore({("gone", "groq", "m"): 1}, in_force=())
-    assert series.of(("gone", "groq", "m")) == ("gone", "groq", "m")
+    assert series["gone", "groq", "m"] == ("gone", "groq", "m")
     for model in ("a", "b", "c"):
-        assert series.of(("new", "groq", model))[2] == model
-    assert series.of(("new", "groq", "d")) == ("new", "groq", "other")
+        assert series["new", "groq", model][2] == model
+    assert series["new", "groq", "d"] == ("new", "groq", "other")

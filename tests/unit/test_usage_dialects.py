@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import effort
-from wrapper.metering import ExtractedUsage, Usage, extractor_for, has_content
+from harness.metering import extractor_for
+from wrapper.metering import ExtractedUsage, Usage, has_content
 
 CHAT = {
     "prompt_tokens": 19,

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import effort
-from wrapper.metering import Usage, UsageExtractor, extractor_for
+from harness.metering import extractor_for
+from wrapper.metering import Usage, UsageExtractor
 
 USAGE = b'{"prompt_tokens":19,"completion_tokens":10,"total_tokens":29}'
 CHUNK = (

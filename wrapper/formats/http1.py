@@ -23,7 +23,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 READ_SIZE = 65536
@@ -33,10 +33,17 @@ MAX_TRAILERS = 64
 MAX_PIECES = 1024  # chunks in one piece: a millisecond of work, however small they are
 MAX_INTERIM = 16
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
 # White space around the value is stripped afterwards: were it matched here, a long run of it before
 # a control character would be divided in every possible way, for minutes.
-_HEADER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
+_FIELD = rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)"
+_HEADER_LINE = re.compile(_FIELD)
+_HEADER_LINES = re.compile(rb"\r\n" + _FIELD)
+# One match checks a whole head, which costs less than one for each line.
+_HEAD = re.compile(
+    rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?"
+    rb"((?:\r\n" + _FIELD.replace(b"(", b"(?:") + rb")*)"
+)
+_LENGTH = re.compile("[0-9]{1,15}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 
 # What nearly every chunk-size line is: no extension, and not the last chunk.
@@ -139,7 +146,11 @@ class Connection:
         self.sock.settimeout(timeout)
         try:
             if body is None or (isinstance(body, bytes) and len(body) <= READ_SIZE):
-                self.sock.sendall(head + body if body else head)
+                data = head + body if body else head
+                # `sendall` of gevent asks the system for the buffer's size each time.
+                sent = self.sock.send(data)
+                if sent < len(data):
+                    self.sock.sendall(data[sent:])
             else:
                 self.sock.sendall(head)
                 body = (body,) if isinstance(body, bytes) else body  # not copied behind the head
@@ -215,60 +226,57 @@ class Connection:
         return data[:end]
 
 
+@lru_cache(maxsize=1024)
+def _names(name: bytes) -> tuple[str, str]:
+    """A header's name as it came, and in lower case; responses have the same ones again."""
+    text = name.decode("ascii")
+    return text, text.lower()
+
+
 def parse_head(data: bytes, method: str) -> Head:
-    """Read a response head (without its blank line) strictly, or raise ProtocolError."""
-    lines = data.split(b"\r\n")
-    match = _STATUS_LINE.fullmatch(lines[0])
+    """Read a response head (without its blank line) strictly, or raise ProtocolError.
+
+    The body's length is that of RFC 9112 section 6.3, refusing whatever section 11.2 warns of.
+    """
+    match = _HEAD.fullmatch(data)
     if match is None:
-        raise ProtocolError("not an HTTP/1.x status line")
-    minor, status = match[1], int(match[2])
+        sound = _HEAD.fullmatch(data.partition(b"\r\n")[0])
+        raise ProtocolError("a malformed header line" if sound else "not an HTTP/1.x status line")
+    is_11, status = match[1] == b"1", int(match[2])
     headers: Headers = []
-    lengths: list[str] = []
-    codings: list[str] = []
-    connection: list[str] = []  # its tokens
     first: dict[str, str] = {}
-    for line in lines[1:]:
-        field = _HEADER_LINE.fullmatch(line)
-        if field is None:
-            raise ProtocolError("a malformed header line")
-        name, value = field[1].decode("ascii"), field[2].strip(b" \t").decode("latin-1")
+    connection = ""  # its tokens
+    for raw_name, raw_value in _HEADER_LINES.findall(match[4]):
+        name, lower = _names(raw_name)
+        value = raw_value.strip(b" \t").decode("latin-1")
         headers.append((name, value))
-        lower = name.lower()
-        first.setdefault(lower, value)
-        if lower == "content-length":
-            lengths.append(value)
-        elif lower == "transfer-encoding":
-            codings.append(value.lower())
-        elif lower == "connection":
-            connection += value.lower().replace(",", " ").split()
+        if lower not in first:
+            first[lower] = value
+        elif lower in ("content-length", "transfer-encoding"):
+            raise ProtocolError(f"{name} is given twice")
+        if lower == "connection":
+            connection += "," + value.lower()
+    length, coding = first.get("content-length"), first.get("transfer-encoding")
+    if coding is not None and (coding.lower() != "chunked" or length is not None or not is_11):
+        raise ProtocolError("Transfer-Encoding that cannot be trusted")
+    if length is not None and _LENGTH.fullmatch(length) is None:
+        raise ProtocolError("Content-Length that cannot be trusted")
     bodiless = method == "HEAD" or status < 200 or status in (204, 304)
-    length, chunked = _framing(bodiless, minor == b"1", lengths, codings)
-    keep_alive = minor == b"1" or "keep-alive" in connection
-    keep_alive = keep_alive and "close" not in connection
     # That no body follows these is presumed. One that does, a moment later, would be read as the
     # response to the next request, which may be another client's.
-    keep_alive = keep_alive and not bodiless
-    reason = (match[3] or b"").decode("latin-1").strip()
-    return Head(status, reason, headers, length, chunked, keep_alive, first)
-
-
-def _framing(
-    bodiless: bool, is_11: bool, lengths: list[str], codings: list[str]
-) -> tuple[int | None, bool]:
-    """RFC 9112 section 6.3, refusing whatever section 11.2 warns of."""
-    if codings and (codings != ["chunked"] or lengths or not is_11):
-        raise ProtocolError("Transfer-Encoding that cannot be trusted")
-    if len(lengths) > 1 or (lengths and not _is_length(lengths[0])):
-        raise ProtocolError("Content-Length that cannot be trusted")
-    if bodiless:
-        return 0, False
-    if codings:
-        return None, True
-    return (int(lengths[0]) if lengths else None), False
-
-
-def _is_length(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 15
+    keep_alive = is_11 and not bodiless
+    if connection:
+        tokens = connection.replace(",", " ").split()
+        keep_alive = (is_11 or "keep-alive" in tokens) and "close" not in tokens and not bodiless
+    return Head(
+        status,
+        (match[3] or b"").decode("latin-1").strip(),
+        headers,
+        0 if bodiless else int(length) if length is not None else None,
+        coding is not None and not bodiless,
+        keep_alive,
+        first,
+    )
 
 
 class Body:

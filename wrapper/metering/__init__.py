@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wrapper.formats.media import content_coding, is_json, media_type
+from wrapper.formats.media import is_json
 from wrapper.metering.json_body import JsonExtractor
 from wrapper.metering.lines import LinesExtractor
 from wrapper.metering.stream import StreamExtractor, has_content, set_include_usage
@@ -30,16 +30,14 @@ __all__ = [
 _LINES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
 
-def extractor_for(
-    content_type: str | None, content_encoding: str | None, *, strip_usage: bool = False
-) -> UsageExtractor:
-    """The extractor for a response with these headers.
+def extractor_for(media: str, coding: str, *, strip_usage: bool = False) -> UsageExtractor:
+    """The extractor for a response of this media type and content coding, as `formats.media` has
+    them.
 
     `strip_usage`: the client did not ask for the usage chunk of a stream, so it is taken out.
     A compressed stream cannot be stripped and stays as it is: a request to which the gateway
     adds `include_usage` must not allow compression (`Accept-Encoding: identity`).
     """
-    media, coding = media_type(content_type or ""), content_coding(content_encoding or "")
     is_stream = media == "text/event-stream"
     is_lines = media in _LINES
     if not (is_stream or is_lines or is_json(media)):

@@ -43,6 +43,10 @@ from wrapper.metering.usage import (
 )
 
 _ENDS = (b"\n\n", b"\r\n\r\n")
+# What an event is decoded for: a usage with a value, an error, a tool that was executed, and until
+# it is known the model.
+_WORDS = re.compile(rb'"(?:usage(?!":null)|error"|executed_tools")')
+_MODEL_OR_WORDS = re.compile(rb'"(?:usage(?!":null)|error"|executed_tools"|model")')
 _DATA = re.compile(rb"(?:\A|[\r\n])data: ?")
 # The last event of chat and of Anthropic's streams; that of the Responses API has the usage.
 _TERMINAL = re.compile(
@@ -115,6 +119,7 @@ class StreamExtractor:
         "_ended",
         "_error",
         "_executed",
+        "_interesting",
         "_last",
         "_model",
         "_oversized",
@@ -135,6 +140,8 @@ class StreamExtractor:
         self._reason: str | None = None
         self._error = False
         self._ended = False
+        # Whether a piece of the stream has to be decoded.
+        self._interesting = _MODEL_OR_WORDS.search
         # What was fed last; None before the first event, where a byte order mark may stand.
         self._last: bytes | None = None
         self._terminal = False
@@ -185,14 +192,6 @@ class StreamExtractor:
         reason = self._reason or (NO_USAGE if self._ended else TRUNCATED)
         return ExtractedUsage(None, self._model, reason, self._error, terminal)
 
-    def _interesting(self, data: bytes) -> bool:
-        if b'"usage' in data and data.count(b'"usage') > data.count(b'"usage":null'):
-            return True
-        # One search for both: `"error"` and `"executed_tools"`.
-        if b'"e' in data and (b'"error"' in data or b'"executed_tools"' in data):
-            return True
-        return self._model is None and b'"model"' in data
-
     def _is_kept(self, span: Span) -> bool:
         if self._stripped_at_cr:
             self._stripped_at_cr = False
@@ -241,7 +240,9 @@ class StreamExtractor:
         self._note(found)
 
     def _note(self, found: JsonUsage) -> None:
-        self._model = self._model or found.model
+        if self._model is None and found.model is not None:
+            self._model = found.model
+            self._interesting = _WORDS.search
         self._error = self._error or found.error
         self._start = found.start or self._start
         self._terminal = self._terminal or found.type in TERMINAL_TYPES

@@ -1,6 +1,6 @@
 """What a response used: the numbers that the provider reported, or the reason why there are none.
 
-    extractor = extractor_for(content_type, content_encoding)
+    extractor = extractor_for(media_type, content_coding)
     for piece in body:
         send(extractor.feed(piece))    # the same bytes, unless a usage chunk is taken out
     send(extractor.flush())            # at a clean end

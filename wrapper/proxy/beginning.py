@@ -15,7 +15,7 @@ anything else, HEAD, 204      nothing more than the first bytes
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -39,28 +39,57 @@ class _Failure(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Failure).decode
 
 
-def is_enough(response: UpstreamResponse, first: bytes) -> bool:
-    """Whether `first` is all that is waited for."""
-    if response.body.complete or len(first) > MAX_BEGINNING:
-        return True
-    if _is_stream(response):
-        return first.endswith(b"\n\n") or FirstEvent().is_enough(first)
-    if not is_json(response.media_type):
-        return True
-    return (response.length or 0) > MAX_BEGINNING or not first.strip()
+class Beginning:
+    """What has come of a response: `data`, and whether `is_enough` of it is there."""
 
+    def __init__(self, response: UpstreamResponse, first: bytes) -> None:
+        self._response = response
+        self.data = first
+        self._event: FirstEvent | None = None  # made where it has to be looked for
+        if response.body.complete or len(first) > MAX_BEGINNING:
+            self.is_enough = True
+        elif _is_stream(response):
+            self.is_enough = first.endswith(b"\n\n") or self._look(first)
+        elif is_json(response.media_type):
+            self.is_enough = (response.length or 0) > MAX_BEGINNING or not first.strip()
+        else:
+            self.is_enough = True
 
-def read_beginning(response: UpstreamResponse, first: bytes) -> bytes:
-    """`first` and as much of the body as has to be there. Raises UpstreamError."""
-    pieces, size, event = [first], len(first), FirstEvent() if _is_stream(response) else None
-    enough = is_enough(response, first) or (event is not None and event.is_enough(first))
-    while not enough:
-        piece = response.read_first()
-        pieces.append(piece)
-        size += len(piece)
-        enough = response.body.complete or size > MAX_BEGINNING
-        enough = enough or (event is not None and event.is_enough(piece))
-    return b"".join(pieces)
+    def read(self) -> bytes:
+        """As much of the body as has to be there. Raises UpstreamError."""
+        pieces, size = [self.data], len(self.data)
+        while not self.is_enough:
+            piece = self._response.read_first()
+            pieces.append(piece)
+            size += len(piece)
+            found = self._event is not None and self._look(piece)
+            self.is_enough = found or self._response.body.complete or size > MAX_BEGINNING
+        self.data = b"".join(pieces)
+        return self.data
+
+    def _look(self, data: bytes) -> bool:
+        """Whether the first event is there with `data`, which comes next."""
+        if self._event is None:
+            self._event = FirstEvent()
+        return self._event.is_enough(data)
+
+    def is_failure(self) -> bool:
+        """Whether a 2xx stream begins with an error that another provider might not have.
+
+        An error that blames the request is the caller's, as a 400 is.
+        """
+        response = self._response
+        if response.status >= 300 or b"error" not in self.data or not _is_stream(response):
+            return False
+        if self._event is None:
+            self._look(self.data[:MAX_BEGINNING])
+        event = cast(FirstEvent, self._event).flush()
+        data = sse.payload(event, first=True) or b""
+        try:
+            found = read(data).error
+        except DECODING_ERRORS:
+            return _ERROR_NAME.search(event) is not None
+        return (found or _ERROR_NAME.search(event) is not None) and not _blames_the_request(data)
 
 
 class FirstEvent:
@@ -90,24 +119,6 @@ class FirstEvent:
 def _is_stream(response: UpstreamResponse) -> bool:
     """Whether it is an event stream that can be read."""
     return response.is_event_stream and not response.coding
-
-
-def is_failure(response: UpstreamResponse, first: bytes) -> bool:
-    """Whether a 2xx stream begins with an error that another provider might not have.
-
-    An error that blames the request is the caller's, as a 400 is.
-    """
-    if response.status >= 300 or b"error" not in first or not _is_stream(response):
-        return False
-    found_first = FirstEvent()
-    found_first.is_enough(first[:MAX_BEGINNING])
-    event = found_first.flush()
-    data = sse.payload(event, first=True) or b""
-    try:
-        found = read(data).error
-    except DECODING_ERRORS:
-        return _ERROR_NAME.search(event) is not None
-    return (found or _ERROR_NAME.search(event) is not None) and not _blames_the_request(data)
 
 
 def _blames_the_request(data: bytes) -> bool:

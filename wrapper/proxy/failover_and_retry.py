@@ -42,7 +42,7 @@ SDKs not to send it again (`x-should-retry: false`): the provider may still be w
 from __future__ import annotations
 
 from wrapper import errors
-from wrapper.proxy.beginning import read_beginning
+from wrapper.proxy.beginning import Beginning
 from wrapper.proxy.request import ProxyRequest
 from wrapper.record import is_provider_failure
 from wrapper.upstream import Upstream, UpstreamResponse
@@ -71,5 +71,5 @@ def refuses_stream_options(upstream: Upstream, response: UpstreamResponse, first
         return False
     if not upstream.takes_stream_options:
         return True
-    text = read_beginning(response, first)
+    text = Beginning(response, first).read()
     return b"stream_options" in text or b"include_usage" in text

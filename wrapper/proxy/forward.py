@@ -14,7 +14,7 @@ from wrapper import errors
 from wrapper.cancellation import CLIENT_GONE, DRAINED, TIMEOUT, CancelScope, Interrupted
 from wrapper.proxy import timeouts
 from wrapper.proxy.admit import move
-from wrapper.proxy.beginning import is_enough, is_failure, read_beginning
+from wrapper.proxy.beginning import Beginning
 from wrapper.proxy.body import RequestBody
 from wrapper.proxy.failover_and_retry import may_fail_over, refuses_stream_options
 from wrapper.proxy.request import ProxyRequest
@@ -60,9 +60,10 @@ def forward(
                     move(context, attempt)
                 forwarded = _attempt(context, request, attempt, headers)
                 if last or not may_fail_over(request, forwarded.response.status):
-                    if not is_enough(forwarded.response, forwarded.first):
-                        forwarded = _begin(context, request, forwarded)
-                    if last or not is_failure(forwarded.response, forwarded.first):
+                    beginning = Beginning(forwarded.response, forwarded.first)
+                    if not beginning.is_enough:
+                        forwarded = _begin(context, request, forwarded, beginning)
+                    if last or not beginning.is_failure():
                         return forwarded
                     context.record.upstream_failed("error_event")
             except errors.UpstreamError as error:
@@ -99,7 +100,7 @@ def _attempt(
         record.upstream += took
     record.ttft = took
     response = forwarded.response
-    if is_provider_failure(response.status):
+    if response.status >= 400 and is_provider_failure(response.status):
         record.upstream_failed(f"status_{response.status}")
     if response.status == 401 and attempt.credential is None:
         response.close()
@@ -111,13 +112,15 @@ def _attempt(
     return forwarded
 
 
-def _begin(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> Forwarded:
+def _begin(
+    context: RequestContext, request: ProxyRequest, forwarded: Forwarded, beginning: Beginning
+) -> Forwarded:
     """The response with as much of its body as has to be there before its head goes down."""
-    response, first = forwarded.response, forwarded.first
+    response = forwarded.response
     began = clock()
     try:
         with context.scope:
-            return forwarded._replace(first=read_beginning(response, first))
+            return forwarded._replace(first=beginning.read())
     except Interrupted as interruption:
         response.close()
         error = _given_up(context, request, interruption.reason, response.status)

@@ -34,6 +34,7 @@ from wrapper.metering import (
     has_content,
 )
 from wrapper.proxy.admit import rate_limit_headers
+from wrapper.proxy.body import SMALL
 from wrapper.proxy.forward import Forwarded, interrupted
 from wrapper.proxy.objects import remember_created
 from wrapper.proxy.request import ProxyRequest
@@ -71,8 +72,9 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
     kept = request.endpoint.by_character  # it is counted at the end
     if record.content is not None and isinstance(request.body, bytes) and not kept:
         # It has been sent, and streams last for minutes.
+        if len(request.body) > SMALL:
+            record.content.close()
         request = request._replace(body=None)
-        record.content.close()
     credential = forwarded.attempt.credential
     if credential is not None and request.method == "POST" and response.status < 300:
         context.runtime.capacity.newcomers.accepted(context.scope, credential)
@@ -158,7 +160,7 @@ class StreamingBody:
         self._broken = False
         self._closed = False
         self._tail = b""  # the end of what was sent last; empty before the first byte
-        self._yielded = 0.0  # when other requests could last run, as far as is known here
+        self._yielded = clock()  # when other requests could last run, as far as is known here
         self._handed_over = 0.0
         if self._ended:
             extractor.flush()
@@ -171,40 +173,31 @@ class StreamingBody:
         if self._handed_over:  # what was handed over last has been sent: that was the client's time
             record.waited_for_client += clock() - self._handed_over
             self._handed_over = 0.0
-        if self._ended:
-            raise StopIteration
         if self._broken:
             # gunicorn cuts the connection on this, without a final chunk and without a log line.
             raise ConnectionResetError(errno.ECONNRESET, "the response broke off")
+        body, out = self._response.body, b""
         try:
-            data = self._next()
+            while not out:
+                if self._ended:
+                    raise StopIteration
+                data, self._first = self._first or self._read(), b""
+                if data:
+                    out = self._feed(data)
+                if body.complete or not data:
+                    self._ended = True
+                    out += self._extractor.flush()
+                elif not out:
+                    yield_if_due()
         except (errors.UpstreamError, errors.Cancelled) as error:
-            data = self._break(error)
-        record.bytes_out += len(data)
-        self._tail = data[-4:]
+            out = self._break(error)
+        record.bytes_out += len(out)
+        self._tail = out[-4:]
         self._handed_over = clock()
         if self._handed_over - self._yielded > TURN:
             yield_if_due()
             self._yielded = self._handed_over = clock()
-        return data
-
-    def _next(self) -> bytes:
-        """The next bytes for the client, never empty; StopIteration at the clean end."""
-        response = self._response
-        data, self._first = self._first, b""
-        while True:
-            if not data and not response.body.complete:
-                data = self._read()
-            out = self._feed(data) if data else b""
-            if response.body.complete or not data:
-                self._ended = True
-                out += self._extractor.flush()
-            if out:
-                return out
-            if self._ended:
-                raise StopIteration
-            data = b""
-            yield_if_due()
+        return out
 
     def _feed_until_content(self, data: bytes) -> bytes:
         """The time to the first token is that of the first event with content.

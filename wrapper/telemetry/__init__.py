@@ -96,7 +96,7 @@ class Telemetry:
 
     def _in_series(self, row: Sums) -> Sums:
         key, provider, model, outcome = row.group
-        return row._replace(group=(*self._series.of((key, provider, model)), outcome))
+        return row._replace(group=(*self._series[key, provider, model], outcome))
 
     def _has_label(self, model: str) -> bool:
         return model == NO_MODEL or model in self.models
@@ -182,7 +182,7 @@ class Telemetry:
 
     def _count_proxy_request(self, record: RequestRecord, model: str) -> None:
         provider = record.provider or "none"
-        labels = self._series.of((record.api_key, provider, model))
+        labels = self._series[record.api_key, provider, model]
         metrics.CALLS[*labels, record.outcome].inc()
         if record.api_key not in (NO_KEY, CLIENT):
             metrics.LAST_USED[labels[0],].set(int(record.at))

@@ -139,8 +139,8 @@ def _names_in(lines: bytes) -> Iterator[str]:
                 yield name
 
 
-class UsageSeries:
-    """Which sums of usage have series of their own, by key, provider and model.
+class UsageSeries(dict[tuple[str, str, str], tuple[str, str, str]]):
+    """The labels of the series that counts for a key, provider and model: `series[labels]`.
 
     First come, first served, in the order of requests at a start; a key in force comes before one
     that is not. The others are added: a key's further models to the model `other`, and where there
@@ -148,24 +148,21 @@ class UsageSeries:
     """
 
     def __init__(self, detailed: int = MAX_SERIES, keys: int = MAX_KEYS) -> None:
+        super().__init__()
         self._limit = detailed
         self._detailed = Labels(detailed)
         self._keys = Labels(keys)
-        self._known: dict[tuple[str, str, str], tuple[str, str, str]] = {}
 
-    def of(self, labels: tuple[str, str, str]) -> tuple[str, str, str]:
-        """The labels of the series that counts for this key, provider and model."""
-        found = self._known.get(labels)
-        if found is None:
-            key, provider, _ = labels
-            if self._detailed.add("\n".join(labels)):
-                found = labels
-            elif self._keys.add(f"{key}\n{provider}"):
-                found = key, provider, OTHER
-            else:
-                found = OTHER, provider, OTHER
-            if len(self._known) < 4 * self._limit:
-                self._known[labels] = found
+    def __missing__(self, labels: tuple[str, str, str]) -> tuple[str, str, str]:
+        key, provider, _ = labels
+        if self._detailed.add("\n".join(labels)):
+            found = labels
+        elif self._keys.add(f"{key}\n{provider}"):
+            found = key, provider, OTHER
+        else:
+            found = OTHER, provider, OTHER
+        if len(self) < 4 * self._limit:
+            self[labels] = found
         return found
 
     def restore(

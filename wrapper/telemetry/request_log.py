@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import time
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -83,9 +84,10 @@ def line(record: RequestRecord) -> dict[str, Any]:
     """The fields of the line; what is not known is null."""
     usage = record.usage
     status = record.status
+    second = int(record.at)
     level = "info" if status < 400 else "warning" if status < 500 else "error"
     return {
-        "time": _timestamp(record.at),
+        "time": f"{_second(second)}.{int((record.at - second) * 1000):03d}Z",
         "level": level,
         "request_id": record.request_id,
         "upstream_request_id": (record.upstream_request_id or "")[:MAX_ID_LENGTH] or None,
@@ -121,9 +123,7 @@ def line(record: RequestRecord) -> dict[str, Any]:
     }
 
 
-def _timestamp(at: float) -> str:
-    """RFC 3339, UTC, milliseconds."""
-    whole = int(at)
-    return (
-        time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((at - whole) * 1000):03d}Z"
-    )
+@lru_cache(maxsize=2)  # formatted once a second and not for each line
+def _second(at: int) -> str:
+    """RFC 3339 without the fraction, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))

@@ -8,7 +8,6 @@ says whether anything may have been sent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import cast
 from urllib.parse import urlsplit
 
 import requests
@@ -18,9 +17,10 @@ from wrapper import errors
 from wrapper.auth import AUTHORIZATION, Credential
 from wrapper.cancellation import Interrupted, within, yield_if_due
 from wrapper.config import Provider
+from wrapper.formats.http1 import Body, Head
 from wrapper.formats.media import content_coding, media_type
 from wrapper.metering.decoding import decoder_for
-from wrapper.upstream.adapter import ProviderAdapter, RawResponse
+from wrapper.upstream.adapter import BODY_ERRORS, ProviderAdapter, reading_failed
 from wrapper.upstream.failures import gateway_error
 from wrapper.upstream.headers import headers_down, headers_up, is_of_account, with_own
 from wrapper.upstream.unfold import UnfoldedBody
@@ -35,15 +35,14 @@ class UpstreamResponse:
     """
 
     __slots__ = (
-        *("_provider", "_raw", "body", "coding", "headers", "length", "media_type"),
+        *("_adapter", "_provider", "body", "coding", "headers", "length", "media_type"),
         *("is_event_stream", "reason", "request_id", "status"),
     )
 
-    def __init__(self, provider: str, raw: RawResponse) -> None:
+    def __init__(self, provider: str, adapter: ProviderAdapter, head: Head, body: Body) -> None:
         self._provider = provider
-        self._raw = raw
-        self.body = raw.body
-        head = raw.head
+        self._adapter: ProviderAdapter | None = adapter  # while it has the connection
+        self.body = body
         self.status = head.status
         self.reason = head.reason
         self.headers = headers_down(head.headers)
@@ -66,7 +65,7 @@ class UpstreamResponse:
         decoder = decoder_for(self.coding)
         if decoder is None or self.body.complete:
             return
-        self._raw.body = self.body = UnfoldedBody(self.body, decoder)
+        self.body = UnfoldedBody(self.body, decoder)
         self.coding = ""
         self.length = None
         self.headers = [pair for pair in self.headers if pair[0].lower() != "content-encoding"]
@@ -78,27 +77,34 @@ class UpstreamResponse:
         UpstreamInterrupted when the response broke off.
         """
         try:
-            return self._raw.read1()
-        except RequestException as error:
-            raise gateway_error(error, self._provider, begun=True) from error
+            data = self.body.read1()
+        except BODY_ERRORS as error:
+            raise gateway_error(reading_failed(error), self._provider, begun=True) from error
+        if self.body.complete:
+            self.close()
+        return data
 
     def read_first(self) -> bytes:
         """Bytes that come before the head goes down: a response that breaks off here is none."""
-        if self.body.complete:  # there is none, as after HEAD
-            self.close()
-            return b""
+        data = b""
         try:
-            return self._raw.read1()
-        except RequestException as error:
+            if not self.body.complete:  # else there is none, as after HEAD
+                data = self.body.read1()
+        except BODY_ERRORS as error:
             self.close()
-            raise gateway_error(error, self._provider) from error
+            raise gateway_error(reading_failed(error), self._provider) from error
         except BaseException:
             self.close()
             raise
+        if self.body.complete:
+            self.close()
+        return data
 
     def close(self) -> None:
-        """Cut a response short, or give back the connection of a complete one."""
-        self._raw.close()
+        """Cut a response short, or give back the connection of a complete one. Safe to repeat."""
+        adapter, self._adapter = self._adapter, None
+        if adapter is not None:
+            adapter.release(self.body.connection)
 
 
 class Upstream:
@@ -144,15 +150,11 @@ class Upstream:
             prepared["Transfer-Encoding"] = "chunked"
         elif method in ("POST", "PUT", "PATCH"):
             prepared["Content-Length"] = "0"
-        request = requests.PreparedRequest()
-        request.method, request.url = method, target
-        request.headers = prepared  # type: ignore[assignment]  # already as they go out
-        request.body = body  # type: ignore[assignment]  # requests sends iterables too
         try:
-            response = self._adapter.send(request, stream=True, timeout=self._timeout)
+            head, response = self._adapter.exchange(method, target, prepared, body, *self._timeout)
         except RequestException as error:
             raise gateway_error(error, self.provider.name) from error
-        return UpstreamResponse(self.provider.name, cast(RawResponse, response.raw))
+        return UpstreamResponse(self.provider.name, self._adapter, head, response)
 
     def fetch(self, path: str, *, timeout: float, limit: int) -> bytes:
         """The body of a GET of `path` below the base URL: what the gateway itself asks for.

@@ -1,8 +1,8 @@
 """A `requests` transport adapter over the strict HTTP/1.1 client, with its own connection pool.
 
-It can be mounted on a `requests.Session`. The hot path calls `send` itself, with a prepared request
-whose `url` is the raw target: target and body then go out byte for byte, a TLS context is made once
-for a provider, and no cookie jar, `.netrc`, redirect or retry comes between.
+It can be mounted on a `requests.Session`. The hot path calls `exchange` with the raw target: target
+and body then go out byte for byte, a TLS context is made once for a provider, and no cookie jar,
+`.netrc`, redirect or retry comes between.
 
 Invariant: a connection serves one request at a time, and serves again only when the last response
 on it was complete and nothing followed.
@@ -14,8 +14,7 @@ import functools
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import requests
@@ -25,6 +24,7 @@ from requests.exceptions import (
     ChunkedEncodingError,
     ConnectTimeout,
     ReadTimeout,
+    RequestException,
     SSLError,
 )
 from requests.exceptions import (
@@ -72,45 +72,74 @@ class ProviderAdapter(BaseAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send `request`; its `url` is the raw target, or an absolute address as a session has.
+        """Send `request` as `exchange` does.
+
+        With `stream` the body is left to be read from `Response.raw`, else it is read here.
+        """
+        connect_timeout, read_timeout = timeout if isinstance(timeout, tuple) else (timeout,) * 2
+        try:
+            head, body = self.exchange(
+                request.method or "",
+                request.path_url,
+                request.headers,
+                request.body,
+                connect_timeout,
+                read_timeout,
+            )
+        except RequestException as error:
+            error.request = request
+            raise
+        response = _Response(request, RawResponse(head, body, self.release))
+        if not stream:
+            response.content  # noqa: B018  # reads the body and gives the connection back
+        return response
+
+    def exchange(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: Any,
+        connect_timeout: float,
+        read_timeout: float,
+    ) -> tuple[http1.Head, http1.Body]:
+        """Send one request, and return the head of its response and the body to be read.
+
+        The hot path calls this itself: objects of `requests` for each call cost more than all that
+        is done with them. The caller gives back `body.connection` (`release`).
 
         It is sent once, and again on a new connection only where a kept one turns out to be dead
         and the provider has executed nothing of it, or where the request only reads.
 
-        With `stream` the body is left to be read from `Response.raw`, else it is read here. Raises
-        PoolFull, ConnectTimeout, SSLError or ConnectionError with nothing sent, and ReadTimeout or
-        ChunkedEncodingError when something may have been.
+        Raises PoolFull, ConnectTimeout, SSLError or ConnectionError with nothing sent, and
+        ReadTimeout or ChunkedEncodingError when something may have been.
         """
-        connect_timeout, read_timeout = timeout if isinstance(timeout, tuple) else (timeout,) * 2
+        text = f"{method} {target} HTTP/1.1\r\nHost: {self._authority}\r\n"
+        for name, value in headers.items():
+            text += f"{name}: {value}\r\n"
+        head = f"{text}\r\n".encode("latin-1")
+        outgoing = _chunks(body) if "Transfer-Encoding" in headers else body
         kept = True
         while True:
-            connection = self._checkout(request, connect_timeout, kept=kept)
+            connection = self._checkout(connect_timeout, kept=kept)
             try:
-                body: Any = request.body
-                if "Transfer-Encoding" in request.headers:
-                    body = _chunks(body)
-                connection.send(_head(request, self._authority), body, read_timeout)
-                head = connection.read_head(request.method or "", read_timeout)
-                break
+                connection.send(head, outgoing, read_timeout)
+                response = connection.read_head(method, read_timeout)
+                return response, connection.body(response)
             except TimeoutError as error:
                 self.release(connection)
-                raise ReadTimeout(error, request=request) from error
+                raise ReadTimeout(error) from error
             except (http1.ProtocolError, OSError) as error:
-                again = kept and _may_resend(request, connection, error)
+                again = kept and _may_resend(method, body, connection, error)
                 self.release(connection)
                 if not again:
-                    raise ChunkedEncodingError(error, request=request) from error
+                    raise ChunkedEncodingError(error) from error
                 kept = False
             except BaseException as error:
                 self.release(connection)
                 if isinstance(error, Interrupted):
                     error.sent = True
                 raise
-        raw = RawResponse(head, connection.body(head), partial(self.release, connection))
-        response = _Response(request, raw)
-        if not stream:
-            response.content  # noqa: B018  # reads the body and gives the connection back
-        return response
 
     def release(self, connection: http1.Connection) -> None:
         """Keep a connection whose response was complete, close any other."""
@@ -126,23 +155,21 @@ class ProviderAdapter(BaseAdapter):
         while self._idle:
             self._idle.pop().close()
 
-    def _checkout(
-        self, request: requests.PreparedRequest, timeout: float, *, kept: bool
-    ) -> http1.Connection:
+    def _checkout(self, timeout: float, *, kept: bool) -> http1.Connection:
         if self._open >= self._max:
-            raise PoolFull("all connections are in use", request=request)
+            raise PoolFull("all connections are in use")
         self._open += 1
         try:
             return (self._idle_connection() if kept else None) or self._connect(timeout)
         except TimeoutError as error:
             self._open -= 1
-            raise ConnectTimeout(error, request=request) from error
+            raise ConnectTimeout(error) from error
         except ssl.SSLError as error:
             self._open -= 1
-            raise SSLError(error, request=request) from error
+            raise SSLError(error) from error
         except (OSError, UnicodeError) as error:  # UnicodeError: a name IDNA cannot spell
             self._open -= 1
-            raise RequestsConnectionError(error, request=request) from error
+            raise RequestsConnectionError(error) from error
         except BaseException:
             self._open -= 1
             raise
@@ -200,12 +227,12 @@ class _Response(requests.Response):
 class RawResponse:
     """`Response.raw`: the head and the bytes of a response, nothing decoded."""
 
-    __slots__ = ("_release", "body", "head")
-
-    def __init__(self, head: http1.Head, body: http1.Body, release: Callable[[], None]) -> None:
+    def __init__(
+        self, head: http1.Head, body: http1.Body, release: Callable[[http1.Connection], None]
+    ) -> None:
         self.head = head
         self.body = body
-        self._release: Callable[[], None] | None = release
+        self._release: Callable[[http1.Connection], None] | None = release
 
     def read1(self) -> bytes:
         """The bytes that have come, waiting for some; empty at a clean end only.
@@ -214,10 +241,8 @@ class RawResponse:
         """
         try:
             data = self.body.read1()
-        except TimeoutError as error:
-            raise ReadTimeout(error) from error
-        except (http1.ProtocolError, OSError) as error:
-            raise ChunkedEncodingError(error) from error
+        except BODY_ERRORS as error:
+            raise reading_failed(error) from error
         if self.body.complete:
             self.close()
         return data
@@ -233,30 +258,27 @@ class RawResponse:
         """Give the connection back, or cut it where the response is incomplete. Safe to repeat."""
         release, self._release = self._release, None
         if release is not None:
-            release()
+            release(self.body.connection)
 
     release_conn = close  # what `Response.close` calls
 
 
-def _may_resend(
-    request: requests.PreparedRequest, connection: http1.Connection, error: Exception
-) -> bool:
+BODY_ERRORS: Final = (TimeoutError, http1.ProtocolError, OSError)
+"""What reading a body raises; see `reading_failed`."""
+
+
+def reading_failed(error: Exception) -> RequestException:
+    """The exception of requests for one of BODY_ERRORS."""
+    return (ReadTimeout if isinstance(error, TimeoutError) else ChunkedEncodingError)(error)
+
+
+def _may_resend(method: str, body: Any, connection: http1.Connection, error: Exception) -> bool:
     """Whether a request that got no response on a kept connection goes out once more."""
-    if not isinstance(request.body, bytes | None):
+    if not isinstance(body, bytes | None):
         return False  # a body that streams through has been consumed
-    if request.method in _READ_ONLY:
+    if method in _READ_ONLY:
         return bool(connection.idle_since) and isinstance(error, http1.Unanswered)
     return connection.was_dead(error)
-
-
-def _head(request: requests.PreparedRequest, authority: str) -> bytes:
-    target = request.url or ""
-    if not target.startswith("/"):
-        target = request.path_url
-    head = f"{request.method} {target} HTTP/1.1\r\nHost: {authority}\r\n"
-    for name, value in request.headers.items():
-        head += f"{name}: {value}\r\n"
-    return f"{head}\r\n".encode("latin-1")
 
 
 def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
