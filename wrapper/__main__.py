@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except CommandError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.code
     except BrokenPipeError:
         # `... | head` has closed the pipe: the interpreter's own flush must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

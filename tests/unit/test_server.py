@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -18,6 +19,18 @@ from wrapper.server import lifecycle
 from wrapper.server.worker import HeadTimeout, StrictRequest
 
 INFINITE = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize("in_dotenv", [False, True])
+def test_no_process_of_the_gateway_holds_the_admin_key(
+    monkeypatch: pytest.MonkeyPatch, in_dotenv: bool
+) -> None:
+    environ = {"GROQ_API_KEY": "gsk-x"}
+    monkeypatch.setattr(os, "environ", {} if in_dotenv else {"OPENAI_ADMIN_KEY": "sk-admin-x"})
+    if in_dotenv:
+        environ["OPENAI_ADMIN_KEY"] = "sk-admin-x"
+    lifecycle._set_environment(environ)
+    assert os.environ == {"GROQ_API_KEY": "gsk-x"}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,14 @@ COMMANDS = ("check", "keys", "usage", "reconcile", "demo_key")
 class CommandError(Exception):
     """A command cannot be carried out; the message says why and what to do."""
 
+    code = 1  # the exit code
+
+
+class ArgumentError(CommandError):
+    """The arguments are wrong, which shows only beside other arguments or the configuration."""
+
+    code = 2
+
 
 def examples(*lines: tuple[str, str]) -> str:
     """The end of a command's help: command lines, and what each does."""

@@ -107,9 +107,20 @@ def read_export(data: bytes) -> Export:
         raise ExportError(f"is not UTF-8 text (byte {error.start + 1})") from error
     if not text.strip():
         raise ExportError("is empty")
-    if text.lstrip()[0] in "[{":
-        return _sums(_json_rows(text))
-    return _sums(_csv_rows(text))
+    export = _sums(_json_rows(text) if text.lstrip()[0] in "[{" else _csv_rows(text))
+    if not export:
+        raise ExportError("holds no rows")
+    if not any(getattr(total, name) is not None for total in export.values() for name in NUMBERS):
+        raise ExportError(f"has no column of numbers; known are {_known(NUMBERS)}")
+    return export
+
+
+def read_page(page: object) -> Export:
+    """The sums of a decoded page of OpenAI's usage or costs API, numbers as `Decimal`.
+
+    Raises ExportError. A page may have no results, and results that count nothing.
+    """
+    return _sums((place, row) for place, row in _rows_of(page, "data") if _counts(row))
 
 
 Row = tuple[str, Mapping[str, object]]
@@ -121,15 +132,17 @@ def _sums(rows: Iterable[Row]) -> Export:
     for place, row in rows:
         key = (_day(_first(row, "day", place), place), _model(_first(row, "model", place), place))
         total = export.setdefault(key, Total())
+        if str(row.get("amount_currency") or "usd").lower() != "usd":
+            raise ExportError(f"{place}: {quote(str(row['amount_currency']))} is not USD")
         for name in NUMBERS:
             column = next((each for each in COLUMNS[name] if each in row), None)
             if column is not None and row[column] not in (None, ""):
                 total.add(name, _number(row[column], f"{place}: {column}"))
-    if not export:
-        raise ExportError("holds no rows")
-    if not any(getattr(total, name) is not None for total in export.values() for name in NUMBERS):
-        raise ExportError(f"has no column of numbers; known are {_known(NUMBERS)}")
     return export
+
+
+def _counts(row: Mapping[str, object]) -> bool:
+    return any(row.get(column) not in (None, "", 0) for column in _OF_NUMBERS)
 
 
 def _first(row: Mapping[str, object], name: str, place: str) -> object:

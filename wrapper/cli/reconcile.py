@@ -1,7 +1,8 @@
-"""`reconcile FILE`: compares a provider's usage export with the usage table, per day and model.
+"""`reconcile`: compares what a provider counted with the usage table, per day and model.
 
-Invariant: both sides are compared as they are. Every drift is printed; what may explain it
-(unmetered responses, unpriced requests) is printed beside it and not subtracted.
+The provider's numbers are in a file, or `--fetch` asks for them. Invariant: both sides are compared
+as they are. Every drift is printed; what may explain it (unmetered responses, unpriced requests) is
+printed beside it and not subtracted.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping
 from contextlib import nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from wrapper.cli import CommandError, cell_of_csv, columns, count, examples
+from wrapper.cli import ArgumentError, CommandError, cell_of_csv, columns, count, examples
+from wrapper.cli.drift import ALL, Line, compare, metrics, totals
 from wrapper.cli.exports import COLUMNS, NUMBERS, Export, ExportError, Total, read_export
+from wrapper.cli.usage import since
+from wrapper.config import ADMIN_KEY
 from wrapper.metering.pricing import undated
 from wrapper.record import NO_MODEL
-from wrapper.store import PICO, StoreError, Sums, UsageStore, open_store
+from wrapper.store import PICO, StoreError, Sums, open_store
 
 if TYPE_CHECKING:
     from wrapper.cli import Subparsers
@@ -34,26 +39,6 @@ OVER = 3  # the exit code for a drift over the tolerance; 2 is argparse's own
 _WORKED_ON = ("completed", "client_abort", "drained")
 _BY = ("day", "provider", "model", "outcome")
 _HEADER = ("day", "model", "what", "theirs", "ours", "drift", "drift_pct")
-
-
-class Line(NamedTuple):
-    """One comparison. `cost` is in USD. `percent` is None where only theirs is zero."""
-
-    day: str
-    model: str
-    what: str
-    theirs: Decimal
-    ours: Decimal
-
-    @property
-    def drift(self) -> Decimal:
-        return self.ours - self.theirs
-
-    @property
-    def percent(self) -> Decimal | None:
-        if not self.theirs:
-            return None if self.ours else Decimal(0)
-        return 100 * self.drift / abs(self.theirs)
 
 
 class Ours(NamedTuple):
@@ -76,15 +61,20 @@ def add_parser(subparsers: Subparsers) -> None:
         " refused are not counted, since they are in no export; tokens and cost all are.",
         epilog=examples(
             ("reconcile export.csv --provider openai", "exit code 3 if a drift is over 1 %"),
-            ("reconcile export.json --tolerance 0.1 --format csv", "for a nightly job"),
+            ("reconcile export.json --tolerance 0.1 --format csv", "for a program"),
+            ("reconcile --fetch --write-metrics /var/lib/node-exporter/ledger.prom", "each night"),
         ),
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the export; - is standard input")
+    parser.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="the export; - is standard input"
+    )
     parser.add_argument(
         "--provider",
         metavar="NAME",
-        help="the provider, as in gateway.toml; default: those that served a model of the file",
+        help="the provider, as in gateway.toml; default: those that served a model of the file,"
+        " with --fetch openai",
     )
+    _add_fetch(parser)
     parser.add_argument(
         "--tolerance",
         type=_percent,
@@ -98,6 +88,49 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_fetch(parser: argparse.ArgumentParser) -> None:
+    """The options of --fetch."""
+    group = parser.add_argument_group(
+        "without a file",
+        "Asks the usage and costs APIs of OpenAI, with an admin key of the organization:"
+        f" {ADMIN_KEY}, or --admin-key-file. The gateway must not hold that key. Cost is judged by"
+        " the sum of each day, because line items for tools name no model.",
+    )
+    group.add_argument("--fetch", action="store_true", help="ask the provider")
+    group.add_argument(
+        "--since",
+        type=_day,
+        metavar="TIME",
+        help="the first day: 7d, 4w, or a date such as 2026-11-01 (UTC); default 7d",
+    )
+    group.add_argument(
+        "--until",
+        type=_day,
+        metavar="DATE",
+        help="the day after the last one; default: today, whose numbers are not complete",
+    )
+    group.add_argument(
+        "--project",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="only this project of the organization (proj_...); may be given several times",
+    )
+    group.add_argument(
+        "--admin-key-file", type=Path, metavar="FILE", help="the file that holds the admin key"
+    )
+    group.add_argument(
+        "--write-metrics",
+        type=Path,
+        metavar="FILE",
+        help="write the drift of each day for node-exporter's textfile collector",
+    )
+
+
+def _day(text: str) -> date:
+    return datetime.fromtimestamp(since(text), UTC).date()
+
+
 def _percent(text: str) -> Decimal:
     if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?%?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a percentage: write 0.5")
@@ -106,17 +139,63 @@ def _percent(text: str) -> Decimal:
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints the comparison. Returns 0, or 3 if a drift is over the tolerance."""
-    from wrapper.config import store_url
+    if args.fetch == (args.file is not None):
+        raise ArgumentError("give either FILE or --fetch: reconcile --help")
+    if not args.fetch:
+        given = ("since", "until", "project", "admin_key_file", "write_metrics")
+        for name in given:
+            if getattr(args, name):
+                raise ArgumentError(f"--{name.replace('_', '-')} goes with --fetch")
+        theirs = _read(args.file)
+        days = sorted(date.fromisoformat(day) for day, _ in theirs)
+        ours = _ours(environ, theirs, args.provider, days[0], days[-1] + timedelta(days=1))
+        lines = compare(theirs, ours.totals)
+        return _report(args, ours, lines, lines)
+    today = datetime.fromtimestamp(time.time(), UTC).date()
+    first, end = args.since or today - timedelta(days=7), args.until or today
+    if first >= end:
+        raise ArgumentError(
+            f"no day is from {first} up to {end}: --until is the day after the last"
+        )
+    provider = args.provider or "openai"
+    theirs = _fetch(args, environ, provider, first, end)
+    ours = _ours(environ, theirs, provider, first, end)
+    lines = compare(theirs, ours.totals, NUMBERS)
+    sums = totals(lines)
+    if args.write_metrics:
+        days = [first + timedelta(days=each) for each in range((end - first).days)]
+        _write_metrics(args.write_metrics, metrics(provider, days, sums, time.time()))
+    judged = [line for line in [*lines, *sums] if line.what != "cost" or line.model == ALL]
+    return _report(args, ours, sorted([*lines, *sums]), judged)
 
-    theirs = _read(args.file)
+
+def _fetch(
+    args: argparse.Namespace, environ: Mapping[str, str], provider: str, first: date, end: date
+) -> Export:
+    from wrapper.cli.fetch import admin_key, fetch  # with the HTTP client
+    from wrapper.config import load
+    from wrapper.config.problems import suggest
+
+    settings = load(environ)
+    if provider not in settings.providers:
+        hint = suggest(provider, settings.providers)
+        raise ArgumentError(f"--provider {provider}: there is no such provider; {hint}")
+    key = admin_key(settings, environ, args.admin_key_file)
+    return fetch(settings.providers[provider], key, first, end, args.project)
+
+
+def _write_metrics(path: Path, text: str) -> None:
+    from wrapper.config.files import replace_file
+
     try:
-        store = open_store(store_url(environ))
-        ours = _ours(store, theirs, args.provider)
-        store.close()
-    except StoreError as error:
-        raise CommandError(str(error)) from error
-    lines = compare(theirs, ours.totals)
-    over = [line for line in lines if _is_over(line, args.tolerance)]
+        replace_file(path, text.encode(), 0o644)  # node-exporter is another user
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}") from error
+
+
+def _report(args: argparse.Namespace, ours: Ours, lines: list[Line], judged: list[Line]) -> int:
+    """Prints `lines`; the exit code says whether one of `judged` is over the tolerance."""
+    over = [line for line in judged if line.is_over(args.tolerance)]
     {"table": _print_table, "json": _print_json, "csv": _print_csv}[args.format](lines)
     if args.format == "table":
         _print_notes(ours, over, args.tolerance)
@@ -138,11 +217,21 @@ def _read(path: Path) -> Export:
         raise CommandError(f"{path}: {error}") from error
 
 
-def _ours(store: UsageStore, theirs: Export, provider: str | None) -> Ours:
-    """Our sums for the days from the first to the last of the export."""
-    days = sorted(day for day, _ in theirs)
-    start, end = (datetime.fromisoformat(day).replace(tzinfo=UTC) for day in (days[0], days[-1]))
-    rows = store.totals(start.timestamp(), (end + timedelta(days=1)).timestamp(), _BY)
+def _ours(
+    environ: Mapping[str, str], theirs: Export, provider: str | None, first: date, end: date
+) -> Ours:
+    """Our sums from `first` to the day before `end`."""
+    from wrapper.config import store_url
+
+    start, stop = (
+        datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() for day in (first, end)
+    )
+    try:
+        store = open_store(store_url(environ))
+        rows = store.totals(start, stop, _BY)
+        store.close()
+    except StoreError as error:
+        raise CommandError(str(error)) from error
     models = {undated(model.lower()) for _, model in theirs}
     served = {row.group[1] for row in rows if undated(row.group[2].lower()) in models}
     wanted = {provider} if provider else served
@@ -170,41 +259,6 @@ def _add(total: Total, row: Sums, outcome: str) -> None:
     total.add("completion", Decimal(row.completion))
     total.add("cached", Decimal(row.cached))
     total.add("cost", Decimal(row.cost) / PICO)
-
-
-def compare(theirs: Export, ours: Export) -> list[Line]:
-    """One line per day, model and number that the export has, sorted.
-
-    Where only one side names a model with its date, the date is ignored.
-    """
-    both = {model.lower() for _, model in theirs} & {model.lower() for _, model in ours}
-    left, right = _by_name(theirs, both), _by_name(ours, both)
-    given = [name for name in NUMBERS if any(getattr(t, name) is not None for t in theirs.values())]
-    lines = []
-    for key in sorted({*left, *right}):
-        their, our = left.get(key, Total()), right.get(key, Total())
-        for name in given:
-            pair = (getattr(their, name) or Decimal(0), getattr(our, name) or Decimal(0))
-            if key in left or any(pair):
-                lines.append(Line(*key, name, *pair))
-    return lines
-
-
-def _by_name(export: Export, both: Iterable[str]) -> Export:
-    known = set(both)
-    renamed: Export = {}
-    for (day, model), total in export.items():
-        name = model.lower() if model.lower() in known else undated(model.lower())
-        sums = renamed.setdefault((day, name), Total())
-        for number in NUMBERS:
-            value = getattr(total, number)
-            if value is not None:
-                sums.add(number, value)
-    return renamed
-
-
-def _is_over(line: Line, tolerance: Decimal) -> bool:
-    return line.percent is None or abs(line.percent) > tolerance
 
 
 def _text(number: Decimal) -> str:

@@ -24,6 +24,7 @@ from wrapper.config.loading import (
 )
 from wrapper.config.problems import ConfigError, Problem
 from wrapper.config.settings import (
+    ADMIN_KEY,
     MAX_IN_FLIGHT,
     ApiKey,
     Group,
@@ -37,6 +38,7 @@ from wrapper.config.settings import (
 )
 
 __all__ = [
+    "ADMIN_KEY",
     "MAX_IN_FLIGHT",
     "ApiKey",
     "ConfigError",

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from wrapper.config.files import Sources, Unreadable
 from wrapper.config.problems import Problem, join_path, quote, suggest
-from wrapper.config.settings import Secret
+from wrapper.config.settings import ADMIN_KEY, Secret
 
 T = TypeVar("T")
 C = TypeVar("C", bound=str)
@@ -261,6 +261,13 @@ class SecretReader:
                 key,
                 "env is not the name of an environment variable",
                 "write its name in capitals, such as GROQ_API_KEY, not the secret itself",
+            )
+            return None, "the reference is wrong"
+        if name == ADMIN_KEY:
+            table.problem(
+                key,
+                f"{ADMIN_KEY} is the organization's admin key, which the gateway must not hold",
+                "write the name of another variable",
             )
             return None, "the reference is wrong"
         value = self._environ.get(name, "").strip()

@@ -162,10 +162,10 @@ def _split_place(message: str, text: str) -> tuple[str, str]:
     return f"{what} ({column})" if column else what, line
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Writes `data` to a temporary file beside `path`, syncs it and renames it to `path`.
 
-    No reader ever sees a part of it. A new file has mode 0600; an old one keeps its mode and, as
+    No reader ever sees a part of it. A new file has `mode`; an old one keeps its mode and, as
     far as that is permitted, its owner. Raises `OSError`; the old file is then unchanged.
     """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -173,7 +173,7 @@ def replace_file(path: Path, data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            _copy_mode(path, file.fileno())
+            _copy_mode(path, file.fileno(), mode)
             os.fsync(file.fileno())
         Path(temporary).replace(path)
     except OSError:
@@ -182,10 +182,11 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
 
 
-def _copy_mode(path: Path, descriptor: int) -> None:
+def _copy_mode(path: Path, descriptor: int, mode: int) -> None:
     try:
         old = path.stat()
     except FileNotFoundError:
+        os.fchmod(descriptor, mode)
         return
     os.fchmod(descriptor, old.st_mode & 0o777)
     with contextlib.suppress(PermissionError):

@@ -24,6 +24,13 @@ MAX_OUTPUT_TOKENS = 10_000_000
 BUDGET_PERIODS = ("day", "week", "month", "total")
 """Days, weeks from Monday and months are UTC; "total" is a prepaid pot."""
 
+ADMIN_KEY = "OPENAI_ADMIN_KEY"
+"""The variable of the organization's admin key, which `reconcile --fetch` alone uses.
+
+Invariant: no serving process holds it. A configuration that names it is refused, and the start
+drops it from the environment.
+"""
+
 GLOB_CHARACTERS = frozenset("*?[")
 
 Stamp = tuple[int, int, int] | None

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from wrapper.config import (
+    ADMIN_KEY,
     MAX_IN_FLIGHT,
     ConfigError,
     Listen,
@@ -80,7 +81,7 @@ def prepare() -> Listen:
     try:
         environ = environment()
         found = listen(environ)
-        os.environ.update(environ)
+        _set_environment(environ)
         protect_stderr()
         _create_run_directory()
         set_up_logging(found.log_level)
@@ -90,6 +91,12 @@ def prepare() -> Listen:
     except ConfigError as error:
         _exit(error)
     return found
+
+
+def _set_environment(environ: Mapping[str, str]) -> None:
+    """The environment of this process and its workers, which never has the admin key."""
+    os.environ.update(environ)
+    os.environ.pop(ADMIN_KEY, None)
 
 
 def _create_run_directory() -> None:

@@ -30,6 +30,10 @@ Ledger
                        body's "user"), model, endpoint, outcome and status
   GET /_sim/stats      open requests and connections
   POST /_sim/reset     delete all of it
+  GET /v1/organization/usage/..., /v1/organization/costs
+                       the same sums as OpenAI's usage and costs APIs report them, by day (UTC) and
+                       model; every model costs 2 USD per million tokens of input, 0.50 cached, and
+                       8 of output
 
 Usage
   prompt = words in the texts of the request, at least 1 and never more than its bytes; completion =
@@ -57,6 +61,13 @@ def _arguments(given: list[str]) -> argparse.Namespace:
         metavar="KEY",
         help="the only key to accept; better given as SIMULATOR_API_KEY, which no process list"
         " shows (default: any, or none)",
+    )
+    parser.add_argument(
+        "--admin-key",
+        default=os.environ.get("SIMULATOR_ADMIN_KEY", ""),
+        metavar="KEY",
+        help="the only key to accept below organization/; better given as SIMULATOR_ADMIN_KEY"
+        " (default: that of --api-key)",
     )
     parser.add_argument(
         "--certificate", type=Path, metavar="PEM", help="serve TLS; the key is in the same file"
@@ -97,6 +108,7 @@ def main(given: list[str]) -> int:
         pace,
         ledger,
         arguments.api_key,
+        arguments.admin_key,
         arguments.x_sim,
         arguments.any_model,
         echo=not arguments.no_echo,

@@ -3,6 +3,9 @@
 Invariant: usage counts as sent once the system has taken the last byte of the piece that carries
 it; other usage is `unsent`. A test that compares its sums with these compares them with the
 provider's invoice.
+
+`by_day` is that invoice: sums by day (UTC), endpoint and model, which `api.organization` reports
+as OpenAI's usage and costs APIs do.
 """
 
 from __future__ import annotations
@@ -77,6 +80,14 @@ class Totals:
     sent: list[int] = field(default_factory=lambda: [0] * 5)
     unsent: list[int] = field(default_factory=lambda: [0] * 5)
 
+    def add(self, record: Record) -> None:
+        """Count one more request."""
+        self.requests += 1
+        for into, usage in ((self.sent, record.usage), (self.unsent, record.unsent)):
+            if usage is not None:
+                for place, number in enumerate(usage):
+                    into[place] += number
+
     def as_json(self) -> dict[str, Any]:
         """Tokens that were sent at the top, the others under `unsent`."""
         sent = dict(zip(Usage._fields, self.sent, strict=True))
@@ -103,6 +114,7 @@ class Ledger:
         """Delete all records and sums; requests in progress are still recorded at their end."""
         self.records: deque[Record] = deque(maxlen=self._remember)
         self._sums: dict[tuple[str, str, str, str, int], Totals] = {}
+        self.by_day: dict[tuple[int, str, str], Totals] = {}  # day: Unix time / 86,400
 
     def begin(self, record: Record) -> None:
         self.open += 1
@@ -114,12 +126,12 @@ class Ledger:
         record.ended = time.time()
         at = (record.book, record.model, record.endpoint)
         sums = self._sums.setdefault((*at, record.outcome or "", record.status or 0), Totals())
-        sums.requests += 1
         sums.events += record.events
-        for into, usage in ((sums.sent, record.usage), (sums.unsent, record.unsent)):
-            if usage is not None:
-                for place, number in enumerate(usage):
-                    into[place] += number
+        sums.add(record)
+        # What the provider refused or broke off itself is on no invoice.
+        if record.outcome in ("completed", "aborted") and 200 <= (record.status or 0) < 300:
+            day = (int(record.ended // 86_400), record.endpoint, record.model)
+            self.by_day.setdefault(day, Totals()).add(record)
 
     def as_json(self) -> list[dict[str, Any]]:
         """The entries of `GET /_sim/books`."""

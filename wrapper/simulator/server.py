@@ -53,6 +53,7 @@ class Provider:
     pace: Pace
     ledger: Ledger
     api_key: str = field(default="", repr=False)
+    admin_key: str = field(default="", repr=False)  # of the organization's APIs; none: api_key
     instructions: str = ""
     any_model: bool = False
     echo: bool = True  # of requests for paths that are not in the API; else 404
@@ -137,6 +138,7 @@ class Handler:
             json={},
             parts=form.parts if form else [],
             objects=self._provider.objects,
+            ledger=self._provider.ledger,
             arguments=found.arguments,
         )
 
@@ -151,7 +153,7 @@ class Handler:
             gevent.sleep(gap)
 
     def _response(self, found: Match, call: Call) -> Response:
-        self._check_key()
+        self._check_key(found)
         if found.endpoint != "echo":
             call.json = _json_object(call)
         self._read_body_fields(call)
@@ -170,10 +172,12 @@ class Handler:
             # The types of the fields are not checked beforehand: a wrong one shows here.
             raise ApiError(400, f"Invalid request: {type(problem).__name__}.") from problem
 
-    def _check_key(self) -> None:
+    def _check_key(self, found: Match) -> None:
         key = self._provider.api_key
+        if found.endpoint.startswith("organization/"):
+            key = self._provider.admin_key or key
         given, expected = self._request.header("authorization"), f"Bearer {key}"
-        if self._record.endpoint.startswith("messages"):
+        if found.endpoint.startswith("messages"):
             given, expected = self._request.header("x-api-key"), key
         if key and not hmac.compare_digest(given.encode("latin-1"), expected.encode()):
             raise ApiError(401, "Incorrect API key provided.")

@@ -160,7 +160,7 @@ class Upstream:
         """The body of a GET of `path` below the base URL: what the gateway itself asks for.
 
         At most `timeout` seconds and `limit` bytes. Raises UpstreamError, also for a status that is
-        not 200.
+        not 200: UpstreamAuth where the provider refuses the credential.
         """
         body = bytearray()
         try:
@@ -181,7 +181,9 @@ class Upstream:
         except RequestException as error:
             raise gateway_error(error, self.provider.name) from error
         if response.status_code != 200:
-            raise errors.UpstreamError(f"The provider responded {response.status_code}.")
+            refused = response.status_code in (401, 403)
+            kind = errors.UpstreamAuth if refused else errors.UpstreamError
+            raise kind(f"The provider responded {response.status_code}.")
         return bytes(body)
 
     def session(self) -> requests.Session:

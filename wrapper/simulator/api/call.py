@@ -19,6 +19,7 @@ from typing import Any
 
 from wrapper.simulator.http import Part, Request
 from wrapper.simulator.instructions import Instructions
+from wrapper.simulator.ledger import Ledger
 from wrapper.simulator.response import ApiError, Event, Response, Usage
 
 _MOST_OBJECTS = 1000  # of each kind
@@ -102,6 +103,7 @@ class Call:
     json: dict[str, Any]
     parts: list[Part]
     objects: ObjectStore
+    ledger: Ledger
     model: str = ""
     arguments: list[str] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))

@@ -13,6 +13,7 @@ from wrapper.simulator.api import (
     messages,
     models,
     objects,
+    organization,
     responses,
 )
 from wrapper.simulator.api.call import Call
@@ -68,6 +69,8 @@ _ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("DELETE", "vector_stores/{}/files/{}", objects.delete_store_file),
     ("POST", "vector_stores/{}/file_batches", objects.add_store_batch),
     ("GET", "vector_stores/{}/file_batches/{}", objects.retrieval("file_batches")),
+    ("GET", "organization/usage/{}", organization.usage),
+    ("GET", "organization/costs", organization.costs),
     ("GET", "_bytes/{}", echo.bytes_of_pattern),
 )
 
