@@ -17,7 +17,7 @@ from typing import Any  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wrapper.server import lifecycle  # noqa: E402
+from wrapper.server import lifecycle, room  # noqa: E402
 
 _listen = lifecycle.prepare()
 
@@ -27,7 +27,7 @@ graceful_timeout = _listen.graceful_timeout
 
 # By name: prometheus_client must not be imported before `prepare` has set its directory.
 worker_class = "wrapper.server.worker.Worker"
-worker_connections = lifecycle.worker_connections()
+worker_connections = room.worker_connections(_listen.workers)
 preload_app = True  # the code is loaded once: workers start at once and share its memory
 keepalive = _listen.keepalive  # longer than the 60 s of common load balancers
 timeout = 60

@@ -68,6 +68,16 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         server.close()
 
 
+@pytest.fixture(scope="module")
+def patient_stores() -> Iterator[None]:
+    """The stores of this process and its children wait for a busy machine as long as tests do."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("wrapper.store.sqlite.BUSY_SECONDS", 60.0)
+        patched.setattr("wrapper.store.redisurl.REPLY_SECONDS", 60.0)
+        patched.setattr("wrapper.store.redisurl.CONNECT_SECONDS", 60.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def gateway(simulator: Simulator) -> Iterator[Gateway]:
     """The gateway of most tests: two workers, groq and openai at the simulator, three keys."""

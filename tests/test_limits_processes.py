@@ -25,6 +25,8 @@ from wrapper.store import Demand, Entry, Limits, Refused, Subject, open_store
 from wrapper.store.redis import RedisStore
 from wrapper.store.sqlite import SqliteStore
 
+pytestmark = pytest.mark.usefixtures("patient_stores")
+
 KINDS = ("key:web", "group:team", "provider:groq")
 FREE = Limits(requests_per_minute=10**9)
 

@@ -146,10 +146,10 @@ def test_idle_connections_of_unknown_servers_are_kept_less_than_the_5_s_of_uvico
     assert loaded(text + "keepalive = 7").providers["x"].keepalive == 7.0
 
 
-def test_one_worker_takes_1000_streams_out_of_the_box(loaded: Load) -> None:
+def test_one_worker_takes_4000_streams_out_of_the_box(loaded: Load) -> None:
     settings = loaded()
-    assert settings.server.max_in_flight > 1000
-    assert all(p.max_connections > 1000 for p in settings.providers.values())
+    assert settings.server.max_in_flight == 4000
+    assert all(p.max_connections >= 4000 for p in settings.providers.values())
 
 
 def test_every_setting_of_a_provider_is_read(loaded: Load, tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import select
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -72,6 +75,68 @@ def test_where_every_address_refuses_the_error_says_so_at_once(ports: dict[str, 
         connect.connect(addresses(ports, "refuses", "refuses"), 30)
     with pytest.raises(OSError, match="no address"):
         connect.connect([], 30)
+
+
+def test_an_address_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    assert connect.Name("127.0.0.1", 80).addresses() == [(*INET, ("127.0.0.1", 80))]
+    (six,) = connect.Name("::1", 443).addresses()
+    assert (six[0], six[3]) == (socket.AF_INET6, ("::1", 443))
+
+
+def test_many_connections_look_a_name_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = threading.Semaphore(0), threading.Event()
+
+    def look_up(*_: object, **__: object) -> list[tuple[object, ...]]:
+        asked.release()
+        assert answer.wait(20)
+        return [(*INET, "", ("127.0.0.1", 443))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    name = connect.Name("llm.example", 443)
+    with ThreadPoolExecutor(8) as pool:
+        found = [pool.submit(name.addresses) for _ in range(8)]
+        assert asked.acquire(timeout=20)
+        answer.set()
+        assert [each.result(20) for each in found] == [[(*INET, ("127.0.0.1", 443))]] * 8
+    assert name.addresses() == [(*INET, ("127.0.0.1", 443))]
+    monkeypatch.setattr(connect, "NAME_SECONDS", 0.0)
+    name.addresses()
+    assert asked.acquire(timeout=20)  # what is known for longer is asked for again
+
+
+def test_a_name_that_was_not_found_is_looked_up_by_the_next_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = iter([socket.gaierror("try again"), [(*INET, "", ("127.0.0.1", 443))]])
+
+    def look_up(*_: object, **__: object) -> object:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    name = connect.Name("llm.example", 443)
+    with pytest.raises(socket.gaierror, match="try again"):
+        name.addresses()
+    assert name.addresses() == [(*INET, ("127.0.0.1", 443))]
+
+
+def test_a_connection_that_stands_is_taken_however_late_it_is_looked_at(
+    ports: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late:
+        """Says after the time that nothing has happened, as in a worker that was busy."""
+
+        def register(self, *_: object) -> None: ...
+        def unregister(self, *_: object) -> None: ...
+        def poll(self, _: float) -> list[object]:
+            return []
+
+    monkeypatch.setattr(select, "poll", Late)
+    with connect.connect(addresses(ports, "good"), 30) as sock:
+        assert sock.getpeername()[1] == ports["good"]
 
 
 def test_the_families_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,8 @@ from wrapper.store.redis import RedisStore
 from wrapper.store.spans import period
 from wrapper.store.sqlite import SqliteStore
 
+pytestmark = pytest.mark.usefixtures("patient_stores")
+
 START = 1_764_165_911.25  # 2025-11-26T14:05:11Z, a Wednesday
 LEASE_SECONDS = 20
 PROVIDERS = ("provider:p", "provider:q")

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -15,7 +16,7 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.parser import RequestParser
 
-from wrapper.server import lifecycle
+from wrapper.server import room
 from wrapper.server.worker import HeadTimeout, StrictRequest
 
 INFINITE = resource.RLIM_INFINITY
@@ -37,7 +38,8 @@ def test_no_process_of_the_gateway_holds_the_admin_key(
     ("soft", "hard", "refused", "then", "warns"),
     [
         (1024, 1_000_000, 0, 65536, False),
-        (1024, 4096, 0, 4096, False),
+        (1024, 20_000, 0, 20_000, False),
+        (1024, 4096, 0, 4096, True),
         (1024, 1024, 0, 1024, True),
         (256, INFINITE, 0, 65536, False),
         (256, INFINITE, 65536, 10240, False),  # macOS
@@ -58,8 +60,9 @@ def test_as_many_open_files_as_the_system_allows(
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", set_limit)
-    monkeypatch.setattr(lifecycle.log, "warning", lambda *args: warnings.append(args))
-    lifecycle.raise_open_file_limit()
+    monkeypatch.setattr(room, "memory", lambda: 24 << 30)
+    monkeypatch.setattr(room.log, "warning", lambda *args: warnings.append(args))
+    room.raise_open_file_limit()
     assert (now[0], bool(warnings)) == (then, warns)
 
 
@@ -71,7 +74,33 @@ def test_a_worker_accepts_as_many_connections_as_it_has_files_for(
     monkeypatch: pytest.MonkeyPatch, soft: int, connections: int
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, INFINITE))
-    assert lifecycle.worker_connections() == connections
+    monkeypatch.setattr(room, "memory", lambda: 24 << 30)
+    assert room.worker_connections() == connections
+
+
+@pytest.mark.parametrize(
+    ("size", "workers", "places"),
+    [(24 << 30, 4, 4000), (4 << 30, 4, 4000), (2 << 30, 4, 2048), (1 << 28, 1, 1024), (1, 9, 1)],
+)
+def test_a_worker_serves_as_many_requests_as_its_part_of_the_memory_allows(
+    monkeypatch: pytest.MonkeyPatch, size: int, workers: int, places: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (INFINITE, INFINITE))
+    monkeypatch.setattr(room, "memory", lambda: size)
+    assert room.most_in_flight(workers) == places
+
+
+def test_the_memory_is_that_of_the_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = room.memory()
+    limit, none, gone = tmp_path / "limit", tmp_path / "none", tmp_path / "gone"
+    limit.write_text("1000000\n")
+    none.write_text("max\n")
+    monkeypatch.setattr(room, "CGROUP_LIMITS", (gone, none))
+    assert room.memory() >= machine
+    monkeypatch.setattr(room, "CGROUP_LIMITS", (gone, none, limit))
+    assert room.memory() == 1_000_000
 
 
 # --- stderr ------------------------------------------------------------------------------------

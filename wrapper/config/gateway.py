@@ -108,7 +108,7 @@ def _server(table: Table | None, secrets: SecretReader) -> Server:
         metrics_token=token,
         metrics_token_problem=why,
         body_timeout=table.seconds("body_timeout", 30.0),
-        max_in_flight=table.whole("max_in_flight", 1500, high=MAX_IN_FLIGHT),
+        max_in_flight=table.whole("max_in_flight", MAX_IN_FLIGHT, high=MAX_IN_FLIGHT),
         max_in_flight_unauthenticated=table.whole(
             "max_in_flight_unauthenticated", 90, high=MAX_IN_FLIGHT
         ),

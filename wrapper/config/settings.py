@@ -251,7 +251,7 @@ class Server:
     metrics_token: Secret | None = None
     metrics_token_problem: str | None = None
     body_timeout: float = 30.0
-    max_in_flight: int = 1500
+    max_in_flight: int = MAX_IN_FLIGHT
     max_in_flight_unauthenticated: int = 90
     body_memory_bytes: int = 268_435_456
     upload_disk_bytes: int = 4_294_967_296

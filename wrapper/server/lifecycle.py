@@ -18,7 +18,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -32,10 +31,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from wrapper.config import (
     ADMIN_KEY,
-    MAX_IN_FLIGHT,
     ConfigError,
     Listen,
-    Server,
     Settings,
     environment,
     ignored_proxies,
@@ -48,6 +45,7 @@ from wrapper.config.loading import prepare_keys
 from wrapper.config.prepared import Prepared
 from wrapper.config.watch import accept
 from wrapper.server.logging import protect_stderr, set_up_logging
+from wrapper.server.room import most_in_flight, raise_open_file_limit
 
 # The modules below import prometheus_client, which must see PROMETHEUS_MULTIPROC_DIR at its own
 # import: functions import them after `prepare`.
@@ -61,10 +59,6 @@ RUN_PREFIX = "wrapper-"
 ALIVE = "alive"  # the file in a run directory that is locked while the run lasts
 DEMO_URL = "WRAPPER_DEMO_URL"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # only unique names are created there
-OPEN_FILE_LIMITS = (65536, 10240)  # tried in this order
-# Descriptors of a worker: its own, then for each five a place for a request with its connection to
-# a provider (twice two) and one more connection.
-OWN_FILES = 64
 
 log = logging.getLogger("wrapper")
 
@@ -85,7 +79,7 @@ def prepare() -> Listen:
         protect_stderr()
         _create_run_directory()
         set_up_logging(found.log_level)
-        raise_open_file_limit()
+        raise_open_file_limit(found.workers)
         if needs_demo(os.environ):
             _start_demo_provider()
     except ConfigError as error:
@@ -140,48 +134,6 @@ def memory_directory() -> str | None:
     Workers write to mapped files. A full disk under one of them would kill the worker (SIGBUS).
     """
     return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else None
-
-
-def raise_open_file_limit() -> None:
-    """Raise the soft limit: a proxied request holds two descriptors, and 1024 is common.
-
-    A worker without descriptors accepts no more connections, not even for health checks.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return
-    for wanted in OPEN_FILE_LIMITS:  # macOS refuses some values below its hard limit
-        most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
-        if soft < most:
-            with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-                soft = most
-    places = most_in_flight(soft)
-    if places < Server().max_in_flight:
-        log.warning(
-            "open file limit of %d: a worker serves at most %d requests at once; see ulimit -Hn",
-            soft,
-            places,
-        )
-
-
-def most_in_flight(open_files: int | None = None) -> int:
-    """How many requests a worker can serve at once with that many open files (now its limit).
-
-    Running out of descriptors fails requests that have begun; a place that is not given is a 503.
-    """
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if open_files is None else open_files
-    if files == resource.RLIM_INFINITY:
-        return MAX_IN_FLIGHT
-    return max(1, min(MAX_IN_FLIGHT, 2 * ((files - OWN_FILES) // 5)))
-
-
-def worker_connections() -> int:
-    """How many connections a worker accepts: half as many more as it can serve requests at once,
-    for those that are idle and for short requests such as health checks.
-    """
-    places = most_in_flight()
-    return places + max(2, places // 2)
 
 
 def _start_demo_provider() -> None:
@@ -272,7 +224,7 @@ def start_worker(runtime: Runtime) -> None:
     from wrapper.server.reload import ConfigReloader
 
     telemetry.worker_started()
-    runtime.capacity.places = most_in_flight()
+    runtime.capacity.places = most_in_flight(prepare().workers)
     reloader = ConfigReloader(runtime, dict(os.environ), _accepted(), os.environ.get(DEMO_URL))
     threading.Thread(target=reloader.run, name="reload", daemon=True).start()
     threading.Thread(target=_heartbeat, args=(runtime,), name="heartbeat", daemon=True).start()

@@ -35,7 +35,7 @@ from requests.structures import CaseInsensitiveDict
 from wrapper.cancellation import TIMEOUT, Interrupted, within
 from wrapper.config import Provider
 from wrapper.formats import http1
-from wrapper.upstream.connect import open_connection, tls_context
+from wrapper.upstream.connect import Name, open_connection, tls_context
 
 _READ_ONLY = frozenset(("GET", "HEAD"))
 
@@ -53,8 +53,8 @@ class ProviderAdapter(BaseAdapter):
     def __init__(self, provider: Provider) -> None:
         super().__init__()
         origin = urlsplit(provider.origin)
-        self._host = origin.hostname or ""
-        self._port = origin.port or (443 if origin.scheme == "https" else 80)
+        port = origin.port or (443 if origin.scheme == "https" else 80)
+        self._name = Name(origin.hostname or "", port)
         self._tls = tls_context(provider) if origin.scheme == "https" else None
         self._idle: deque[http1.Connection] = deque()
         self._keepalive = provider.keepalive
@@ -178,7 +178,7 @@ class ProviderAdapter(BaseAdapter):
         """At most `timeout` seconds for the name, all of its addresses and the TLS handshake."""
         try:
             with within(timeout):
-                return open_connection(self._host, self._port, self._tls, timeout)
+                return open_connection(self._name, self._tls, timeout)
         except Interrupted as interruption:
             if interruption.reason != TIMEOUT:
                 raise

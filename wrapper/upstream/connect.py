@@ -3,14 +3,20 @@
 Invariant: one dead address of a name costs a moment and not the call. All addresses share one
 time budget; where one has not answered after 250 ms the next is tried beside it, and the first
 connection that stands wins (RFC 8305, "Happy Eyeballs").
+
+A thousand connections at the same time look up the name once: the system's resolver is asked in
+threads, which a busy worker lets run for a few milliseconds now and then.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterable
 from itertools import zip_longest
@@ -23,23 +29,62 @@ from wrapper.config import Provider
 from wrapper.formats.http1 import Connection
 
 NEXT_ADDRESS: Final = 0.25  # seconds until the next address is tried (RFC 8305 section 8)
+NAME_SECONDS: Final = 1.0  # how long what the resolver said is used again
 
 Address = tuple[int, int, int, Any]  # family, type, protocol, address
 
 
-def open_connection(host: str, port: int, tls: ssl.SSLContext | None, timeout: float) -> Connection:
+class Name:
+    """The name of a provider's host, looked up once for all connections that wait for it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self._port = port
+        self._lock = threading.Lock()
+        self._found: list[Address] = []
+        self._error: OSError | UnicodeError | None = None
+        self._at = -math.inf
+        self._is_address = False
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError, UnicodeError):
+                socket.inet_pton(family, host)
+                self._is_address = True
+                self._found = [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, (host, port))]
+
+    def addresses(self) -> list[Address]:
+        """Raises OSError, or UnicodeError for a name that IDNA cannot spell."""
+        asked = time.monotonic()
+        if self._is_address or (self._found and asked < self._at + NAME_SECONDS):
+            return self._found
+        with self._lock:
+            if self._at < asked:  # nobody has looked it up while this one waited
+                self._look_up()
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        return self._found
+
+    def _look_up(self) -> None:
+        self._found, self._error = [], None
+        try:
+            self._found = addresses(self.host, self._port)
+        except (OSError, UnicodeError) as error:
+            self._error = error
+        self._at = time.monotonic()
+
+
+def open_connection(name: Name, tls: ssl.SSLContext | None, timeout: float) -> Connection:
     """Connect, at most `timeout` seconds for all addresses, and again for the TLS handshake.
 
-    Raises OSError (ssl.SSLError and TimeoutError among its kinds).
+    Raises OSError (ssl.SSLError and TimeoutError among its kinds), or UnicodeError.
     """
-    sock = connect(addresses(host, port), timeout)
+    sock = connect(name.addresses(), timeout)
     try:
         sock.settimeout(timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             # An end without TLS's close_notify may be an attacker's: a body that lasts until
             # the close is then incomplete (RFC 9112 section 9.8).
-            sock = tls.wrap_socket(sock, server_hostname=host, suppress_ragged_eofs=False)
+            sock = tls.wrap_socket(sock, server_hostname=name.host, suppress_ragged_eofs=False)
     except BaseException:
         sock.close()
         raise
@@ -107,8 +152,10 @@ class _Attempts:
         """A connection that stands; None when one has failed, or `seconds` have passed."""
         if not self.pending:
             return None
-        for number, _ in self._poll.poll(max(0.0, seconds) * 1000):
-            sock = self.pending[number]
+        ready = [self.pending[number] for number, _ in self._poll.poll(max(0.0, seconds) * 1000)]
+        # In a worker that is busy for longer than that, the time is over before its event loop has
+        # looked at the sockets.
+        for sock in ready or filter(_is_connected, list(self.pending.values())):
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if not code:
                 self._forget(sock)
@@ -130,6 +177,14 @@ class _Attempts:
     def _forget(self, sock: socket.socket) -> None:
         del self.pending[sock.fileno()]
         self._poll.unregister(sock)
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def tls_context(provider: Provider) -> ssl.SSLContext:
