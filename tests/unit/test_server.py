@@ -16,7 +16,7 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.parser import RequestParser
 
-from wrapper.server import room
+from wrapper.server import lifecycle, room
 from wrapper.server.worker import HeadTimeout, StrictRequest
 
 INFINITE = resource.RLIM_INFINITY
