@@ -59,12 +59,21 @@ class Endpoint:
     # no request of the key will show: keys with a budget or a model list need this name in their
     # `endpoints`.
     surface: str | None = None
+    # The kind of object that the response shows, or a list of such: where one is known as deferred
+    # work (proxy.deferred), its end is seen here, whoever asks.
+    shows: str | None = None
     # The kind of object that is created and then lives at the provider that created it.
     creates: str | None = None
 
     @property
     def usage(self) -> str:
         """How a 2xx response to such a request is metered, for documentation."""
+        if self.creates == "batch":
+            return "metered when the batch has ended"
+        if self.creates == "video":
+            return "metered when the video is there"
+        if self.creates == "response":
+            return "metered; in the background when it has ended"
         if self.reports_stored_usage:
             return "not metered: the usage of a stored object was counted when it was created"
         return "metered" if self.metered else "metered where the response reports usage"
@@ -77,7 +86,7 @@ ENDPOINTS: Final = (
     Endpoint("/responses", json_body=True, metered=True, creates="response"),
     Endpoint("/responses/compact", json_body=True, metered=True),
     Endpoint("/responses/input_tokens"),
-    Endpoint("/responses/{id}/cancel", reports_stored_usage=True),
+    Endpoint("/responses/{id}/cancel", reports_stored_usage=True, shows="response"),
     Endpoint("/embeddings", json_body=True, metered=True, input_only=True),
     Endpoint("/audio/transcriptions", metered=True, unreported=NOT_REPORTED),
     Endpoint("/audio/translations", metered=True, unreported=NOT_REPORTED),
@@ -124,7 +133,7 @@ ENDPOINTS: Final = (
         unreported=DEFERRED,
         creates="batch",
     ),
-    Endpoint("/batches/{rest}", reports_stored_usage=True),
+    Endpoint("/batches/{rest}", reports_stored_usage=True, shows="batch"),
     Endpoint("/runs", surface="assistants", unreported=DEFERRED, creates="run"),
     Endpoint("/runs/{id}", reports_stored_usage=True),
     Endpoint("/runs/{id}/cancel", reports_stored_usage=True),
@@ -179,6 +188,15 @@ READS: Final = Endpoint("", method="", reports_stored_usage=True)
 """A request that is no POST: it uses nothing by itself."""
 
 
+_SHOWING: Final = (
+    Endpoint("/responses/{id}", method="GET", reports_stored_usage=True, shows="response"),
+    Endpoint("/batches", method="GET", reports_stored_usage=True, shows="batch"),
+    Endpoint("/batches/{id}", method="GET", reports_stored_usage=True, shows="batch"),
+    Endpoint("/videos", method="GET", reports_stored_usage=True, shows="video"),
+    Endpoint("/videos/{id}", method="GET", reports_stored_usage=True, shows="video"),
+)
+"""Reads of what may be deferred work."""
+
 _PARAMETERS: Final = re.compile("[;?#][^/]*")
 
 
@@ -192,6 +210,7 @@ def _matcher(path: str) -> Callable[[str], object]:
 
 
 _MATCHERS = tuple((endpoint, _matcher(endpoint.path)) for endpoint in ENDPOINTS)
+_SHOWN = tuple((endpoint, _matcher(endpoint.path)) for endpoint in _SHOWING)
 
 
 _ADMIN = re.compile(r"/organization(?:/|\Z)").search
@@ -203,6 +222,8 @@ def find_endpoint(method: str, target: str) -> Endpoint:
     path = _PARAMETERS.sub("", unquote(target)).rstrip("/").lower()
     if "/organization" in path and _ADMIN(path):
         return ADMIN
+    if method == "GET":
+        return next((endpoint for endpoint, matches in _SHOWN if matches(path)), READS)
     if method != "POST":
         return READS
     return next((endpoint for endpoint, matches in _MATCHERS if matches(path)), OTHER)

@@ -75,6 +75,7 @@ class RequestRecord:
     in_flight: bool = False  # counted in `requests_in_flight`
     content: Content | None = None  # its body, where it was read
     lease: Any = None  # what admission reserved for it
+    deferred: Any = None  # the work that it has started and that is booked when it has ended
     dry_run: list[str] = field(default_factory=list)  # codes of refusals that are not enforced
 
     status: int = 0
@@ -150,13 +151,13 @@ class RequestRecord:
         elif extracted.error and self.status < 300:
             self.failed("error_event")
         # What is shown of a stored response was counted when that was made.
-        used = not endpoint.reports_stored_usage
+        used = not endpoint.reports_stored_usage and self.deferred is None
         if used and extracted.usage is not None:
             self.usage = extracted.usage
             self.served_model = (extracted.model or "")[:MAX_NAME]
             # A request may leave the model to the provider, as one with a stored prompt does.
             self.model = self.model or self.served_model
-        if self.usage is None and metering and 200 <= self.status < 300:
+        if self.usage is None and metering and 200 <= self.status < 300 and self.deferred is None:
             self.unmetered = self._unmetered(extracted, endpoint, ended=ended)
 
     def _unmetered(

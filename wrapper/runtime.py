@@ -8,6 +8,7 @@ the requests that hold it.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,10 +23,12 @@ from wrapper.config import Settings, prices_path
 from wrapper.metering.pricing import Prices
 from wrapper.record import RequestRecord
 from wrapper.routing import Routes
-from wrapper.store import StoreError, UsageStore, beside
+from wrapper.store import Deferred, Lease, StoreError, UsageStore, beside
 from wrapper.store.objects import ObjectPlaces
 from wrapper.telemetry import Telemetry
 from wrapper.upstream import Upstream
+
+MAX_UNREMEMBERED = 1000
 
 log = logging.getLogger("wrapper")
 
@@ -57,6 +60,8 @@ class Runtime:
         self.scopes = Scopes()
         self.capacity = Capacity()
         self.store_failing = False
+        # Deferred work that the store has not taken yet, with the leases of its requests.
+        self.unremembered: deque[tuple[Deferred, Lease | None]] = deque(maxlen=MAX_UNREMEMBERED)
         self.snapshot = self._snapshot(settings, prices, {})
 
     def init_app(self, app: Flask) -> None:

@@ -118,6 +118,7 @@ def _server(table: Table | None, secrets: SecretReader) -> Server:
         default_output_tokens=table.whole(
             "default_output_tokens", DEFAULT_OUTPUT_TOKENS, high=MAX_OUTPUT_TOKENS
         ),
+        deferred_poll=table.seconds("deferred_poll", 10.0),
     )
     table.close()
     return server

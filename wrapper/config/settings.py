@@ -242,6 +242,7 @@ class Server:
     `metrics_token_problem` says why there is no token although one is configured. `root_path` is
     the prefix that a proxy in front leaves in the paths; empty or `/…` without a slash at the end.
     `default_output_tokens` is reserved for a request that does not limit its output itself.
+    `deferred_poll` seconds after deferred work was created the gateway begins to ask for it.
     """
 
     root_path: str = ""
@@ -257,6 +258,7 @@ class Server:
     upload_disk_bytes: int = 4_294_967_296
     metering: bool = True
     default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
+    deferred_poll: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from wrapper.formats.media import is_json
 from wrapper.metering.json_body import JsonExtractor
 from wrapper.metering.lines import LinesExtractor
+from wrapper.metering.sights import SightExtractor
 from wrapper.metering.stream import StreamExtractor, has_content, set_include_usage
 from wrapper.metering.usage import (
     ENCODING,
@@ -12,6 +13,7 @@ from wrapper.metering.usage import (
     PICO,
     ExtractedUsage,
     NullExtractor,
+    Sight,
     Usage,
     UsageExtractor,
 )
@@ -20,6 +22,7 @@ __all__ = [
     "PICO",
     "ExtractedUsage",
     "NullExtractor",
+    "Sight",
     "Usage",
     "UsageExtractor",
     "extractor_for",
@@ -30,13 +33,16 @@ __all__ = [
 _LINES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
 
-def extractor_for(media: str, coding: str, *, strip_usage: bool = False) -> UsageExtractor:
+def extractor_for(
+    media: str, coding: str, *, strip_usage: bool = False, sights: bool = False
+) -> UsageExtractor:
     """The extractor for a response of this media type and content coding, as `formats.media` has
     them.
 
     `strip_usage`: the client did not ask for the usage chunk of a stream, so it is taken out.
     A compressed stream cannot be stripped and stays as it is: a request to which the gateway
-    adds `include_usage` must not allow compression (`Accept-Encoding: identity`).
+    adds `include_usage` must not allow compression (`Accept-Encoding: identity`). `sights`: the
+    response shows objects of deferred work.
     """
     is_stream = media == "text/event-stream"
     is_lines = media in _LINES
@@ -46,7 +52,9 @@ def extractor_for(media: str, coding: str, *, strip_usage: bool = False) -> Usag
     if is_stream:
         extractor = StreamExtractor(strip_usage=strip_usage and not coding)
     else:
-        extractor = LinesExtractor() if is_lines else JsonExtractor()
+        extractor = (
+            LinesExtractor() if is_lines else SightExtractor() if sights else JsonExtractor()
+        )
     if not coding:
         return extractor
     # Not at the top: decoding yields to other greenlets, and commands do without gevent.

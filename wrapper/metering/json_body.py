@@ -147,7 +147,7 @@ class HeadTailBuffer:
         return usage._replace(units=(*usage.units, *uncounted))
 
 
-def head_members(text: bytes) -> dict[bytes, bytes]:
+def head_members(text: bytes, wanted: frozenset[bytes] = _WANTED) -> dict[bytes, bytes]:
     """The wanted top-level members that are complete in `text`, the beginning of an object."""
     found: dict[bytes, bytes] = {}
     at = _OPEN.match(text)
@@ -159,7 +159,7 @@ def head_members(text: bytes) -> dict[bytes, bytes]:
             end = skip_value(text, key.end())
         except ValueError:
             break
-        if key[1] in _WANTED:
+        if key[1] in wanted:
             found[key[1]] = text[key.end() : end]
         at = _COMMA.match(text, end)
     return found

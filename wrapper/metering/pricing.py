@@ -111,6 +111,12 @@ class Prices:
             total += cost
         return Priced(total)
 
+    def has_tiers(self, provider: str, host: str, model: str) -> bool:
+        """Whether a price of the model depends on the length of the request."""
+        prices = self._prices(provider, host, model, "")
+        rates = [prices.rates, *prices.service_tiers.values()] if prices else []
+        return any(len(each) > 1 for each in rates)
+
     def has_unit(self, provider: str, host: str, model: str, unit: str) -> bool:
         """Whether the model is billed by this unit."""
         prices = self._prices(provider, host, model, "")

@@ -67,13 +67,40 @@ class Usage(NamedTuple):
     unreadable: str = ""
 
 
+def added(one: Usage, other: Usage) -> Usage:
+    """The numbers of both together; what is no number is that of `one`."""
+    units = dict(one.units)
+    for name, amount in other.units:
+        units[name] = units.get(name, 0) + amount
+    sums = {
+        name: getattr(one, name) + getattr(other, name)
+        for name in Usage._fields[: Usage._fields.index("prompt_split")]
+    }
+    return one._replace(**sums, units=tuple(sorted(units.items())), parts=())
+
+
+class Sight(NamedTuple):
+    """An object of deferred work as a response shows it.
+
+    `usage` and `model` are those that it reports; of a batch, `output_file` is where its responses
+    are.
+    """
+
+    id: str
+    status: str
+    usage: Usage | None = None
+    model: str = ""
+    output_file: str = ""
+
+
 class ExtractedUsage(NamedTuple):
     """What an extractor has found so far.
 
     `usage` is the last one reported, `model` the first one named. `reason` says why `usage` is
     None and is None otherwise. `error`: the provider reported an error inside the response (an
     event of a stream, or an `error` member that is not null). `terminal`: the event that ends a
-    stream in its dialect has passed; what follows is no content.
+    stream in its dialect has passed; what follows is no content. `sights`: the objects that are
+    shown, where they were looked for.
     """
 
     usage: Usage | None
@@ -81,6 +108,7 @@ class ExtractedUsage(NamedTuple):
     reason: str | None
     error: bool = False
     terminal: bool = False
+    sights: tuple[Sight, ...] = ()
 
 
 class UsageExtractor(Protocol):

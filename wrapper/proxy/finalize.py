@@ -65,6 +65,7 @@ def _settle(record: RequestRecord, runtime: Runtime, model: str) -> None:
         usage=record.usage,
         cost=record.cost,
         unmetered=record.unmetered is not None,
+        deferred=record.deferred is not None,
     )
     try:
         runtime.admission.settle(entry, record.lease)

@@ -8,15 +8,12 @@ route `*` decides.
 
 from __future__ import annotations
 
-import re
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
+from typing import TYPE_CHECKING, Final
 
 from wrapper.config import Target
 from wrapper.metering.decoding import DecompressionError, decoder_for
-from wrapper.metering.dialects import DECODING_ERRORS
+from wrapper.metering.sights import Shown, shown_in
 from wrapper.proxy.beginning import MAX_BEGINNING, FirstEvent
 from wrapper.proxy.request import ProxyRequest
 from wrapper.routing import Targets
@@ -26,28 +23,23 @@ if TYPE_CHECKING:
     from wrapper.proxy.forward import Forwarded
 
 MAX_ID: Final = 256  # characters
-_ID: Final = re.compile(rb'\s*+\{\s*+"id"\s*+:\s*+"([\x21\x23-\x5b\x5d-\x7e]{1,256})"')
 
 
-class _Created(msgspec.Struct):
-    id: Any = None
-    response: msgspec.Raw = msgspec.Raw(b"")
+def remember_created(
+    context: RequestContext, request: ProxyRequest, forwarded: Forwarded
+) -> Shown | None:
+    """Note where the object lives that the request has created: what its response shows of it.
 
-
-_decode = msgspec.json.Decoder(_Created).decode
-
-
-def remember_created(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> None:
-    """Note where the object lives that the request has created.
-
-    Not one that a caller's own credential has created: it is in the caller's account.
+    None for one that a caller's own credential has created: it is in the caller's account.
     """
     attempt, kind = forwarded.attempt, request.endpoint.creates
     if kind is None or forwarded.response.status >= 300 or attempt.credential is not None:
-        return
-    object_id = _created_id(forwarded)
-    if object_id:
-        context.runtime.objects.remember(object_id, kind, attempt.upstream.provider.name)
+        return None
+    created = _created(forwarded)
+    if not isinstance(created.id, str) or not 0 < len(created.id) <= MAX_ID:
+        return None
+    context.runtime.objects.remember(created.id, kind, attempt.upstream.provider.name)
+    return created
 
 
 def targets_of_object(
@@ -72,27 +64,20 @@ def _ids_in_path(path: str) -> list[str]:
     return [part for part in path.split("/")[2:10] if 3 < len(part) <= MAX_ID]
 
 
-def _created_id(forwarded: Forwarded) -> str:
-    """The id in the beginning of a response; empty where none can be read."""
+def _created(forwarded: Forwarded) -> Shown:
+    """The object in the beginning of a response; without an id where none can be read."""
     text = forwarded.first[:MAX_BEGINNING]
     response = forwarded.response
     if response.coding:
         decoder = decoder_for(response.coding)
         if decoder is None:
-            return ""
+            return Shown()
         try:
             text = b"".join(islice(decoder.decode(text), 1))  # 64 KiB at most
         except DecompressionError:
-            return ""
+            return Shown()
     if response.is_event_stream:
         event = FirstEvent()
         event.is_enough(text)
         text = event.data
-    try:
-        created = _decode(text)
-        if bytes(created.response).startswith(b"{"):
-            created = _decode(created.response)
-    except DECODING_ERRORS:  # not complete: an id is usually the first member
-        found = _ID.match(text)
-        return found[1].decode("ascii") if found else ""
-    return created.id if isinstance(created.id, str) and len(created.id) <= MAX_ID else ""
+    return shown_in(text)

@@ -35,6 +35,7 @@ from wrapper.metering import (
 )
 from wrapper.proxy.admit import rate_limit_headers
 from wrapper.proxy.body import SMALL
+from wrapper.proxy.deferred import remember, saw_end_of_request
 from wrapper.proxy.forward import Forwarded, interrupted
 from wrapper.proxy.objects import remember_created
 from wrapper.proxy.request import ProxyRequest
@@ -65,7 +66,9 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
     record.stream = response.is_event_stream
     record.upstream_request_id = response.request_id
     if request.endpoint.creates is not None:
-        remember_created(context, request, forwarded)
+        created = remember_created(context, request, forwarded)
+        if created is not None:
+            remember(context, request, forwarded.attempt, created)
     strip = forwarded.strip_usage and record.stream and not coding
     has_length = response.length is not None and not strip and response.status != 204
     metering = context.snapshot.settings.server.metering
@@ -82,7 +85,9 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         context,
         request,
         forwarded,
-        extractor_for(media, coding, strip_usage=strip) if metering else NullExtractor(),
+        extractor_for(media, coding, strip_usage=strip, sights=request.endpoint.shows is not None)
+        if metering
+        else NullExtractor(),
         error_event=record.stream and not coding and not has_length,
     )
     down = Headers(response.headers)
@@ -264,6 +269,10 @@ class StreamingBody:
             extracted = self._by_character(extracted)
         metering = self._context.snapshot.settings.server.metering
         record.completed(extracted, request.endpoint, ended=self._ended, metering=metering)
+        if record.deferred is not None or (
+            request.endpoint.shows is not None and self._attempt.credential is None
+        ):
+            saw_end_of_request(self._context, request, extracted)
 
     def _read_rest(self) -> None:
         """Read what follows the last event, so that the provider's connection can be kept."""

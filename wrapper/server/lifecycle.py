@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -218,9 +218,12 @@ def worker_forked() -> None:
     atexit.unregister(_terminate)
 
 
-def start_worker(runtime: Runtime) -> None:
-    """Follow the configuration files, and make this worker's metrics readable."""
+def start_worker(runtime: Runtime) -> Callable[[], None]:
+    """Follow the configuration files, ask for deferred work, and make this worker's metrics
+    readable. What is returned is to be called when the worker begins to stop.
+    """
     from wrapper import telemetry
+    from wrapper.proxy.asker import Asker
     from wrapper.server.reload import ConfigReloader
 
     telemetry.worker_started()
@@ -228,6 +231,9 @@ def start_worker(runtime: Runtime) -> None:
     reloader = ConfigReloader(runtime, dict(os.environ), _accepted(), os.environ.get(DEMO_URL))
     threading.Thread(target=reloader.run, name="reload", daemon=True).start()
     threading.Thread(target=_heartbeat, args=(runtime,), name="heartbeat", daemon=True).start()
+    asker = Asker(runtime)
+    threading.Thread(target=asker.run, name="asker", daemon=True).start()
+    return asker.stop
 
 
 def _heartbeat(runtime: Runtime) -> None:

@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -49,6 +50,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(*args, **kwargs)
         self.wsgi: Any = None  # the application, from `load_wsgi` on
         self._quitting = False
+        self._stop_asking: Callable[[], None] = lambda: None
         self._clients: dict[Any, Any] = {}  # sockets, by the greenlets of the connections
         self._crowded = self.worker_connections * 5 // 6
         self._lost_lines = getattr(sys.stderr, "lost", 0)  # in the master, before
@@ -67,12 +69,13 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def start(self) -> None:
         """Follow the configuration files, and drain when the worker stops."""
-        lifecycle.start_worker(self._runtime)
+        self._stop_asking = lifecycle.start_worker(self._runtime)
         gevent.spawn(self._drain_at_stop)
         Watchdog(self._runtime.telemetry.event_loop_lagged, self._look_around).start()
 
     def interrupt(self) -> None:
         """Ctrl-C or SIGQUIT: end open requests with an error event and record them, do not wait."""
+        self._stop_asking()
         scopes = self._runtime.scopes
         scopes.drain()
         with gevent.Timeout(QUIT_DRAIN_SECONDS, False):
@@ -184,6 +187,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """
         while self.alive:
             gevent.sleep(0.5)
+        self._stop_asking()
         grace = self.cfg.graceful_timeout
         end = time.monotonic() + max(grace - DRAIN_AHEAD, grace / 2)
         while time.monotonic() < end:

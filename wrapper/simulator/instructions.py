@@ -33,6 +33,9 @@ Instructions (x-sim)
   style=openai|groq     dialect (default: groq below /openai/v1, openai below /v1)
   echo[=raw]       respond with the request itself, as JSON or (raw) with the bytes of its body
   no-usage, usage-null  usage is left out, or null
+  polls=N          how often a background response, a batch or a video is shown unfinished (2; a
+                   batch without this order is never worked off)
+  ends=failed|cancelled|expired|incomplete   how it ends
   groq-error       the last Groq chunk has x_groq.error instead of x_groq.usage
   status=N         this status; from 400 on with an error body
   code=, type=, message=   of that error body
@@ -104,6 +107,8 @@ class Instructions:
     style: str | None = None
     echo: str | None = None
     book: str | None = None
+    polls: int | None = None
+    ends: str | None = None
     no_usage: bool = False
     usage_null: bool = False
     groq_error: bool = False
@@ -185,6 +190,7 @@ _VALUES: Mapping[str, Callable[[str], Any]] = {
     "style": _one_of("openai", "groq"),
     "echo": _one_of("json", "raw"),
     "encoding": _one_of("gzip", "deflate", "br"),
+    "ends": _one_of("failed", "cancelled", "expired", "incomplete"),
     "framing": _one_of(*FRAMINGS),
     "close_on_receipt": _one_of("always", "kept"),
 }

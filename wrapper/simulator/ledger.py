@@ -133,6 +133,12 @@ class Ledger:
             day = (int(record.ended // 86_400), record.endpoint, record.model)
             self.by_day.setdefault(day, Totals()).add(record)
 
+    def bill(self, book: str, model: str, endpoint: str, usage: Usage) -> None:
+        """Add what was used by work that went on after its request."""
+        sums = self._sums.setdefault((book, model, endpoint, "completed", 200), Totals())
+        for place, number in enumerate(usage):
+            sums.sent[place] += number
+
     def as_json(self) -> list[dict[str, Any]]:
         """The entries of `GET /_sim/books`."""
         names = ("book", "model", "endpoint", "outcome", "status")

@@ -198,7 +198,7 @@ class Handler:
             call.groq = self._instructions.style == "groq"
         record.model = call.model
         user = _text(call.json.get("user")) or call.form("user")
-        record.book = self._instructions.book or record.book or user
+        record.book = call.book = self._instructions.book or record.book or user
 
     def _send(self, response: Response) -> bool:
         wanted, record, pace = self._instructions, self._record, self._provider.pace

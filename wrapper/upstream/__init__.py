@@ -7,7 +7,7 @@ says whether anything may have been sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
 import requests
@@ -163,28 +163,39 @@ class Upstream:
         not 200: UpstreamAuth where the provider refuses the credential.
         """
         body = bytearray()
+        status = self.get(self.base_path + path, body.extend, timeout=timeout, limit=limit)
+        if status != 200:
+            kind = errors.UpstreamAuth if status in (401, 403) else errors.UpstreamError
+            raise kind(f"The provider responded {status}.")
+        return bytes(body)
+
+    def get(
+        self, target: str, take: Callable[[bytes], object], *, timeout: float, limit: int
+    ) -> int:
+        """The status of a GET of the raw `target` on the provider's origin; `take` gets its body.
+
+        At most `timeout` seconds, and no piece more after `limit` bytes. Raises UpstreamError.
+        """
+        size = 0
         try:
             with within(timeout), self.session() as session:
                 response = session.get(
-                    self.provider.base_url + path,
+                    self.provider.origin + target,
                     timeout=(timeout, timeout),
                     stream=True,
                     allow_redirects=False,
                 )
                 with response:
                     pieces = response.iter_content(None)
-                    while len(body) < limit and (piece := next(pieces, b"")):
-                        body += piece
+                    while size < limit and (piece := next(pieces, b"")):
+                        take(piece)
+                        size += len(piece)
                         yield_if_due()
         except Interrupted:
             raise errors.UpstreamTimeout(f"No response within {timeout:g} s.") from None
         except RequestException as error:
             raise gateway_error(error, self.provider.name) from error
-        if response.status_code != 200:
-            refused = response.status_code in (401, 403)
-            kind = errors.UpstreamAuth if refused else errors.UpstreamError
-            raise kind(f"The provider responded {response.status_code}.")
-        return bytes(body)
+        return response.status_code
 
     def session(self) -> requests.Session:
         """An ordinary session to this provider, with its credential: for what is not the hot path.

@@ -40,6 +40,7 @@ class ObjectStore:
     def __init__(self) -> None:
         self._kinds: dict[str, OrderedDict[str, dict[str, Any]]] = {}
         self._contents: dict[str, tuple[bytes, int]] = {}
+        self.works: dict[str, Any] = {}  # of objects that have not ended: `deferred.Work`
 
     def put(self, kind: str, made: dict[str, Any], content: bytes = b"", size: int = 0) -> None:
         """Keep an object, and the beginning of its content of `size` bytes."""
@@ -48,7 +49,9 @@ class ObjectStore:
         if size:
             self._contents[made["id"]] = (content, size)
         if len(kept) > _MOST_OBJECTS:
-            self._contents.pop(kept.popitem(last=False)[0], None)
+            dropped = kept.popitem(last=False)[0]
+            self._contents.pop(dropped, None)
+            self.works.pop(dropped, None)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """An object. A 404 if there is none."""
@@ -66,6 +69,7 @@ class ObjectStore:
         self.get(kind, name)
         del self._kinds[kind][name]
         self._contents.pop(name, None)
+        self.works.pop(name, None)
 
     def page(self, kind: str, query: dict[str, str]) -> dict[str, Any]:
         """A page of a kind: newest first, with `limit`, `order`, `after` and `before`."""
@@ -105,6 +109,7 @@ class Call:
     objects: ObjectStore
     ledger: Ledger
     model: str = ""
+    book: str = ""
     arguments: list[str] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
 

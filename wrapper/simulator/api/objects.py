@@ -1,6 +1,6 @@
-"""Objects that calls create and read: files, uploads in parts, batches, vector stores.
+"""Objects that calls create and read: files, uploads in parts, vector stores.
 
-Of the content of a file the first MiB is kept, its length always. Batches are never processed.
+Of the content of a file the first MiB is kept, its length always.
 """
 
 from __future__ import annotations
@@ -67,6 +67,15 @@ def create_file(call: Call) -> Response:
     return json_response(made)
 
 
+def created_file(call: Call, content: bytes, name: str) -> str:
+    """The id of a file that the provider itself has made."""
+    made = _file(call, f"{name}.jsonl", "batch_output", len(content))
+    made["id"] += f"-{name}"
+    call.objects.put("files", made, content, len(content))
+    found: str = made["id"]
+    return found
+
+
 def file_content(call: Call) -> Response:
     """`GET files/{id}/content`: what was uploaded; beyond 1 MiB, the known pattern."""
     call.objects.get("files", call.arguments[0])
@@ -130,29 +139,6 @@ def cancellation(kind: str, status: str) -> Callable[[Call], Response]:
         return json_response(made)
 
     return cancel
-
-
-# --- batches ---
-
-
-def create_batch(call: Call) -> Response:
-    """`POST batches`."""
-    call.need("input_file_id", "endpoint", "completion_window")
-    made = {
-        "id": f"batch_{call.id}",
-        "object": "batch",
-        "endpoint": call.json["endpoint"],
-        "errors": None,
-        "input_file_id": call.json["input_file_id"],
-        "completion_window": call.json["completion_window"],
-        "status": "validating",
-        "output_file_id": None,
-        "error_file_id": None,
-        "created_at": call.created,
-        "request_counts": {"total": 0, "completed": 0, "failed": 0},
-        "metadata": call.json.get("metadata"),
-    }
-    return _created(call, "batches", made)
 
 
 # --- vector stores, their files and their made-up search ---

@@ -20,6 +20,44 @@ from wrapper.simulator.response import Event, Response, Usage, encode, json_resp
 
 def create(call: Call) -> Response:
     """`POST responses`."""
+    content, tool, made, usage = _made(call)
+    carried = put_usage(call, made, usage, responses_usage(usage))
+    if call.json.get("store") is not False:
+        call.objects.put("responses", made)
+    if call.json.get("stream"):
+        events = _stream(call, content, tool, made, carried)
+        return streamed(call, events, usage)
+    return json_response(made, carried, planned=usage)
+
+
+def finished(call: Call) -> tuple[dict[str, Any], Usage | None]:
+    """A response as it will be in the end, and the usage that it then carries."""
+    _, _, made, usage = _made(call)
+    return made, put_usage(call, made, usage, responses_usage(usage))
+
+
+def events_of(made: dict[str, Any]) -> Iterator[Event]:
+    """The events of a response in the background. They carry no usage: it is billed at the end."""
+    begun = {**made, "status": "queued", "output": [], "usage": None}
+    events: list[tuple[str, dict[str, Any]]] = [
+        (f"response.{name}", {"response": {**begun, "status": status}})
+        for name, status in (("created", "queued"), ("queued", "queued"), ("in_progress",) * 2)
+    ]
+    for index, item in enumerate(made["output"]):
+        place = {"item_id": item["id"], "output_index": index}
+        for part in item.get("content", ()):
+            for text in cut(part["text"]):
+                delta = {**place, "content_index": 0, "logprobs": [], "delta": text}
+                events.append(("response.output_text.delta", delta))
+        events.append(("response.output_item.done", {"output_index": index, "item": item}))
+    events.append((f"response.{made['status']}", {"response": made}))
+    for number, (name, fields) in enumerate(events):
+        data = encode({"type": name, "sequence_number": number, **fields})
+        yield Event(data, None, name.encode())
+
+
+def _made(call: Call) -> tuple[Texts, dict[str, Any] | None, dict[str, Any], Usage]:
+    """The content, the tool that is called, the finished response, and the usage of it."""
     call.need("model", "input")
     body = call.json
     tool = _tool(body)
@@ -37,20 +75,7 @@ def create(call: Call) -> Response:
     made = _response(call, status, [_item(call, tool, "".join(content), status)])
     if truncated:
         made["incomplete_details"] = {"reason": "max_output_tokens"}
-    carried = put_usage(call, made, usage, responses_usage(usage))
-    if body.get("store") is not False:
-        call.objects.put("responses", made)
-    if body.get("stream"):
-        events = _stream(call, content, tool, made, carried)
-        return streamed(call, events, usage)
-    return json_response(made, carried, planned=usage)
-
-
-def cancel(call: Call) -> Response:
-    """`POST responses/{id}/cancel`."""
-    return json_response(
-        {**call.objects.get("responses", call.arguments[0]), "status": "cancelled"}
-    )
+    return content, tool, made, usage
 
 
 def input_items(call: Call) -> Response:
@@ -108,6 +133,7 @@ def _response(call: Call, status: str, output: list[dict[str, Any]]) -> dict[str
         "object": "response",
         "created_at": call.created,
         "status": status,
+        "background": call.json.get("background") is True,
         "error": None,
         "incomplete_details": None,
         "instructions": call.json.get("instructions"),
