@@ -169,6 +169,18 @@ def event(kind: str, **changes: Any) -> dict[str, Any]:
     return {"type": f"response.{kind}", "response": made}
 
 
+def test_a_plain_stream_is_metered_as_ever(world: World) -> None:
+    sent = stream(
+        event("created", status="in_progress", background=False),
+        event("completed", usage=USED, background=False),
+    )
+    world.send = lambda _: sent
+    world.call("POST", "/v1/responses", {**BODY, "background": False, "stream": True})
+    assert world.sums()[MODEL].total == 350
+    world.app.runtime.store._wall = lambda: time.time() + 1000
+    assert not world.asker().ask_once()
+
+
 def test_a_background_stream_that_ends_is_booked_once(world: World) -> None:
     sent = stream(event("created", status="queued"), event("completed", usage=USED))
     world.send = lambda _: sent

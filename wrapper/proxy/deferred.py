@@ -62,8 +62,9 @@ def remember(
     kind = request.endpoint.creates
     if kind not in COLLECTIONS or not context.snapshot.settings.server.metering:
         return
-    background_stream = created.background is True and context.record.stream
-    if not (created.status in PENDING or background_stream):
+    # A stream shows its response unfinished at first, and ends it unless it is in the background.
+    goes_on = created.background is True if context.record.stream else created.status in PENDING
+    if not goes_on:
         return
     record, runtime = context.record, context.runtime
     lease: Lease | None = record.lease

@@ -66,9 +66,7 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
     record.stream = response.is_event_stream
     record.upstream_request_id = response.request_id
     if request.endpoint.creates is not None:
-        created = remember_created(context, request, forwarded)
-        if created is not None:
-            remember(context, request, forwarded.attempt, created)
+        _remember(context, request, forwarded)
     strip = forwarded.strip_usage and record.stream and not coding
     has_length = response.length is not None and not strip and response.status != 204
     metering = context.snapshot.settings.server.metering
@@ -103,6 +101,13 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         for name, value in rate_limit_headers(record.lease.standings):
             down.set(name, value)
     return StreamedResponse(body, f"{response.status} {response.reason}".rstrip(), down)
+
+
+def _remember(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> None:
+    """Before the client learns of it: what the request has created, and what goes on after it."""
+    created = remember_created(context, request, forwarded)
+    if created is not None:
+        remember(context, request, forwarded.attempt, created)
 
 
 class StreamedResponse(Response):

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from wrapper import __version__
 from wrapper.auth import CLIENT
-from wrapper.metering import Usage
 from wrapper.record import NO_KEY, NO_MODEL, REJECTED, UNMATCHED, RequestRecord
 from wrapper.store import Sums
 from wrapper.telemetry import instruments as metrics
@@ -193,8 +192,12 @@ class Telemetry:
             metrics.REJECTIONS[record.api_key, f"{code}_dry_run"].inc()
         if record.unmetered:
             metrics.UNMETERED[provider, record.unmetered].inc()
-        if record.usage is not None:
-            _count_usage(record.usage, labels)
+        usage = record.usage
+        if usage is not None:
+            metrics.PROMPT[labels].inc(usage.prompt)
+            metrics.COMPLETION[labels].inc(usage.completion)
+            metrics.TOKENS[labels].inc(usage.total)
+            metrics.CACHED[labels].inc(usage.cached)
             if record.cost is None:
                 metrics.UNPRICED[provider, model].inc()
         if record.cost is not None:
@@ -208,9 +211,13 @@ class Telemetry:
         The ledger books the model as `model`.
         """
         model = self.model_label(model)
-        labels = self._series.of((record.api_key, record.provider, model))
-        if record.usage is not None:
-            _count_usage(record.usage, labels)
+        labels = self._series[record.api_key, record.provider, model]
+        usage = record.usage
+        if usage is not None:
+            metrics.PROMPT[labels].inc(usage.prompt)
+            metrics.COMPLETION[labels].inc(usage.completion)
+            metrics.TOKENS[labels].inc(usage.total)
+            metrics.CACHED[labels].inc(usage.cached)
             if record.cost is None:
                 metrics.UNPRICED[record.provider, model].inc()
         if record.unmetered:
@@ -227,13 +234,6 @@ class Telemetry:
         if record.usage is not None and record.usage.completion > 1:
             per_token = (record.upstream - record.ttft) / (record.usage.completion - 1)
             metrics.PER_TOKEN[labels].observe(round(max(0.0, per_token) * STEPS) / STEPS)
-
-
-def _count_usage(usage: Usage, labels: tuple[str, str, str]) -> None:
-    metrics.PROMPT[labels].inc(usage.prompt)
-    metrics.COMPLETION[labels].inc(usage.completion)
-    metrics.TOKENS[labels].inc(usage.total)
-    metrics.CACHED[labels].inc(usage.cached)
 
 
 def reloaded(*, success: bool) -> None:
