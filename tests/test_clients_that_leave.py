@@ -105,7 +105,7 @@ def test_leaving_while_a_small_answer_is_awaited_to_its_end_ends_the_providers_w
     leave(connection, rudely)
     cancelled(simulator, book)
     (line,) = gateway.log_lines(lambda line: line["model"] == model)
-    assert (line["outcome"], line["unmetered"]) == ("client_abort", "aborted")
+    assert (line["outcome"], line["bounded"]) == ("client_abort", "aborted")
 
 
 @both_ways

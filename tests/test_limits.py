@@ -564,7 +564,8 @@ def test_a_stream_that_is_aborted_costs_what_was_reserved_for_it(
     app = make({"web": {"tokens_per_minute": 1000, "budget_usd": 1.0}}, env=store)
     content = chat.body(MODEL, stream=True, max_tokens=80)
     orders = "events=20; gap=0.02"
-    spent = scrape(app).value("api_key_cost_usd_total", api_key="web")
+    high = "api_key_cost_bounded_usd_total"
+    spent = scrape(app).value(high, api_key="web", bound="high")
     with app.holding(chat.request(app, content, orders=orders, key="web")):
         reserved = standings(app)["key:web"].reserved
         assert reserved == (len(content) + 2 * 80) * 1_000_000
@@ -574,8 +575,9 @@ def test_a_stream_that_is_aborted_costs_what_was_reserved_for_it(
     assert (found.spent, found.reserved) == (reserved, 0)
     # The ledger and the metrics say the same.
     [row] = app.runtime.store.totals(by=("key",))
-    assert (row.cost, row.unmetered) == (reserved, 1)
-    cost = scrape(app).value("api_key_cost_usd_total", api_key="web") - spent
+    assert (row.cost, row.unmetered, row.bounded) == (0, 0, 1)
+    assert (row.cost_low, row.cost_high) == (0, reserved)  # nothing of it was read
+    cost = scrape(app).value(high, api_key="web", bound="high") - spent
     assert cost == pytest.approx(reserved / 1e12)
 
 

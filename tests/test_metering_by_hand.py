@@ -236,7 +236,10 @@ def test_a_body_that_goes_on_after_its_last_event_is_cut(
 
 def test_a_client_that_leaves_before_the_last_event_has_not(scripted: Gateway) -> None:
     line = leave_after(scripted, "v1/chat/completions", "breaks", HELLO)
-    assert (line["outcome"], line["unmetered"]) == ("client_abort", "aborted")
+    assert (line["outcome"], line["bounded"]) == ("client_abort", "aborted")
+    assert (line["unmetered"], line["prompt_tokens"], line["cost_usd"]) == (None, None, None)
+    # One event with content, and one token of the prompt at the least.
+    assert line["tokens_low"] == 2
 
 
 def test_the_first_event_with_content_ends_the_time_to_the_first_token(scripted: Gateway) -> None:

@@ -36,6 +36,10 @@ CONTRACT = {
     "token_usage_total": {"api_key", "provider", "model"},
     "token_usage_cached_total": {"api_key", "provider", "model"},
     "api_key_cost_usd_total": {"api_key", "provider", "model"},
+    "api_key_cost_by_kind_usd_total": {"api_key", "kind"},
+    "api_key_bounded_requests_total": {"api_key", "provider", "model"},
+    "token_usage_bounded_total": {"api_key", "provider", "model", "bound"},
+    "api_key_cost_bounded_usd_total": {"api_key", "provider", "model", "bound"},
     "api_key_rejections_total": {"api_key", "reason"},
     "unmetered_responses_total": {"provider", "reason"},
     "unpriced_responses_total": {"provider", "model"},
@@ -113,6 +117,7 @@ def test_every_metric_of_the_contract_is_there_with_its_labels(metered: Gateway)
     post(metered, "/v1/chat/completions", chat("of-no-known-price"), key)
     post(metered, "/v1/chat/completions", chat(), key, x_sim="no-usage")
     post(metered, "/v1/chat/completions", chat(), key, x_sim="status=500")
+    post(metered, "/v1/chat/completions", chat(stream=True), key, x_sim="events=9; cut=5")
     post(metered, "/v1/chat/completions", chat("gpt-6-sol"), metered.secrets["narrow"])
     metered.idle()
     scrape = metered.metrics()
@@ -208,7 +213,6 @@ def test_the_first_tokens_time_is_apart_from_the_time_of_each_further_one(metere
         ("no-usage", False, "no_usage"),
         ("malformed-json", False, "unreadable"),
         ("no-usage", True, "no_usage"),
-        ("cut=2; events=9", True, "truncated"),
     ],
 )
 def test_a_2xx_without_readable_usage_is_counted_and_never_silently_zero(
@@ -219,6 +223,51 @@ def test_a_2xx_without_readable_usage_is_counted_and_never_silently_zero(
         post(metered, "/v1/chat/completions", body, metered.secrets["web-app"], x_sim=orders)
 
     assert change(metered, act, "unmetered_responses_total", provider="openai", reason=reason) == 1
+
+
+def test_a_stream_that_breaks_off_is_counted_between_bounds(metered: Gateway) -> None:
+    metered.idle()
+    labels = {"api_key": "web-app", "model": "gpt-6-sol"}
+    sums = ("token_usage_total", "api_key_cost_usd_total", "unmetered_responses_total")
+    bounded = {
+        (name, bound): metered.metrics().value(name, **labels, bound=bound)
+        for name in ("token_usage_bounded_total", "api_key_cost_bounded_usd_total")
+        for bound in ("low", "high")
+    }
+    before = metered.metrics()
+    body = chat("gpt-6-sol", stream=True, max_tokens=50)
+    key = metered.secrets["web-app"]
+    _, headers, _ = post(metered, "/v1/chat/completions", body, key, x_sim="cut=6; events=9")
+    line = metered.log_line(headers["x-request-id"])
+    assert (line["bounded"], line["unmetered"], line["cost_usd"]) == ("truncated", None, None)
+    assert 1 < line["tokens_low"] <= 6 < line["tokens_high"] == line["bytes_in"] + 50
+    after = metered.metrics()
+    assert all(before.value(name) == after.value(name) for name in sums)
+    name = "api_key_bounded_requests_total"
+    assert after.value(name, **labels) == before.value(name, **labels) + 1
+    for (name, bound), value in bounded.items():
+        field = "tokens" if name.startswith("token") else "cost_usd"
+        grown = after.value(name, **labels, bound=bound) - value
+        assert grown == pytest.approx(line[f"{field}_{bound}"], abs=1e-10), (name, bound)
+
+
+def test_the_cost_is_counted_by_what_it_is_for(metered: Gateway) -> None:
+    def kinds() -> dict[str, float]:
+        found = metered.metrics().by("api_key_cost_by_kind_usd_total", "api_key", "kind")
+        return {kind: value for (key, kind), value in found.items() if key == "web-app"}
+
+    metered.idle()
+    before = kinds()
+    orders = "prompt=1000; cached=200; completion=30"
+    body = chat("gpt-6-sol")
+    _, headers, _ = post(
+        metered, "/v1/chat/completions", body, metered.secrets["web-app"], x_sim=orders
+    )
+    line = metered.log_line(headers["x-request-id"])
+    grown = {kind: value - before.get(kind, 0) for kind, value in kinds().items()}
+    assert set(grown) <= {"input", "cached_input", "cache_write", "output", "other"}
+    assert grown["input"] > grown["cached_input"] > 0 < grown["output"]
+    assert sum(grown.values()) == pytest.approx(line["cost_usd"], abs=1e-10)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol
 
 from wrapper.endpoints import OTHER, Endpoint
 from wrapper.metering import ExtractedUsage, Usage
+from wrapper.metering.bounds import Bounds
 from wrapper.metering.usage import ABORTED, NO_USAGE, TOO_LARGE, TRUNCATED
 
 COMPLETED: Final = "completed"
@@ -89,7 +90,14 @@ class RequestRecord:
     served_model: str = ""  # as the response names it
     cost: int | None = None  # pico-USD
     unpriced: str | None = None  # the part of the usage that has no known price
-    unmetered: str | None = None  # why the usage is not known, of a 2xx or of one given up
+    cost_by_kind: tuple[int, int, int, int] = (0, 0, 0, 0)  # as `Priced.kinds`
+    unmetered: str | None = None  # why the usage of a 2xx is not known
+    bounded: str | None = None  # why it lies between `bounds`: given up, or broken off
+    bounds: Bounds | None = None
+    output_fields: tuple[bytes, ...] = ()  # how much the request lets the model write
+    media: bool = False  # its body is a form or a file
+    input_only: bool = False  # the model writes nothing
+    seen: ExtractedUsage | None = None  # what has come of a response that is bounded
 
     bytes_in: int = 0
     bytes_out: int = 0
@@ -130,8 +138,8 @@ class RequestRecord:
         self._end(DRAINED)
 
     def unanswered(self) -> None:
-        """The request was sent and given up before its response: what it used is unknown."""
-        self.unmetered = ABORTED
+        """The request was sent and given up before its response."""
+        self.bounded = ABORTED
 
     def failed(self, reason: str) -> None:
         """The provider failed after its response had begun."""
@@ -158,15 +166,15 @@ class RequestRecord:
             # A request may leave the model to the provider, as one with a stored prompt does.
             self.model = self.model or self.served_model
         if self.usage is None and metering and 200 <= self.status < 300 and self.deferred is None:
-            self.unmetered = self._unmetered(extracted, endpoint, ended=ended)
+            if endpoint.metered and not ended:
+                self.bounded = ABORTED if self.outcome in (CLIENT_ABORT, DRAINED) else TRUNCATED
+                self.seen = extracted
+            else:
+                self.unmetered = self._unmetered(extracted, endpoint)
 
-    def _unmetered(
-        self, extracted: ExtractedUsage, endpoint: Endpoint, *, ended: bool
-    ) -> str | None:
+    def _unmetered(self, extracted: ExtractedUsage, endpoint: Endpoint) -> str | None:
         """Why there is no usage; None where there is none to be expected."""
         if endpoint.metered:
-            if not ended:
-                return ABORTED if self.outcome in (CLIENT_ABORT, DRAINED) else TRUNCATED
             return (extracted.reason == NO_USAGE and endpoint.unreported) or extracted.reason
         if endpoint is OTHER and extracted.reason not in (NO_USAGE, TOO_LARGE):
             return None

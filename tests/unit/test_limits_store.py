@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from harness.redisserver import RedisServer
 from wrapper.admission import Admission
 from wrapper.metering import Usage
+from wrapper.metering.bounds import Bounds
 from wrapper.store import Demand, Entry, Lease, Limits, Refused, Subject, Sums, UsageStore
 from wrapper.store.redis import RedisStore
 from wrapper.store.sqlite import SqliteStore
@@ -155,6 +156,33 @@ def test_use_that_is_not_known_settles_at_the_estimate(world: World, store: Usag
     assert (standing.tokens, standing.spent, standing.reserved) == (80, USD, 0)
     [sums] = store.totals()
     assert (sums.cost, sums.total, sums.unmetered) == (USD, 0, 1)
+
+
+def test_use_that_is_bounded_is_no_sum_and_settles_at_its_high_end(
+    world: World, store: UsageStore
+) -> None:
+    web = key(tokens_per_minute=100, budget=5 * USD)
+    for high in (USD, 2 * USD):
+        lease = store.admit([web], Demand(40, high))
+        bounds = Bounds(3, 40, 5, high)
+        store.settle(entry(world, usage=None, cost=None, bounds=bounds), lease)
+    store.settle(entry(world, usage=None, cost=None, bounds=Bounds(1, 2, None, None)))
+    [standing] = store.standing([web])
+    assert (standing.tokens, standing.spent, standing.reserved) == (80, 3 * USD, 0)
+    [sums] = store.totals()
+    assert (sums.requests, sums.cost, sums.total, sums.unmetered) == (3, 0, 0, 0)
+    assert (sums.bounded, sums.tokens_low, sums.tokens_high) == (3, 7, 82)
+    assert (sums.cost_low, sums.cost_high, sums.unpriced) == (10, 3 * USD, 1)
+    # A budget that is summed anew counts the high end, too.
+    [standing] = store.standing([key(tokens_per_minute=100, budget=5 * USD, budget_period="week")])
+    assert standing.spent == 3 * USD
+
+
+def test_the_parts_of_the_cost_are_summed(world: World, store: UsageStore) -> None:
+    for kinds, cost in (((1, 2, 3, 4), 10), ((5, 0, 0, 6), 20), ((0, 0, 0, 0), 7)):
+        store.settle(entry(world, cost=cost, cost_by_kind=kinds))
+    [sums] = store.totals()
+    assert (sums.cost, sums.cost_by_kind) == (37, (6, 2, 3, 10, 16))
 
 
 def test_a_request_that_used_nothing_settles_at_nothing(world: World, store: UsageStore) -> None:
@@ -607,7 +635,8 @@ def test_both_stores_sum_the_ledger_alike(world: World, store: UsageStore) -> No
     store.settle(entry(world, usage=None, cost=None, unmetered=True))
     store.settle(entry(world, cost=None, key="web"))
     [all_] = store.totals()
-    assert all_ == Sums((), 101, 2574 + 10, 198, 2772 + 10, 99, 99, 24.75, 99 * 10**17, 1, 1)
+    numbers = (101, 2574 + 10, 198, 2772 + 10, 99, 99, 24.75, 99 * 10**17, 1, 1)
+    assert all_ == Sums((), *numbers, cost_other=99 * 10**17)
     assert store.totals(by=("outcome",)) == [all_._replace(group=("completed",))]
     by_day = store.totals(by=("day", "key"))
     assert [row.group for row in by_day] == [

@@ -48,7 +48,9 @@ def price(prices: Prices, host: str, asked: str, *answer: dict[str, Any]) -> Pri
     extractor.flush()
     extracted = extractor.extracted()
     assert extracted.usage is not None, extracted.reason
-    return prices.price("any", host, asked, extracted.model or "", extracted.usage)
+    found = prices.price("any", host, asked, extracted.model or "", extracted.usage)
+    assert sum(found.kinds) <= (found.cost or 0)
+    return Priced(found.cost, found.unpriced)
 
 
 def chat(model: str, prompt: int, completion: int, cached: int = 0, **rest: Any) -> dict[str, Any]:

@@ -47,7 +47,11 @@ def test_what_is_settled_is_summed(store: SqliteStore) -> None:
         store.settle(entry())
     store.settle(entry(at=NOON + 3599.9))
     assert all_time(store) == [
-        Sums(("web", "groq", "llama", "completed"), 4, 400, 40, 440, 160, 20, 0.0, 28_000_000, 0, 0)
+        Sums(
+            ("web", "groq", "llama", "completed"),
+            *(4, 400, 40, 440, 160, 20, 0.0, 28_000_000, 0, 0),
+            cost_other=28_000_000,
+        )
     ]
 
 

@@ -30,7 +30,7 @@ from wrapper.store import (
     waiting,
 )
 from wrapper.store.redis import RedisStore
-from wrapper.store.schema import MIGRATIONS, SETTLE, values
+from wrapper.store.schema import MIGRATIONS
 from wrapper.store.sqlite import SqliteStore
 
 WEB = Subject("key:web", Limits(max_concurrent=100, budget=10**12))
@@ -48,6 +48,11 @@ def path(tmp_path: Path) -> Path:
 
 # SQLite
 
+OLD_SETTLE = """
+INSERT INTO usage VALUES (?, 'web', 'groq', 'llama', 'completed', 1, 2, 3, 5, 0, 0, 0.0, ?, 0, 0)
+ON CONFLICT DO UPDATE SET requests = requests + 1, cost_pico = cost_pico + excluded.cost_pico
+"""
+
 
 def test_a_file_of_version_1_is_brought_to_this_one(path: Path) -> None:
     old = sqlite3.connect(path, isolation_level=None)
@@ -55,7 +60,7 @@ def test_a_file_of_version_1_is_brought_to_this_one(path: Path) -> None:
         old.execute(statement)
     old.execute("PRAGMA user_version = 1")
     for _ in range(3):
-        old.execute(SETTLE, values(entry()))
+        old.execute(OLD_SETTLE, (int(time.time() // 3600), 7))
     old.close()
     store = SqliteStore(path)
     lease = store.admit([WEB], Demand(5, 5))

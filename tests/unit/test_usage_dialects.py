@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from harness import effort
 from harness.metering import extractor_for
-from wrapper.metering import ExtractedUsage, Usage, has_content
+from wrapper.metering import ExtractedUsage, Usage, content_begins
 
 CHAT = {
     "prompt_tokens": 19,
@@ -466,7 +466,9 @@ def test_a_stream_of_anthropic_reports_in_two_events() -> None:
     events[4]["usage"] = {**ANTHROPIC, **last}
     assert read_stream(*events).usage == ANTHROPIC_USAGE
     # A stream that ends before it has not reported what it used.
-    assert read_stream(*events[:4]) == ExtractedUsage(None, "claude-opus-5", "no_usage")
+    prompt = ANTHROPIC_USAGE._replace(completion=0, total=ANTHROPIC_USAGE.prompt, units=())
+    begun = ExtractedUsage(None, "claude-opus-5", "no_usage", prompt=prompt)
+    assert read_stream(*events[:4]) == begun
 
 
 def read_lines(*lines: Any, size: int = 1 << 20, end: bytes = b"\n") -> ExtractedUsage:
@@ -667,7 +669,7 @@ def test_what_is_billed_beside_tokens_is_read(answer: dict[str, Any], usage: Usa
     ],
 )
 def test_an_event_with_content_is_told_from_others(event: str, content: bool) -> None:
-    assert has_content(event.encode()) is content
+    assert bool(content_begins(event.encode())) is content
 
 
 @pytest.mark.parametrize(

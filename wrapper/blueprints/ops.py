@@ -129,6 +129,11 @@ def _sums(row: Sums | None) -> dict[str, object]:
         "cost_usd": row.cost / PICO if row else 0.0,
         "unmetered": row.unmetered if row else 0,
         "unpriced": row.unpriced if row else 0,
+        "bounded": row.bounded if row else 0,
+        "bounded_tokens_low": row.tokens_low if row else 0,
+        "bounded_tokens_high": row.tokens_high if row else 0,
+        "bounded_cost_usd_low": row.cost_low / PICO if row else 0.0,
+        "bounded_cost_usd_high": row.cost_high / PICO if row else 0.0,
     }
 
 

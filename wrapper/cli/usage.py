@@ -32,6 +32,16 @@ _NUMBERS = (
     "cost_usd",
     "unmetered",
     "unpriced",
+    "bounded",
+    "bounded_tokens_low",
+    "bounded_tokens_high",
+    "bounded_cost_usd_low",
+    "bounded_cost_usd_high",
+    "cost_usd_input",
+    "cost_usd_cached_input",
+    "cost_usd_cache_write",
+    "cost_usd_output",
+    "cost_usd_other",
 )
 
 
@@ -47,7 +57,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help="usage and cost by key, model and other columns",
         description="Sums of the usage table. Days and hours are UTC, and an hour counts as a"
         " whole. unmetered: responses whose usage is not known; their tokens are missing from the"
-        " sums. unpriced: requests whose model has no known price; their cost is missing."
+        " sums. bounded: requests that were given up or broke off; their tokens and cost are not in"
+        " the sums but between two bounds beside them. unpriced: requests whose model has no known"
+        " price; their cost is missing."
         " group and owner are those of the keys file now; '-' where a key has none or is gone.",
         epilog=examples(
             ("usage", "the last week, by key and model"),
@@ -152,16 +164,20 @@ def _exact(sums: Sums) -> tuple[str, ...]:
         *map(str, numbers),
         f"{sums.seconds:g}",
         decimal_usd(sums.cost),
-        str(sums.unmetered),
-        str(sums.unpriced),
+        *map(str, (sums.unmetered, sums.unpriced)),
+        *map(str, (sums.bounded, sums.tokens_low, sums.tokens_high)),
+        *map(decimal_usd, (sums.cost_low, sums.cost_high)),
+        *map(decimal_usd, sums.cost_by_kind),
     )
 
 
 def _print_json(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) -> None:
     def fields(sums: Sums) -> dict[str, float | int]:
         values = zip(_NUMBERS, _exact(sums), strict=True)
-        exact = {"audio_seconds", "cost_usd"}
-        return {name: float(text) if name in exact else int(text) for name, text in values}
+        return {
+            name: float(text) if name == "audio_seconds" or "cost" in name else int(text)
+            for name, text in values
+        }
 
     document = {
         "since": spans.iso(args.since),
@@ -179,6 +195,7 @@ def _print_table(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) ->
     header = [*args.by, "requests", "prompt", "cached", "completion", "reasoning", "total"]
     header += ["seconds"] if total.seconds else []
     header += ["cost USD", "unmetered", "unpriced"]
+    header += ["bounded", "bounded USD"] if total.bounded else []
     lines = [[*row.group, *_cells(row, total)] for row in rows]
     if args.by:
         lines.append(["total", *[""] * (len(args.by) - 1), *_cells(total, total)])
@@ -188,6 +205,11 @@ def _print_table(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) ->
     print(f"since {spans.iso(args.since)}")
     if total.unmetered:
         print(f"unmetered: {total.unmetered}: responses whose tokens are not known")
+    if total.bounded:
+        print(
+            f"bounded: {total.bounded}: requests that were given up or broke off; they are in no"
+            f" other sum, and used {total.tokens_low:,} to {total.tokens_high:,} tokens"
+        )
     if total.unpriced:
         print(
             f"unpriced: {total.unpriced}: responses whose cost is not known. A price for their"
@@ -198,9 +220,11 @@ def _print_table(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) ->
 def _cells(sums: Sums, total: Sums) -> list[str]:
     tokens = (sums.requests, sums.prompt, sums.cached, sums.completion, sums.reasoning, sums.total)
     seconds = [f"{sums.seconds:,.1f}"] if total.seconds else []
-    counts = (sums.unmetered, sums.unpriced)
+    counts = [str(sums.unmetered), str(sums.unpriced)]
+    if total.bounded:
+        counts += [str(sums.bounded), f"{short_usd(sums.cost_low)} to {short_usd(sums.cost_high)}"]
     cost = "-" if sums.unpriced and not sums.cost else short_usd(sums.cost)
-    return [*(f"{n:,}" for n in tokens), *seconds, cost, *map(str, counts)]
+    return [*(f"{n:,}" for n in tokens), *seconds, cost, *counts]
 
 
 def short_usd(pico: int) -> str:

@@ -6,7 +6,7 @@ from wrapper.formats.media import is_json
 from wrapper.metering.json_body import JsonExtractor
 from wrapper.metering.lines import LinesExtractor
 from wrapper.metering.sights import SightExtractor
-from wrapper.metering.stream import StreamExtractor, has_content, set_include_usage
+from wrapper.metering.stream import StreamExtractor, content_begins, set_include_usage
 from wrapper.metering.usage import (
     ENCODING,
     NOT_METERED_TYPE,
@@ -25,8 +25,8 @@ __all__ = [
     "Sight",
     "Usage",
     "UsageExtractor",
+    "content_begins",
     "extractor_for",
-    "has_content",
     "set_include_usage",
 ]
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from wrapper.metering.dialects import DECODING_ERRORS, read
-from wrapper.metering.price_table import Priced
+from wrapper.metering.price_table import Kinds, Priced, added_kinds
 from wrapper.metering.usage import Usage, added
 
 MAX_LINE = 16 << 20  # bytes
@@ -45,6 +45,7 @@ class ModelSum:
     usage: Usage
     cost: int | None
     unpriced: str | None
+    kinds: Kinds
 
 
 class BatchOutput:
@@ -95,11 +96,12 @@ class BatchOutput:
             self.unreadable += 1
             return
         usage = found.usage._replace(service_tier=BATCH_TIER)
-        cost, unpriced = self._price(model, usage)
+        cost, unpriced, kinds = self._price(model, usage)
         old = self.models.get(model)
         if old is None:
-            self.models[model] = ModelSum(usage, cost, unpriced)
+            self.models[model] = ModelSum(usage, cost, unpriced, kinds)
             return
         old.usage = added(old.usage, usage)
         old.cost = None if old.cost is None or cost is None else old.cost + cost
+        old.kinds = added_kinds(old.kinds, kinds)
         old.unpriced = old.unpriced or unpriced

@@ -408,6 +408,12 @@ def read_usage(text: bytes, start: _Report | None = None) -> Usage | None:
     return _usage(report, unreadable)
 
 
+def begun(start: _Report) -> Usage | None:
+    """What the beginning of a stream reports: its prompt; its output has only begun."""
+    usage = _usage(start, "")
+    return usage and usage._replace(completion=0, total=usage.prompt)
+
+
 def _usage(report: _Report, unreadable: str) -> Usage | None:
     # Both spellings may stand in one object: a zero beside a positive twin is no report.
     prompt = report.prompt_tokens or report.input_tokens

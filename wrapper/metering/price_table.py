@@ -37,10 +37,22 @@ _OF_MODEL = _OF_RATE | {"service_tiers", "units", "minimum_seconds"}
 
 
 class Priced(NamedTuple):
-    """What usage costs, in pico-USD; None where `unpriced`, a part of it, has no known price."""
+    """What usage costs, in pico-USD; None where `unpriced`, a part of it, has no known price.
+
+    `kinds` are the parts of the cost that are tokens: input, cached input, cache writes, output.
+    """
 
     cost: int | None
     unpriced: str | None = None
+    kinds: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+Kinds = tuple[int, int, int, int]
+
+
+def added_kinds(one: Kinds, other: Kinds) -> Kinds:
+    """The sums of the parts."""
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3]
 
 
 class Rate(NamedTuple):
@@ -80,32 +92,35 @@ class Rate(NamedTuple):
         cached_text = max(cached - usage.cached_audio - usage.cached_image, 0)
         fresh_audio = max(audio - usage.cached_audio, 0)
         fresh_image = max(image - usage.cached_image, 0)
-        for part, tokens, price in (
+        kinds = [0, 0, 0, 0]
+        for kind, part, tokens, price in (
             (
+                0,
                 "input",
                 max(usage.prompt - cached - written - fresh_audio - fresh_image, 0),
                 self.input,
             ),
-            ("cached_input", cached_text, self.cached_input),
-            ("cache_write", max(written - usage.cache_write_long, 0), self.cache_write),
-            ("cache_write_long", min(written, usage.cache_write_long), self.cache_write_long),
-            ("audio_input", fresh_audio, self.audio_input),
-            ("cached_audio", min(usage.cached_audio, cached), self.cached_audio),
-            ("image_input", fresh_image, self.image_input),
-            ("cached_image", min(usage.cached_image, cached), self.cached_image),
+            (1, "cached_input", cached_text, self.cached_input),
+            (2, "cache_write", max(written - usage.cache_write_long, 0), self.cache_write),
+            (2, "cache_write_long", min(written, usage.cache_write_long), self.cache_write_long),
+            (0, "audio_input", fresh_audio, self.audio_input),
+            (1, "cached_audio", min(usage.cached_audio, cached), self.cached_audio),
+            (0, "image_input", fresh_image, self.image_input),
+            (1, "cached_image", min(usage.cached_image, cached), self.cached_image),
             (
+                3,
                 "output",
                 max(usage.completion - usage.audio_completion - usage.image_completion, 0),
                 self.output,
             ),
-            ("audio_output", usage.audio_completion, self.audio_output),
-            ("image_output", usage.image_completion, self.image_output),
+            (3, "audio_output", usage.audio_completion, self.audio_output),
+            (3, "image_output", usage.image_completion, self.image_output),
         ):
             if tokens:
                 if price is None:
                     return Priced(None, part)
-                cost += tokens * price
-        return Priced(cost)
+                kinds[kind] += tokens * price
+        return Priced(cost + sum(kinds), None, (kinds[0], kinds[1], kinds[2], kinds[3]))
 
     def _unknown(self, usage: Usage) -> str | None:
         """The part whose number of tokens is not known, though it has a price of its own."""

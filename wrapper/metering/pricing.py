@@ -31,7 +31,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wrapper.config import Price
-from wrapper.metering.price_table import ModelPrices, Priced, Rate, Table, pico, read
+from wrapper.metering.price_table import ModelPrices, Priced, Rate, Table, added_kinds, pico, read
 from wrapper.metering.usage import Usage
 
 # Model names come from responses, so the cache is bounded.
@@ -94,22 +94,23 @@ class Prices:
             if price is None:
                 return Priced(None, unit)
             cost += round(amount * 1000) * price // 1000
-        return priced if cost is None else Priced(cost)
+        return priced._replace(cost=cost) if usage.units else priced
 
     def _price_parts(
         self, provider: str, host: str, asked: str, served: str, usage: Usage
     ) -> Priced:
-        total = 0
+        total, kinds = 0, (0, 0, 0, 0)
         for model, part in usage.parts:
             part = part._replace(
                 parts=(), units=(), service_tier=part.service_tier or usage.service_tier
             )
             names = (model, "") if model else (asked, served)
-            cost, unpriced = self.price(provider, host, *names, part)
+            cost, unpriced, added = self.price(provider, host, *names, part)
             if cost is None:
                 return Priced(None, f"{model}: {unpriced}" if model else unpriced)
             total += cost
-        return Priced(total)
+            kinds = added_kinds(kinds, added)
+        return Priced(total, None, kinds)
 
     def has_tiers(self, provider: str, host: str, model: str) -> bool:
         """Whether a price of the model depends on the length of the request."""

@@ -11,6 +11,9 @@ until it is known) and decoded only when one is there: an event without them cos
 microsecond. The last usage counts; usages are never added up, because Groq reports the same
 numbers three times. (Anthropic reports in two events: the second replaces what it repeats.)
 
+Events with content are counted from below, by the words that begin the content of the first one:
+each has at least one token, which bounds a stream that breaks off.
+
 Whether the event that ends the stream has passed is looked for when it is asked, in the last
 piece: no other event pays for it.
 
@@ -29,6 +32,7 @@ from wrapper.metering.dialects import (
     DECODING_ERRORS,
     TERMINAL_TYPES,
     JsonUsage,
+    begun,
     read,
     with_executed,
 )
@@ -54,14 +58,16 @@ _TERMINAL = re.compile(
 )
 # Text, reasoning, arguments, sound or an image that is not empty, or the end of a choice …
 _CONTENT = re.compile(
-    rb'"(?:content|text|delta|reasoning|reasoning_content|refusal|thinking|partial_json|arguments'
-    rb'|b64_json|partial_image_b64|audio|transcript|finish_reason)":[ ]*"[^"]'
-    rb'|"tool_calls":[ ]*\[[ ]*\{|"function_call":[ ]*\{'
+    rb'("(?:content|text|delta|reasoning|reasoning_content|refusal|thinking|partial_json|arguments'
+    rb'|b64_json|partial_image_b64|audio|transcript|finish_reason)":[ ]*")[^"]'
+    rb'|("tool_calls":[ ]*\[[ ]*\{|"function_call":[ ]*\{)'
 )
 # … but not in the events that repeat the request.
 _SETUP = re.compile(
     rb'"type":[ ]*"(?:response\.(?:created|queued|in_progress)|message_start|ping)"'
 )
+
+_NO_MARKER = b"\0\0"  # in no event
 
 _OPTIONS = "stream_options"
 _FLAG = "include_usage"
@@ -102,20 +108,22 @@ def _set_flag(options: bytes) -> bytes:
     return options
 
 
-def has_content(piece: bytes) -> bool:
-    """Whether a piece of a stream has an event with a part of the answer: no comment, no chunk with
-    a role alone.
+def content_begins(piece: bytes) -> bytes:
+    """How the content begins in the first event of a piece of a stream that has any, such as
+    `"content":"`: no comment, no chunk with a role alone. Empty where there is none.
     """
     for event in piece.split(b"\n\n"):
-        if _CONTENT.search(event) and not _SETUP.search(event):
-            return True
-    return False
+        found = _CONTENT.search(event)
+        if found and not _SETUP.search(event):
+            return found[1] or found[2]
+    return b""
 
 
 class StreamExtractor:
     """For `text/event-stream`; `strip_usage` as in the module's docstring."""
 
     __slots__ = (
+        "_content",
         "_ended",
         "_error",
         "_executed",
@@ -130,6 +138,7 @@ class StreamExtractor:
         "_stripped_at_cr",
         "_terminal",
         "_usage",
+        "marker",
     )
 
     def __init__(self, *, strip_usage: bool = False) -> None:
@@ -150,6 +159,8 @@ class StreamExtractor:
         self._oversized: HeadTailBuffer | None = None
         # The event that was taken out ended with CR: an LF that follows belongs to it.
         self._stripped_at_cr = False
+        self.marker = _NO_MARKER  # events that have it are counted; see `content_begins`
+        self._content = 0
 
     def feed(self, data: bytes) -> bytes:
         # Complete events with nothing of interest bypass the reader.
@@ -160,12 +171,14 @@ class StreamExtractor:
             and not self._interesting(data)
         ):
             self._last = data
+            self._content += self.marker in data
             return data
         spans = self._reader.feed(data)
         if not self._strip:
             for span in spans:
                 if not span.whole or self._interesting(span.raw):
                     self._inspect(span)
+                self._content += self.marker in span.raw
                 if len(span.raw) > 2:  # else it is the rest of a line end that came apart
                     self._last = span.raw
             return data
@@ -190,7 +203,13 @@ class StreamExtractor:
                 usage = with_executed(usage, self._executed)
             return ExtractedUsage(usage, self._model, None, self._error, terminal)
         reason = self._reason or (NO_USAGE if self._ended else TRUNCATED)
-        return ExtractedUsage(None, self._model, reason, self._error, terminal)
+        prompt = None if self._start is None else begun(self._start)
+        # The last event of a choice may have the words, too, and no content.
+        none = self.marker is _NO_MARKER or self.marker.startswith(b'"finish_reason"')
+        content = 0 if none else max(1, self._content - 1)
+        return ExtractedUsage(
+            *(None, self._model, reason, self._error, terminal), prompt=prompt, content=content
+        )
 
     def _is_kept(self, span: Span) -> bool:
         if self._stripped_at_cr:
@@ -200,6 +219,7 @@ class StreamExtractor:
         found = None
         if not span.whole or self._interesting(span.raw):
             found = self._inspect(span)
+        self._content += self.marker in span.raw
         if len(span.raw) > 2:
             self._last = span.raw
         if found is None or not found.only_usage:

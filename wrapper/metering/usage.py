@@ -100,7 +100,9 @@ class ExtractedUsage(NamedTuple):
     None and is None otherwise. `error`: the provider reported an error inside the response (an
     event of a stream, or an `error` member that is not null). `terminal`: the event that ends a
     stream in its dialect has passed; what follows is no content. `sights`: the objects that are
-    shown, where they were looked for.
+    shown, where they were looked for. `prompt` is what a stream that has only begun reports of its
+    prompt, `content` a lower bound of the events with content, each of which has at least one
+    token.
     """
 
     usage: Usage | None
@@ -109,6 +111,8 @@ class ExtractedUsage(NamedTuple):
     error: bool = False
     terminal: bool = False
     sights: tuple[Sight, ...] = ()
+    prompt: Usage | None = None
+    content: int = 0
 
 
 class UsageExtractor(Protocol):

@@ -137,7 +137,10 @@ def _read_output(
         return None
     output.flush()
     bookings = [
-        Booking(deferred.model or model, sums.usage, sums.cost, model, sums.unpriced)
+        Booking(
+            *(deferred.model or model, sums.usage, sums.cost, model, sums.unpriced),
+            cost_by_kind=sums.kinds,
+        )
         for model, sums in output.models.items()
     ]
     if output.unreadable:

@@ -53,6 +53,7 @@ class Booking(NamedTuple):
     served: str = ""
     unpriced: str | None = None
     unmetered: str | None = None
+    cost_by_kind: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 def remember(
@@ -202,8 +203,11 @@ def priced(
     model = model or deferred.model or served
     upstream = snapshot.upstreams.get(deferred.provider)
     host = upstream.host if upstream else ""
-    cost, unpriced = snapshot.prices.price(deferred.provider, host, model, served, usage)
-    return Booking(model[:MAX_NAME], usage, cost, served[:MAX_NAME], unpriced)
+    found = snapshot.prices.price(deferred.provider, host, model, served, usage)
+    return Booking(
+        *(model[:MAX_NAME], usage, found.cost, served[:MAX_NAME], found.unpriced),
+        cost_by_kind=found.kinds,
+    )
 
 
 def unmetered(deferred: Deferred, reason: str) -> Booking:
@@ -225,6 +229,7 @@ def book(runtime: Runtime, deferred: Deferred, bookings: Sequence[Booking]) -> b
             cost=booking.cost,
             unmetered=booking.unmetered is not None,
             requests=0,
+            cost_by_kind=booking.cost_by_kind,
         )
         for booking in bookings
     ]
@@ -239,6 +244,7 @@ def book(runtime: Runtime, deferred: Deferred, bookings: Sequence[Booking]) -> b
         )
         record.usage, record.served_model, record.cost = booking.usage, booking.served, booking.cost
         record.unpriced, record.unmetered = booking.unpriced, booking.unmetered
+        record.cost_by_kind = booking.cost_by_kind
         record.outcome = COMPLETED
         runtime.telemetry.booked(record, booking.model or NO_MODEL)
     return True

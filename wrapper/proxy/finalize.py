@@ -12,7 +12,9 @@ import time
 
 from wrapper.auth import CLIENT
 from wrapper.cancellation import CancelScope
-from wrapper.record import NO_KEY, RequestRecord
+from wrapper.metering import Usage
+from wrapper.metering.bounds import Asked, bounds
+from wrapper.record import MAX_NAME, NO_KEY, RequestRecord
 from wrapper.runtime import Runtime, Snapshot
 from wrapper.store import Entry, StoreError
 
@@ -33,9 +35,11 @@ def finalize(
         if counts and metering:
             if record.usage is not None:
                 host = snapshot.upstreams[record.provider].host
-                record.cost, record.unpriced = snapshot.prices.price(
+                record.cost, record.unpriced, record.cost_by_kind = snapshot.prices.price(
                     record.provider, host, record.model, record.served_model, record.usage
                 )
+            elif record.bounded is not None:
+                _bound(record, snapshot)
             elif record.unmetered is not None:
                 record.cost = runtime.admission.bound(record.lease)
             _settle(record, runtime, model)
@@ -47,6 +51,30 @@ def finalize(
             telemetry.log.write(record)
         finally:
             telemetry.request_ended(record, proxy_request=counts)
+
+
+def _bound(record: RequestRecord, snapshot: Snapshot) -> None:
+    """Between what the request has used that was given up, or whose response broke off."""
+    upstream, served = snapshot.upstreams[record.provider], ""
+    if record.seen is not None:
+        served = (record.seen.model or "")[:MAX_NAME]
+    unpriced: list[str] = []
+
+    def cost(usage: Usage) -> int | None:
+        found = snapshot.prices.price(record.provider, upstream.host, record.model, served, usage)
+        if found.unpriced is not None:
+            unpriced.append(found.unpriced)
+        return found.cost
+
+    default = upstream.provider.default_output_tokens
+    record.bounds = bounds(
+        Asked(record.bytes_in, record.output_fields, record.media, record.input_only),
+        record.seen,
+        snapshot.settings.server.default_output_tokens if default is None else default,
+        cost,
+    )
+    if record.bounds.cost_high is None:
+        record.unpriced = unpriced[0]
 
 
 def _settle(record: RequestRecord, runtime: Runtime, model: str) -> None:
@@ -66,6 +94,8 @@ def _settle(record: RequestRecord, runtime: Runtime, model: str) -> None:
         cost=record.cost,
         unmetered=record.unmetered is not None,
         deferred=record.deferred is not None,
+        cost_by_kind=record.cost_by_kind,
+        bounds=record.bounds,
     )
     try:
         runtime.admission.settle(entry, record.lease)

@@ -28,6 +28,7 @@ from wrapper.formats import jsonbytes
 from wrapper.formats.media import is_json, media_type
 from wrapper.formats.multipart import FieldFinder
 from wrapper.metering import set_include_usage
+from wrapper.metering.bounds import OUTPUT_FIELDS
 from wrapper.proxy import timeouts
 from wrapper.proxy.body import (
     PIECE,
@@ -77,8 +78,17 @@ class _Fields(msgspec.Struct):
     training_file: msgspec.Raw = _NOTHING
     assistant_id: msgspec.Raw = _NOTHING
     file_id: msgspec.Raw = _NOTHING
+    # OUTPUT_FIELDS
+    max_completion_tokens: msgspec.Raw = _NOTHING
+    max_tokens: msgspec.Raw = _NOTHING
+    max_output_tokens: msgspec.Raw = _NOTHING
+    n: msgspec.Raw = _NOTHING
+    best_of: msgspec.Raw = _NOTHING
+    service_tier: msgspec.Raw = _NOTHING
 
 
+_OUTPUT: Final = attrgetter(*OUTPUT_FIELDS)
+_UNLIMITED: Final = (_NOTHING,) * len(OUTPUT_FIELDS)
 _OBJECTS: Final = attrgetter(
     *("previous_response_id", "conversation", "input_file_id", "training_file"),
     *("assistant_id", "file_id"),
@@ -102,7 +112,8 @@ class ProxyRequest(NamedTuple):
     """One request as the relay needs it.
 
     `target` is the raw path, `query` the raw `?query`. `model` is None where none could be read,
-    `objects` are the fields of the body that may name stored objects. `form` reads beside a form
+    `objects` are the fields of the body that may name stored objects, `output_fields` those that
+    bound its output. `media`: its body is a form or a file. `form` reads beside a form
     that streams through.
     """
 
@@ -115,6 +126,8 @@ class ProxyRequest(NamedTuple):
     stream: bool = False
     form: FieldFinder | None = None
     objects: tuple[msgspec.Raw, ...] = ()
+    output_fields: tuple[bytes, ...] = ()
+    media: bool = False
 
     @property
     def object_ids(self) -> list[str]:
@@ -187,6 +200,8 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
         raise errors.RequestTimeout("The request body did not arrive in time.") from None
     context.record.model = (request.model or "")[:MAX_NAME]
     context.record.stream = request.stream
+    context.record.output_fields, context.record.media = request.output_fields, request.media
+    context.record.input_only = request.endpoint.input_only
     return request
 
 
@@ -230,11 +245,11 @@ def _read_body(
         finder = FieldFinder(content_type, "model", scan_all=True)
         content = context.record.content = RequestBody(environ, length, server.max_upload_bytes)
         form = spool_form(content, finder, _memory(context, principal), _disk(context, principal))
-        return request._replace(body=form, model=finder.value)
+        return request._replace(body=form, model=finder.value, media=True)
     beside = FieldFinder(content_type, "model") if is_form else None
     content = RequestBody(environ, length, server.max_upload_bytes, beside)
     context.record.content = content
-    return request._replace(body=content, form=beside)
+    return request._replace(body=content, form=beside, media=True)
 
 
 def _memory(context: RequestContext, principal: Principal) -> Holding:
@@ -266,12 +281,17 @@ def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRe
             "A field is given twice, or in capitals: 'model', 'models', 'stream' or "
             "'stream_options'."
         )
+    output = _OUTPUT(fields)
+    if len(body) > PIECE:
+        output = tuple(each if len(bytes(each)) < _MAX_ID else _NOTHING for each in output)
     builds = request.endpoint.creates is not None or fields.model is None
     return request._replace(
         body=body,
         model=fields.model,
         stream=bool(fields.stream),
         objects=_OBJECTS(fields) if builds else (),
+        # Copies: what msgspec gives holds the whole body, and streams last for minutes.
+        output_fields=() if output == _UNLIMITED else tuple(map(bytes, output)),
     )
 
 

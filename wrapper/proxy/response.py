@@ -30,9 +30,10 @@ from wrapper.metering import (
     NullExtractor,
     Usage,
     UsageExtractor,
+    content_begins,
     extractor_for,
-    has_content,
 )
+from wrapper.metering.stream import StreamExtractor
 from wrapper.proxy.admit import rate_limit_headers
 from wrapper.proxy.body import SMALL
 from wrapper.proxy.deferred import remember, saw_end_of_request
@@ -214,8 +215,11 @@ class StreamingBody:
 
         Why: a provider may send comments or a chunk with a role long before it answers.
         """
-        if has_content(data):
+        begins = content_begins(data)
+        if begins:
             record = self._context.record
+            if isinstance(self._extractor, StreamExtractor):
+                self._extractor.marker = begins
             if record.ttft is not None:
                 record.ttft += record.upstream - self._upstream
             self._feed = self._extractor.feed

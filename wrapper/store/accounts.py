@@ -33,7 +33,10 @@ _FRESH = (0, EMPTY, 0, 0, 0, None, "")
 _SPENT = "UPDATE subject SET spent = ?, period = ?, sources = ? WHERE id = ?"
 
 # Summed in two halves: years of cost can be more than 64 bits.
-_COST = "SELECT total(cost_pico / 1000000), total(cost_pico % 1000000) FROM usage WHERE hour >= ?"
+_COST = """
+SELECT total(cost_pico / 1000000 + cost_high / 1000000),
+    total(cost_pico % 1000000 + cost_high % 1000000)
+FROM usage WHERE hour >= ?"""
 _NAMES_PER_QUERY = 500
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from wrapper.metering import Usage
+from wrapper.metering.bounds import Bounds
 from wrapper.store.deferred import Deferred
 from wrapper.store.limits import MAX_TOKENS, Demand, Lease, Standing, Subject
 
@@ -39,9 +40,10 @@ class Entry(NamedTuple):
     """One settled request.
 
     `at` is the Unix time in seconds at which it ended, `key` the key's name, `cost` is in
-    pico-USD (1e-12) and None where the price is unknown. `unmetered`: it was answered, and its
-    use could not be read. `deferred`: it has started work whose use is booked later, by an entry
-    with 0 `requests`.
+    pico-USD (1e-12) and None where the price is unknown; `cost_by_kind` are the parts of it that
+    are tokens: input, cached input, cache writes, output. `unmetered`: it was answered, and its
+    use could not be read. `bounds`: it was given up or broke off, and its use lies between them.
+    `deferred`: it has started work whose use is booked later, by an entry with 0 `requests`.
     """
 
     at: float
@@ -54,6 +56,8 @@ class Entry(NamedTuple):
     unmetered: bool = False
     requests: int = 1
     deferred: bool = False
+    cost_by_kind: tuple[int, int, int, int] = (0, 0, 0, 0)
+    bounds: Bounds | None = None
 
 
 class Sums(NamedTuple):
@@ -61,7 +65,10 @@ class Sums(NamedTuple):
     names as they are, days as 2026-11-21, hours as 2026-11-21T22:00Z.
 
     `cost` is in pico-USD, `seconds` is audio that is billed by length. `unmetered` requests are
-    not in the tokens, `unpriced` ones are in the tokens and not in the cost.
+    not in the tokens, `unpriced` ones are in the tokens and not in the cost. `bounded` requests are
+    neither in the tokens nor in the cost: theirs lie between `…_low` and `…_high`, and budgets
+    count the high end. `cost_input` and what follows are the parts of `cost`; the table
+    did not always have them.
     """
 
     group: tuple[str, ...]
@@ -75,6 +82,21 @@ class Sums(NamedTuple):
     cost: int
     unmetered: int
     unpriced: int
+    bounded: int = 0
+    tokens_low: int = 0
+    tokens_high: int = 0
+    cost_low: int = 0
+    cost_high: int = 0
+    cost_input: int = 0
+    cost_cached: int = 0
+    cost_cache_write: int = 0
+    cost_output: int = 0
+    cost_other: int = 0
+
+    @property
+    def cost_by_kind(self) -> tuple[int, ...]:
+        """The parts of the cost: of input, cached input, cache writes, output, other units."""
+        return self[-5:]
 
 
 class UsageStore(Protocol):
@@ -87,8 +109,8 @@ class UsageStore(Protocol):
         """Add one request to the sums, and end its lease.
 
         The tokens of `entry` take the place of the lease's estimate, which stays where they are
-        unknown (`unmetered`). A lease is settled once: a second time nothing happens. One that
-        was ended in between, because its worker seemed dead, gives nothing back twice.
+        unknown (`unmetered` or `bounds`). A lease is settled once: a second time nothing happens.
+        One that was ended in between, because its worker seemed dead, gives nothing back twice.
 
         Raises StoreError where it is not written yet, or where it is known that it will be lost.
         What is not written yet is written with a later request, a heartbeat or at `close`.
@@ -184,4 +206,5 @@ def true_tokens(entry: Entry, lease: Lease) -> int:
     """What the lease's tokens turn into: those of `entry`, the estimate where they are unknown."""
     if entry.usage is not None:
         return min(entry.usage.total, MAX_TOKENS)
-    return lease.demand.tokens if entry.unmetered or entry.deferred else 0
+    unknown = entry.unmetered or entry.deferred or entry.bounds is not None
+    return lease.demand.tokens if unknown else 0

@@ -1,6 +1,7 @@
 """The ledger in Redis: one hash per key and day, whose fields are a letter and a row.
 
-A row is the hour, provider, model and outcome as JSON, so that any text may be a name; the letter
+A row is the hour, provider, model, outcome and (if it has one) tag as JSON, so that any text may be
+a name; the letter
 says which of its sums the field has, in the order of `Sums`.
 """
 
@@ -11,23 +12,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from wrapper.store.base import Entry, Sums
+from wrapper.store.limits import MAX_COST
 from wrapper.store.redislink import PREFIX, Link
-from wrapper.store.schema import label, values
+from wrapper.store.schema import NUMBERS, label, values
 from wrapper.store.waiting import Impossible
 
-_LETTERS = "rpctags$nu"
-_SECONDS, _COST = _LETTERS.index("s"), _LETTERS.index("$")
+_LETTERS = "".join(NUMBERS.values())
+_SECONDS, _COST, _HIGH = map(_LETTERS.index, "s$H")
 _BATCH = 200
 
 
 def row(entry: Entry) -> dict[str, Any]:
     """What `settle.lua` is given for `entry`. Raises Impossible for what is no row."""
-    hour, key, provider, model, outcome, *sums = values(entry)
-    if not all(isinstance(name, str) for name in (key, provider, model, outcome)):
+    hour, key, provider, model, outcome, tag, *sums = values(entry)
+    if not all(isinstance(name, str) for name in (key, provider, model, outcome, tag)):
         raise Impossible("a name in the ledger must be a text")
     if not all(0 <= number < 2**63 for number in sums if isinstance(number, int)):
         raise Impossible("a number in the ledger must fit into 64 bits")
-    text = json.dumps([hour, provider, model, outcome], ensure_ascii=False)
+    names = [hour, provider, model, outcome, *([tag] if tag else [])]
+    text = json.dumps(names, ensure_ascii=False)
     try:
         f"{key}{text}".encode()
     except UnicodeEncodeError as error:
@@ -45,7 +48,7 @@ def row(entry: Entry) -> dict[str, Any]:
         "provider": provider,
         "row": text,
         "add": add,
-        "cost": str(sums[_COST]),
+        "cost": str(min(int(sums[_COST]) + int(sums[_HIGH]), MAX_COST)),
     }
     if sums[_SECONDS]:
         found["seconds"] = repr(sums[_SECONDS])
@@ -61,7 +64,7 @@ def totals(
     found: dict[tuple[Any, ...], list[Any]] = {} if by else {(): _zeros()}
     for name, fields in _hashes(link, first // 24, last // 24, key):
         for text, numbers in _rows(fields).items():
-            hour, provider, model, outcome = json.loads(text)
+            hour, provider, model, outcome, *_ = json.loads(text)
             if first <= hour <= last:
                 values_of = {"key": name, "provider": provider, "model": model}
                 values_of |= {"outcome": outcome, "day": hour // 24, "hour": hour}

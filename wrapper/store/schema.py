@@ -6,17 +6,18 @@ Invariant: only texts of this module are put together to SQL; values from outsid
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from wrapper.metering import Usage
 from wrapper.store.base import Entry, Sums
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 # SQLite's integers have 64 bits and become floats beyond. A sum of two of these does not.
-_MAX = 4611686018427387904  # 2**62, also in SETTLE
+_MAX = 4611686018427387904  # 2**62
 _HIGH = 10**6
 
-_LEDGER = """
+_LEDGER_1 = """
 CREATE TABLE IF NOT EXISTS usage (
     hour INTEGER NOT NULL,          -- Unix time / 3600
     api_key TEXT NOT NULL,
@@ -35,6 +36,45 @@ CREATE TABLE IF NOT EXISTS usage (
     unpriced INTEGER NOT NULL,
     PRIMARY KEY (hour, api_key, provider, model, outcome)
 ) WITHOUT ROWID, STRICT
+"""
+
+# With the tag of a request, the parts of the cost, and what is known between bounds alone.
+_LEDGER = """
+CREATE TABLE usage_new (
+    hour INTEGER NOT NULL,          -- Unix time / 3600
+    api_key TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    model TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    tag TEXT NOT NULL,
+    requests INTEGER NOT NULL,
+    prompt INTEGER NOT NULL,
+    completion INTEGER NOT NULL,
+    total INTEGER NOT NULL,
+    cached INTEGER NOT NULL,
+    reasoning INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    cost_pico INTEGER NOT NULL,     -- 1e-12 USD, and so are those below
+    unmetered INTEGER NOT NULL,
+    unpriced INTEGER NOT NULL,
+    bounded INTEGER NOT NULL,
+    tokens_low INTEGER NOT NULL,
+    tokens_high INTEGER NOT NULL,
+    cost_low INTEGER NOT NULL,
+    cost_high INTEGER NOT NULL,
+    cost_input INTEGER NOT NULL,
+    cost_cached INTEGER NOT NULL,
+    cost_cache_write INTEGER NOT NULL,
+    cost_output INTEGER NOT NULL,
+    cost_other INTEGER NOT NULL,    -- of units beside tokens
+    PRIMARY KEY (hour, api_key, provider, model, outcome, tag)
+) WITHOUT ROWID, STRICT
+"""
+_MOVE = """
+INSERT INTO usage_new
+SELECT hour, api_key, provider, model, outcome, '', requests, prompt, completion, total, cached,
+    reasoning, seconds, cost_pico, unmetered, unpriced, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
+FROM usage
 """
 
 # Not in the index: what SETTLE changes. An index costs a write only with a new row.
@@ -85,7 +125,7 @@ _BOOT = "CREATE TABLE IF NOT EXISTS boot (id TEXT NOT NULL) STRICT"
 # `spent` follows the ledger, whatever writes to it.
 _SPEND = """
 CREATE TRIGGER IF NOT EXISTS {name} AFTER {event} ON usage WHEN {cost} <> 0 BEGIN
-    UPDATE subject SET spent = max(0, min(spent + {cost}, 4611686018427387904))
+    UPDATE subject SET spent = max(0, min(spent + ({cost}), 4611686018427387904))
     WHERE period <= new.hour * 3600 AND name IN (
         SELECT subject FROM source
         WHERE source IN ('key:' || new.api_key, 'provider:' || new.provider)
@@ -126,7 +166,7 @@ CREATE TABLE IF NOT EXISTS batch_file (
 
 # What makes a file of the version before one of this version.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
-    0: (_LEDGER,),
+    0: (_LEDGER_1,),
     1: (
         *(_LEDGER_BY_KEY, _SUBJECT, _SOURCE, _LEASE, _WORKER, _BOOT),
         _SPEND.format(name="spend_new", event="INSERT", cost="new.cost_pico"),
@@ -137,30 +177,65 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         ),
     ),
     2: (_DEFERRED, _DEFERRED_DUE, _ASKED, _BATCH_FILE),
+    3: (
+        *(_LEDGER, _MOVE, "DROP TABLE usage", "ALTER TABLE usage_new RENAME TO usage"),
+        _LEDGER_BY_KEY,
+        _SPEND.format(name="spend_new", event="INSERT", cost="new.cost_pico + new.cost_high"),
+        _SPEND.format(
+            name="spend_more",
+            event="UPDATE OF cost_pico, cost_high",
+            cost="new.cost_pico - old.cost_pico + new.cost_high - old.cost_high",
+        ),
+    ),
 }
 
-SETTLE = """
-INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET
-    requests = requests + excluded.requests,
-    prompt = prompt + excluded.prompt,
-    completion = completion + excluded.completion,
-    total = total + excluded.total,
-    cached = cached + excluded.cached,
-    reasoning = reasoning + excluded.reasoning,
-    seconds = seconds + excluded.seconds,
-    cost_pico = min(cost_pico + excluded.cost_pico, 4611686018427387904),
-    unmetered = unmetered + excluded.unmetered,
-    unpriced = unpriced + excluded.unpriced
-"""
+# The sums of a row, in the order of `Sums`. In a shared store each has a letter.
+NUMBERS = {
+    "requests": "r",
+    "prompt": "p",
+    "completion": "c",
+    "total": "t",
+    "cached": "a",
+    "reasoning": "g",
+    "seconds": "s",
+    "cost_pico": "$",
+    "unmetered": "n",
+    "unpriced": "u",
+    "bounded": "b",
+    "tokens_low": "l",
+    "tokens_high": "h",
+    "cost_low": "L",
+    "cost_high": "H",
+    "cost_input": "i",
+    "cost_cached": "d",
+    "cost_cache_write": "w",
+    "cost_output": "o",
+    "cost_other": "x",
+}
+_COSTS = frozenset(name for name in NUMBERS if name.startswith("cost_"))
 
-# The cost is summed in two halves: years of it can be more than 64 bits.
-_SUMS = f"""
-coalesce(sum(requests), 0), coalesce(sum(prompt), 0), coalesce(sum(completion), 0),
-coalesce(sum(total), 0), coalesce(sum(cached), 0), coalesce(sum(reasoning), 0),
-coalesce(sum(seconds), 0.0), coalesce(sum(cost_pico / {_HIGH}), 0),
-coalesce(sum(cost_pico % {_HIGH}), 0), coalesce(sum(unmetered), 0), coalesce(sum(unpriced), 0)
-"""
+
+def _raised(name: str) -> str:
+    added = f"{name} + excluded.{name}"
+    return f"{name} = min({added}, {_MAX})" if name in _COSTS else f"{name} = {added}"
+
+
+_PLACES = ", ".join("?" * (6 + len(NUMBERS)))
+SETTLE = (
+    f"INSERT INTO usage VALUES ({_PLACES})"  # noqa: S608
+    f" ON CONFLICT DO UPDATE SET {', '.join(map(_raised, NUMBERS))}"
+)
+
+
+def _summed(name: str) -> str:
+    """Costs are summed in two halves: years of them can be more than 64 bits."""
+    if name in _COSTS:
+        high, low = f"sum({name} / {_HIGH})", f"sum({name} % {_HIGH})"
+        return f"coalesce({high}, 0), coalesce({low}, 0)"
+    return f"coalesce(sum({name}), {0.0 if name == 'seconds' else 0})"
+
+
+_SUMS = ", ".join(map(_summed, NUMBERS))
 
 COLUMNS = {
     "key": "api_key",
@@ -178,13 +253,16 @@ Values = tuple[int | float | str, ...]
 
 def values(entry: Entry) -> Values:
     """What SETTLE is given for `entry`."""
-    usage = entry.usage or _NO_USE
+    usage, bounds = entry.usage or _NO_USE, entry.bounds
+    cost = entry.cost if bounds is None else bounds.cost_high
+    tokens = entry.cost_by_kind if sum(entry.cost_by_kind) <= _MAX else (0, 0, 0, 0)
     return (
         int(entry.at // 3600),
         entry.key,
         entry.provider,
         entry.model,
         entry.outcome,
+        "",
         entry.requests,
         usage.prompt,
         usage.completion,
@@ -194,7 +272,12 @@ def values(entry: Entry) -> Values:
         usage.seconds,
         min(entry.cost or 0, _MAX),
         entry.unmetered,
-        entry.usage is not None and entry.cost is None,
+        (entry.usage is not None or bounds is not None) and cost is None,
+        bounds is not None,
+        *((bounds.tokens_low, bounds.tokens_high) if bounds else (0, 0)),
+        *((min(bounds.cost_low or 0, _MAX), min(cost or 0, _MAX)) if bounds else (0, 0)),
+        *tokens,
+        max(0, min(entry.cost or 0, _MAX) - sum(tokens)),
     )
 
 
@@ -225,22 +308,12 @@ def query(
 def sums(row: tuple[int | float | str, ...], by: tuple[str, ...]) -> Sums:
     """One row of the answer to `query`."""
     group = tuple(label(name, value) for name, value in zip(by, row, strict=False))
-    numbers = [value for value in row[len(by) :] if not isinstance(value, str)]
-    requests, prompt, completion, total, cached, reasoning = map(int, numbers[:6])
-    seconds, high, low, unmetered, unpriced = numbers[6:]
-    return Sums(
-        group,
-        requests,
-        prompt,
-        completion,
-        total,
-        cached,
-        reasoning,
-        float(seconds),
-        int(high) * _HIGH + int(low),
-        int(unmetered),
-        int(unpriced),
-    )
+    numbers = iter(row[len(by) :])
+    found: list[Any] = []
+    for name in NUMBERS:
+        number: Any = next(numbers)
+        found.append(number * _HIGH + next(numbers) if name in _COSTS else number)
+    return Sums(group, *found)
 
 
 def label(dimension: str, value: int | float | str) -> str:

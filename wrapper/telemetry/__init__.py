@@ -18,6 +18,7 @@ from pathlib import Path
 
 from wrapper import __version__
 from wrapper.auth import CLIENT
+from wrapper.metering.bounds import Bounds
 from wrapper.record import NO_KEY, NO_MODEL, REJECTED, UNMATCHED, RequestRecord
 from wrapper.store import Sums
 from wrapper.telemetry import instruments as metrics
@@ -198,10 +199,13 @@ class Telemetry:
             metrics.COMPLETION[labels].inc(usage.completion)
             metrics.TOKENS[labels].inc(usage.total)
             metrics.CACHED[labels].inc(usage.cached)
-            if record.cost is None:
-                metrics.UNPRICED[provider, model].inc()
+        if record.unpriced is not None:
+            metrics.UNPRICED[provider, model].inc()
         if record.cost is not None:
             metrics.COST[labels].inc(record.cost)
+            _count_kinds(labels[0], record.cost, record.cost_by_kind)
+        elif record.bounds is not None:
+            _count_bounds(labels, record.bounds)
         if record.relayed and 200 <= record.status < 300:
             self._observe_speed(record, (provider, model))
 
@@ -224,6 +228,7 @@ class Telemetry:
             metrics.UNMETERED[record.provider, record.unmetered].inc()
         if record.cost is not None:
             metrics.COST[labels].inc(record.cost)
+            _count_kinds(labels[0], record.cost, record.cost_by_kind)
         self.log.write(record)
 
     def _observe_speed(self, record: RequestRecord, labels: tuple[str, str]) -> None:
@@ -234,6 +239,25 @@ class Telemetry:
         if record.usage is not None and record.usage.completion > 1:
             per_token = (record.upstream - record.ttft) / (record.usage.completion - 1)
             metrics.PER_TOKEN[labels].observe(round(max(0.0, per_token) * STEPS) / STEPS)
+
+
+def _count_bounds(labels: tuple[str, str, str], bounds: Bounds) -> None:
+    low, high, cost_low, cost_high = bounds
+    metrics.BOUNDED[labels].inc()
+    metrics.BOUNDED_TOKENS[*labels, "low"].inc(low)
+    metrics.BOUNDED_TOKENS[*labels, "high"].inc(high)
+    metrics.BOUNDED_COST[*labels, "low"].inc(cost_low or 0)
+    metrics.BOUNDED_COST[*labels, "high"].inc(cost_high or 0)
+
+
+def _count_kinds(key: str, cost: int, by_kind: tuple[int, int, int, int]) -> None:
+    rest = cost
+    for kind, part in zip(metrics.KINDS, by_kind, strict=False):
+        if part:
+            metrics.BY_KIND[key, kind].inc(part)
+            rest -= part
+    if rest:
+        metrics.BY_KIND[key, "other"].inc(rest)
 
 
 def reloaded(*, success: bool) -> None:

@@ -98,7 +98,7 @@ class _Families:
                 family.samples = [s for s in family.samples if s.name in self._names]
                 if not family.samples:
                     continue
-            if family.name == metrics.COST_FAMILY:
+            if family.name in metrics.USD_FAMILIES:
                 family.samples = [s._replace(value=usd(s.value)) for s in family.samples]
             if family.name == metrics.WORKER_CPU_FAMILY:
                 family.type = "counter"
@@ -146,13 +146,16 @@ def usd(pico: float) -> float:
     return round(pico / PICO, USD_DECIMALS)
 
 
+_Labelled = tuple[metrics.Series, tuple[str, ...]]
+
+
 def seed(totals: Iterable[Sums]) -> None:
     """Start the counters from the usage table, once, before the workers start.
 
     So the sums by key continue after a restart. `totals` are grouped by key, provider, model and
     outcome; rows of the same group are added.
     """
-    sums: Counter[tuple[metrics.Series, tuple[str, ...]]] = Counter()
+    sums: Counter[_Labelled] = Counter()
     for row in totals:
         *labels, outcome = row.group
         group = tuple(labels)
@@ -164,6 +167,11 @@ def seed(totals: Iterable[Sums]) -> None:
             sums[metrics.CACHED, group] += row.cached
         if row.cost:
             sums[metrics.COST, group] += row.cost
+            for kind, cost in zip(metrics.KINDS, row.cost_by_kind, strict=True):
+                if cost:
+                    sums[metrics.BY_KIND, (group[0], kind)] += cost
+        if row.bounded:
+            sums.update(_bounded(row, group))
     if _SINGLE_PROCESS:
         for (series, group), value in sums.items():
             series[group].inc(value)
@@ -176,6 +184,17 @@ def seed(totals: Iterable[Sums]) -> None:
             key = series.key(group)
             values.write_value(key, values.read_value(key)[0] + value, 0.0)
         values.close()
+
+
+def _bounded(row: Sums, group: tuple[str, ...]) -> dict[_Labelled, int]:
+    low, high = (*group, "low"), (*group, "high")
+    return {
+        (metrics.BOUNDED, group): row.bounded,
+        (metrics.BOUNDED_TOKENS, low): row.tokens_low,
+        (metrics.BOUNDED_TOKENS, high): row.tokens_high,
+        (metrics.BOUNDED_COST, low): row.cost_low,
+        (metrics.BOUNDED_COST, high): row.cost_high,
+    }
 
 
 def worker_started() -> None:

@@ -101,6 +101,35 @@ TOKENS = Series(Counter("token_usage", "All tokens by key.", _KEY_LABELS))
 CACHED = Series(Counter("token_usage_cached", "Prompt tokens that came from a cache.", _KEY_LABELS))
 COST_FAMILY = "api_key_cost_usd"
 COST = Series(Counter(COST_FAMILY, "Cost in US dollars by key.", _KEY_LABELS))
+BY_KIND_FAMILY = "api_key_cost_by_kind_usd"
+BY_KIND = Series(
+    Counter(BY_KIND_FAMILY, "Cost in US dollars by what it is for.", ("api_key", "kind"))
+)
+BOUNDED = Series(
+    Counter(
+        "api_key_bounded_requests",
+        "Requests whose usage is not known but lies between bounds.",
+        _KEY_LABELS,
+    )
+)
+BOUNDED_TOKENS = Series(
+    Counter(
+        "token_usage_bounded",
+        "The bounds of the tokens of such requests, which are in no other sum.",
+        (*_KEY_LABELS, "bound"),
+    )
+)
+BOUNDED_COST_FAMILY = "api_key_cost_bounded_usd"
+BOUNDED_COST = Series(
+    Counter(
+        BOUNDED_COST_FAMILY,
+        "The bounds of the cost of such requests, which is in no other sum.",
+        (*_KEY_LABELS, "bound"),
+    )
+)
+# Counted in whole pico-USD, and dollars in the exposition.
+USD_FAMILIES = frozenset((COST_FAMILY, BY_KIND_FAMILY, BOUNDED_COST_FAMILY))
+KINDS = ("input", "cached_input", "cache_write", "output", "other")
 REJECTIONS = Series(
     Counter("api_key_rejections", "Requests that the gateway refused.", ("api_key", "reason"))
 )

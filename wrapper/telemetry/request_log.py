@@ -83,7 +83,7 @@ def _escape(found: re.Match[str]) -> str:
 def line(record: RequestRecord) -> dict[str, Any]:
     """The fields of the line; what is not known is null."""
     usage = record.usage
-    status = record.status
+    bounds, status = record.bounds, record.status
     second = int(record.at)
     level = "info" if status < 400 else "warning" if status < 500 else "error"
     return {
@@ -113,6 +113,11 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "units": dict(usage.units) if usage and usage.units else None,
         "cost_usd": record.cost / PICO if record.cost is not None else None,
         "unmetered": record.unmetered,
+        "bounded": record.bounded,
+        "tokens_low": bounds.tokens_low if bounds else None,
+        "tokens_high": bounds.tokens_high if bounds else None,
+        "cost_usd_low": _usd(bounds.cost_low) if bounds else None,
+        "cost_usd_high": _usd(bounds.cost_high) if bounds else None,
         "unpriced": record.unpriced and record.unpriced[:MAX_MODEL_LENGTH],
         "ttft_ms": None if record.ttft is None else round(record.ttft * 1e3, 3),
         "upstream_ms": round(record.upstream * 1e3, 3) if record.relayed else None,
@@ -121,6 +126,10 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
     }
+
+
+def _usd(pico: int | None) -> float | None:
+    return None if pico is None else pico / PICO
 
 
 @lru_cache(maxsize=2)  # formatted once a second and not for each line

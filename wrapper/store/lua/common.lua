@@ -12,7 +12,7 @@
 --   :done:WORKER    zset  numbers of settlements that are written, while they may be repeated
 --   :sources:NAME   set   key:NAME, provider:NAME whose cost counts against this subject's budget
 --   :budgets:SOURCE set   the other way round
---   :usage:DAY:KEY  hash  the ledger of a key: a letter and JSON [hour, provider, model, outcome]
+--   :usage:DAY:KEY  hash  the ledger of a key: a letter and JSON [hour, provider, model, outcome, tag]
 --   :keys, :days:KEY, :days       what there is of those, and the days with any cost
 --   :cost:DAY       hash  source -> cost
 --   :deferred       hash  JSON [provider, id] -> JSON of the record, its money and who holds it
