@@ -254,7 +254,7 @@ targets = ["{name}"]
 def test_a_provider_that_went_away_keeps_the_list_that_it_gave_last() -> None:
     from harness.simulator import Simulator
 
-    lists = models.ModelLists()
+    lists = models.ModelLists(lambda *_: None)
     with Simulator() as leaving:
         upstream = Upstream(Provider("leaving", f"{leaving.url}/v1", Secret("any")))
         lists.of({"leaving": upstream})

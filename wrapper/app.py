@@ -130,7 +130,7 @@ def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> G
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # an OPTIONS that is no preflight is relayed
     runtime = Runtime(settings, prices, open_store(settings.store), Telemetry(log_level))
     runtime.init_app(app)
-    models.ModelLists().init_app(app)
+    models.ModelLists(runtime.telemetry.models_shut_down).init_app(app)
     app.extensions["exporter"] = Exporter()
     _handle_errors(app)
     for blueprint in (ops.bp, openapi.bp, models.bp, chat.bp, openai.bp, passthrough.bp):

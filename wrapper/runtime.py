@@ -87,6 +87,9 @@ class Runtime:
         models.update(name for name in settings.prices if not name.endswith("*"))
         priced = (prices.names(name, upstream.host) for name, upstream in upstreams.items())
         self.telemetry.register(models, upstreams, set().union(*priced))
+        for name, shutdowns in settings.shutdowns.items():
+            times = {model: shutdown.at for model, shutdown in shutdowns.items()}
+            self.telemetry.models_shut_down(name, times)
         keyring, limits = Keyring(settings.keys), Subjects(settings)
         return Snapshot(settings, keyring, routes, upstreams, prices, limits)
 

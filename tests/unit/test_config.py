@@ -236,7 +236,7 @@ def test_a_secret_file_that_is_not_there_makes_the_provider_unusable(loaded: Loa
 
 def test_all_files_are_watched_also_those_that_are_missing(loaded: Load, tmp_path: Path) -> None:
     names = {path.name for path in loaded().files}
-    assert names == {"gateway.toml", "keys.toml", "prices.toml"}
+    assert names == {"gateway.toml", "keys.toml", "prices.toml", "models.toml"}
 
 
 def test_routes_keep_their_order_and_models_may_hold_colons_and_slashes(loaded: Load) -> None:

@@ -51,7 +51,11 @@ RETIRED = re.compile(r"llama-3\.1-8b-instant|llama-3\.3-70b-versatile|\bgpt-4(?:
 WITH_EXAMPLES = [
     *(path for path in DOCUMENTS if path.name != "CHANGELOG.md"),
     *(ROOT / name / "README.md" for name in ("grafana", "prometheus")),
-    *(path for path in (ROOT / "config").rglob("*.toml") if path.name != "prices.toml"),
+    *(
+        path
+        for path in (ROOT / "config").rglob("*.toml")
+        if path.name not in ("prices.toml", "models.toml")
+    ),
     *(ROOT / "wrapper" / "cli").glob("*.py"),
     *(ROOT / "wrapper" / "config").glob("*.py"),
     ROOT / ".env.example",

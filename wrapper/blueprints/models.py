@@ -6,9 +6,11 @@ that has it and the key may make that request.
 
 from __future__ import annotations
 
+import datetime
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -28,6 +30,9 @@ RETRY = 10.0  # seconds after a failure
 TIMEOUT = 5.0  # seconds; the list is not worth a longer wait
 MAX_LIST = 4 << 20  # bytes
 MAX_MODELS = 5000  # of one provider; some have hundreds
+MAX_NAME = 256
+DATES_FRESH = 6 * 3600.0  # seconds; shutdowns are announced months ahead
+DATES_FIRST = 600.0  # seconds after the start: lists are not what a start should wait for
 MAX_OBJECTS = 50_000  # in one list: decoding them takes some ten milliseconds
 
 Model = dict[str, Any]
@@ -70,10 +75,13 @@ class ModelLists:
     """The providers' lists in this worker.
 
     Each provider is asked at most once a minute, beside the callers but for the first; one that
-    cannot respond keeps the list it gave last and is not asked again for some seconds.
+    cannot respond keeps the list it gave last and is not asked again for some seconds. `on_dates`
+    gets a provider's name and when its models are shut down, where its list says so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_dates: Callable[[str, Mapping[str, float]], None]) -> None:
+        self._on_dates = on_dates
+        self._dates_until = time.monotonic() + DATES_FIRST
         self._known: dict[Upstream, tuple[float, list[Model]]] = {}  # when to ask again, the list
         self._failing: set[Upstream] = set()  # those of which the log has been told
         self._asking: dict[Upstream, threading.Event] = {}
@@ -99,6 +107,16 @@ class ModelLists:
             del self._known[upstream]
         self._failing.intersection_update(upstreams.values())
         return {name: self._known[up][1] for name, up in usable.items() if up in self._known}
+
+    def look_for_dates(self, upstreams: dict[str, Upstream]) -> None:
+        """Ask for lists that are hours old; does not wait. For /metrics, which shows the dates."""
+        now = time.monotonic()
+        if now < self._dates_until:
+            return
+        self._dates_until = now + DATES_FRESH
+        for upstream in upstreams.values():
+            if upstream.provider.usable and upstream not in self._asking:
+                self._ask(upstream)
 
     def _ask(self, upstream: Upstream) -> threading.Event:
         """Ask a provider once for all requests that come until it has responded."""
@@ -128,6 +146,7 @@ class ModelLists:
             self._failing.add(upstream)
         else:
             self._failing.discard(upstream)
+            self._on_dates(upstream.provider.name, shutdowns(models))
         self._known[upstream] = (until, models)
 
 
@@ -150,6 +169,23 @@ def read_list(text: bytes, provider: str) -> list[Model]:
     if entries and not readable:
         raise ValueError("its entries have neither 'id' nor 'name'")
     return readable[:MAX_MODELS]
+
+
+def shutdowns(models: Iterable[Model]) -> dict[str, float]:
+    """The Unix times of the models whose provider says when it shuts them down.
+
+    OpenAI has `shutdown_date` as a day (https://platform.openai.com/docs/api-reference/models).
+    """
+    found = {}
+    for model in models:
+        try:
+            day = datetime.datetime.fromisoformat(model.get("shutdown_date") or "")
+            at = day if day.tzinfo else day.replace(tzinfo=datetime.UTC)
+            if len(model["id"]) <= MAX_NAME:
+                found[model["id"]] = at.timestamp()
+        except (TypeError, ValueError, OverflowError):  # none, or none that can be read
+            continue
+    return found
 
 
 def _model(entry: Any, provider: str) -> Model | None:

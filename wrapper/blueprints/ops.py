@@ -56,6 +56,7 @@ def metrics() -> Response:
         raise errors.InvalidApiKey(
             "The metrics token is wrong: /metrics needs the one of metrics_token in gateway.toml."
         )
+    current_app.extensions["model_lists"].look_for_dates(context.snapshot.upstreams)
     further = [*key_families(settings.keys.values())]
     try:
         standings = context.runtime.admission.standing(list(context.snapshot.limits))

@@ -1,4 +1,4 @@
-"""`check`: every problem of the configuration, and notes.
+"""`check`: every problem of the configuration, and notes; with `--online` what providers say of it.
 
 Problems go to stderr and the exit code is 1; notes go to stdout and do not change it.
 """
@@ -13,6 +13,14 @@ from urllib.parse import urlsplit
 
 from wrapper.auth import Principal, expired
 from wrapper.cli import count, examples
+from wrapper.cli.check_models import (
+    ask_all,
+    named_models,
+    online_problems,
+    online_shutdowns,
+    shutdown_notes,
+    summary,
+)
 from wrapper.cli.key_list import contents
 from wrapper.config import (
     ApiKey,
@@ -45,20 +53,37 @@ def add_parser(subparsers: Subparsers) -> None:
         " wrong; each problem is listed with its file, line and key path and what would be right.",
         epilog=examples(
             ("check", "the files of WRAPPER_CONFIG and WRAPPER_KEYS"),
+            ("check --online", "also the providers' credentials and models"),
             ("keys check", "the keys file alone"),
         ),
+    )
+    parser.add_argument(
+        "--online",
+        action="store_true",
+        help="ask each provider whether the credential works and the models exist that routes and"
+        " keys name",
     )
     parser.set_defaults(run=run)
 
 
-def run(_args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints a summary. Raises `ConfigError` with all problems, those of prices.toml too."""
     settings, prices = _checked(environ)
+    named, shutdowns = named_models(settings), settings.shutdowns
+    if args.online:
+        lists = ask_all(settings)
+        problems = list(online_problems(named, lists, environ))
+        if problems:
+            raise ConfigError(problems)
+        shutdowns = online_shutdowns(lists, shutdowns)
     providers, routes = len(settings.providers), len(settings.routes)
     keys = contents(KeyFile(settings.keys, settings.groups))
     print(f"{config_path(environ)}: {count(providers, 'provider')}, {count(routes, 'route')}")
     print(f"{keys_path(environ)}: {keys}")
-    for note in notes(settings, environ, prices):
+    if args.online:
+        for line in summary(lists):
+            print(line)
+    for note in (*notes(settings, environ, prices), *shutdown_notes(named, shutdowns)):
         print(f"note: {note}")
     print("no problems")
     return 0

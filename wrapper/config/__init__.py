@@ -34,6 +34,7 @@ from wrapper.config.settings import (
     Secret,
     Server,
     Settings,
+    Shutdown,
     Target,
 )
 
@@ -52,6 +53,7 @@ __all__ = [
     "Secret",
     "Server",
     "Settings",
+    "Shutdown",
     "Target",
     "config_path",
     "environment",

@@ -29,12 +29,14 @@ from wrapper.config.settings import (
     Target,
     frozen,
 )
+from wrapper.config.shutdowns import read_shutdowns
 from wrapper.config.statements import located
 from wrapper.config.storeurl import REDIS_FORMS, is_redis, parse_redis
 
 DEFAULT_CONFIG = "config/gateway.toml"
 DEFAULT_KEYS = "config/keys.toml"
 PRICES = "prices.toml"
+MODELS = "models.toml"
 DEMO = "demo"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -190,8 +192,12 @@ def keys_path(environ: Mapping[str, str]) -> Path:
 
 def prices_path(environ: Mapping[str, str]) -> Path:
     """prices.toml beside gateway.toml, else the one that is shipped with the gateway."""
-    beside = config_path(environ).with_name(PRICES)
-    shipped = Path(__file__).resolve().parents[2] / "config" / PRICES
+    return _beside_or_shipped(environ, PRICES)
+
+
+def _beside_or_shipped(environ: Mapping[str, str], name: str) -> Path:
+    beside = config_path(environ).with_name(name)
+    shipped = Path(__file__).resolve().parents[2] / "config" / name
     return beside if beside.exists() or not shipped.exists() else shipped
 
 
@@ -215,11 +221,15 @@ def load(
     keys = _prepared_keys(environ, sources, in_keys, prepared)
     for path in (config_path(environ).with_name(PRICES), prices_path(environ)):
         sources.watch(path)
+    in_models: list[Problem] = []
+    models = _beside_or_shipped(environ, MODELS)
+    sources.watch(config_path(environ).with_name(MODELS))
+    shutdowns = read_shutdowns(models, sources, gateway.providers, in_models)
     in_environ: list[Problem] = []
     read_listen(environ, in_environ)
     store = read_store_url(environ, in_environ)
     _check_demo(environ, in_environ)
-    problems = [*in_environ, *problems, *in_keys]
+    problems = [*in_environ, *problems, *in_models, *in_keys]
     if problems:
         raise ConfigError(problems, sources.files, None if in_keys else keys)
     settings = Settings(
@@ -229,6 +239,7 @@ def load(
         keys=keys.keys,
         groups=keys.groups,
         prices=frozen(gateway.prices),
+        shutdowns=shutdowns,
         files=sources.files,
         stamps=sources.stamps,
         store=store,

@@ -231,6 +231,19 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
+class Shutdown:
+    """The first day (UTC) on which a provider does not have a model any more."""
+
+    day: datetime.date
+    replacement: str | None = None
+
+    @property
+    def at(self) -> float:
+        """The Unix time of its beginning."""
+        return datetime.datetime.combine(self.day, datetime.time(), datetime.UTC).timestamp()
+
+
+@dataclass(frozen=True, slots=True)
 class Server:
     """How the gateway itself behaves.
 
@@ -265,9 +278,10 @@ class Server:
 class Settings:
     """Everything that the files and the environment say.
 
-    `prices` are the overrides of gateway.toml by model name. `files` are to be watched for a
-    reload (also those that do not exist yet), `stamps` is their state when they were read.
-    `stand_in` is the demo provider, which serves the models of providers that are not usable.
+    `prices` are the overrides of gateway.toml by model name, `shutdowns` the dates of models.toml
+    by provider and model. `files` are to be watched for a reload (also those that do not exist
+    yet), `stamps` is their state when they were read. `stand_in` is the demo provider, which serves
+    the models of providers that are not usable.
     """
 
     server: Server
@@ -276,6 +290,7 @@ class Settings:
     keys: Mapping[str, ApiKey]
     groups: Mapping[str, Group] = field(default_factory=lambda: frozen({}))
     prices: Mapping[str, Price] = field(default_factory=lambda: frozen({}))
+    shutdowns: Mapping[str, Mapping[str, Shutdown]] = field(default_factory=lambda: frozen({}))
     files: tuple[Path, ...] = ()
     stamps: tuple[Stamp, ...] = ()
     store: str = DEFAULT_STORE

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from wrapper import __version__
@@ -47,6 +47,7 @@ __all__ = [
 # Durations are rounded to these steps in a second: then their sums are exact for 300 years, in
 # whatever order the workers' values are added.
 STEPS = 2**20
+MAX_SHUTDOWNS = 300  # of one provider; OpenAI names some ninety
 
 
 class Telemetry:
@@ -72,6 +73,11 @@ class Telemetry:
         self._known = reserved.union(priced)
         for provider in providers:
             metrics.COOLDOWN[provider,].set(0)
+
+    def models_shut_down(self, provider: str, times: Mapping[str, float]) -> None:
+        """Note when a provider shuts models down (Unix time); of many models, some."""
+        for model in sorted(times)[:MAX_SHUTDOWNS]:
+            metrics.SHUTDOWN[provider, model].set(times[model])
 
     def restore(
         self, totals: list[Sums], labels: Path | None = None, keys: Container[str] = ()

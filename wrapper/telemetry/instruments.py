@@ -193,6 +193,14 @@ COOLDOWN = Series(
         multiprocess_mode="livemax",
     )
 )
+SHUTDOWN = Series(
+    Gauge(
+        "model_shutdown_timestamp_seconds",
+        "When the provider shuts a model down.",
+        ("provider", "model"),
+        multiprocess_mode="livemax",
+    )
+)
 LAST_USED = Series(
     Gauge(
         "api_key_last_used_timestamp_seconds",

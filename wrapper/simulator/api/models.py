@@ -31,6 +31,9 @@ NAMES = (
     "sim-speech",
     "sim-image",
 )
+SHUTDOWNS = {"gpt-3.5-turbo-instruct": "2030-06-30"}
+"""The days on which models are shut down, as OpenAI's list has them; Groq's has none."""
+
 _DATED = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
@@ -65,4 +68,6 @@ def _model(call: Call, name: str) -> dict[str, Any]:
     made = {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "simulator"}
     if call.groq:
         made |= {"active": True, "context_window": 131_072, "public_apps": None}
+    else:
+        made["shutdown_date"] = SHUTDOWNS.get(name)
     return made
