@@ -46,6 +46,10 @@ CONTRACT = {
     "gen_ai_server_time_to_first_token_seconds_bucket": {"provider", "model", "le"},
     "gen_ai_server_time_per_output_token_seconds_bucket": {"provider", "model", "le"},
     "gen_ai_server_request_duration_seconds_bucket": {"provider", "model", "le"},
+    "api_key_request_duration_seconds_sum": {"api_key"},
+    "api_key_request_duration_seconds_count": {"api_key"},
+    "api_key_time_to_first_token_seconds_sum": {"api_key"},
+    "api_key_time_to_first_token_seconds_count": {"api_key"},
     "gateway_overhead_seconds_bucket": {"path", "le"},
     "requests_in_flight": set(),
     "upstream_errors_total": {"provider", "reason"},
@@ -120,6 +124,9 @@ def test_every_metric_of_the_contract_is_there_with_its_labels(metered: Gateway)
     post(metered, "/v1/chat/completions", chat(stream=True), key, x_sim="events=9; cut=5")
     post(metered, "/v1/chat/completions", chat("gpt-6-sol"), metered.secrets["narrow"])
     metered.idle()
+    # A worker publishes the times by key once a second.
+    by_key = "api_key_time_to_first_token_seconds_sum"
+    eventually(lambda: metered.metrics().find(by_key), deadline=20, what=by_key)
     scrape = metered.metrics()
     for name, labels in CONTRACT.items():
         samples = scrape.find(name)
@@ -205,6 +212,37 @@ def test_the_first_tokens_time_is_apart_from_the_time_of_each_further_one(metere
     assert change(metered, stream, first) >= 0.6
     # Four gaps, shared among the four tokens after the first.
     assert 0.04 < metered.metrics().value(each) - before < 0.5
+
+
+def test_the_times_by_key_are_those_by_model_also_of_a_worker_that_has_exited(
+    gateway_factory: GatewayFactory,
+) -> None:
+    gateway = gateway_factory(workers=2)
+    key = gateway.secrets["web-app"]
+    for stream in (True, False, True):
+        post(gateway, "/v1/chat/completions", chat(stream=stream), key)
+    gateway.idle()
+
+    def times(name: str) -> tuple[float, float]:
+        scrape = gateway.metrics()
+        return scrape.value(f"{name}_count"), scrape.value(f"{name}_sum")
+
+    def agree() -> bool:
+        """The worker that is not scraped publishes its own within a second."""
+        every = times("gen_ai_server_request_duration_seconds")
+        first = times("gen_ai_server_time_to_first_token_seconds")
+        return (
+            (every[0], first[0]) == (3, 2)
+            and times("api_key_request_duration_seconds") == every
+            and times("api_key_time_to_first_token_seconds") == first
+        )
+
+    eventually(agree, deadline=20, what="the same times by key and by model")
+    victims = gateway.workers()
+    for victim in victims:
+        os.kill(victim, signal.SIGTERM)
+    eventually(lambda: len(set(gateway.workers()) - set(victims)) == 2, deadline=30)
+    eventually(agree, deadline=20, what="the same times after the workers have exited")
 
 
 @pytest.mark.parametrize(

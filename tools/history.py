@@ -74,7 +74,27 @@ def lines(made: dict[Labels, list[int]], looked_at: list[int], end: int) -> Iter
         for key in sorted({key for key, _ in made}):
             for moment in range(looked_at[0], end, 60):
                 yield f'key:{metric}:sum{{api_key="key-{key}"}} {moment - looked_at[0]} {moment}\n'
+    yield from _times(made)
     yield "# EOF\n"
+
+
+def _times(made: dict[Labels, list[int]]) -> Iterator[str]:
+    """The seconds and numbers of answers, by key, and by provider and model."""
+    keys: dict[str, set[int]] = defaultdict(set)
+    models: dict[str, set[int]] = defaultdict(set)
+    for (key, model), times in made.items():
+        keys[f'job="wrapper",instance="g",api_key="key-{key}"'].update(times)
+        models[f'provider="p{model % 3}",model="m-{model}"'].update(times)
+    for metric, series in {
+        "api_key_request_duration_seconds": keys,
+        "api_key_time_to_first_token_seconds": keys,
+        "provider_model:request_duration_seconds": models,
+    }.items():
+        for part, value in (("sum", 2.5), ("count", 1)):
+            yield f"# TYPE {metric}_{part}:grown15s unknown\n"
+            for labels, moments in series.items():
+                for moment in sorted(moments):
+                    yield f"{metric}_{part}:grown15s{{{labels}}} {value} {moment}\n"
 
 
 def _labels(metric: str, pair: Labels) -> str:

@@ -23,10 +23,12 @@ from tools.dashboards.parts import (
     rows,
     words,
 )
-from tools.dashboards.queries import ALERTS, FIRING, PROVIDERS, added, average
+from tools.dashboards.queries import ALERTS, FIRING, PROVIDERS, added, average, mean
 
 RULES = Path(__file__).resolve().parents[2] / "prometheus" / "rules" / "alerts.yml"
 PAIRS = f'{PROVIDERS}, model=~"$model"'
+ONLY_KEY = 'api_key=~"$api_key"'
+TO_KEY = (KEY_LINK[0], KEY_LINK[1] + "${__field.labels.api_key}")
 UP = 'min(up{job="wrapper"} == 1)'
 FAILED = {"/5..|upstream_error|drained/": "red", "/4..|client_error|rejected/": "orange"}
 GOOD = {"/^(2|3)..$/": "green", "/^completed$/": "green"}
@@ -255,21 +257,14 @@ PROVIDER = Section(
                 "Calls by provider",
                 Line(f"sum by (provider) ({added('api_key_requests', '$__interval', _OUTCOMES + NAMED)})", "{{provider}}"),
                 "Which provider answered the calls between two points",
-                bars=True, stacked=True, interval="1m", width=8,
+                bars=True, stacked=True, interval="1m", width=12,
             ),
             chart(
                 "Limited keys by reason",
                 Line(f"sum by (api_key, reason) ({added('api_key_rejections', '$__interval', LIMITED)})", "{{api_key}}: {{reason}}"),
                 "Refusals because a key has reached a limit or its budget",
-                bars=True, stacked=True, interval="5m", width=8, nothing="no key was limited",
-                to=(KEY_LINK[0], KEY_LINK[1] + "${__field.labels.api_key}"),
-            ),
-            chart(
-                "Latency by model, mean",
-                Line(
-                    f"sum by (provider, model) (rate(gen_ai_server_request_duration_seconds_sum{{job=\"wrapper\", {PAIRS}}}[$__rate_interval])) / (sum by (provider, model) (rate(gen_ai_server_request_duration_seconds_count{{job=\"wrapper\", {PAIRS}}}[$__rate_interval])) > 0)", "{{model}} ({{provider}})",
-                ),
-                "From sending a call to its last byte", unit=SECONDS, interval="1m", width=8,
+                bars=True, stacked=True, interval="5m", width=12, nothing="no key was limited",
+                to=TO_KEY,
             ),
         ]),
     ],
@@ -304,6 +299,28 @@ SPEED = Section(
                            "{{{{model}}}} ({{{{provider}}}})", PAIRS),
                 "After the first token: the time between two, for half of the answers of 15 minutes",
                 unit=SECONDS, interval="15s", width=8,
+            ),
+        ]),
+        Row(8, [
+            chart(
+                "Latency by model, mean",
+                Line(mean("provider_model:request_duration_seconds", "provider, model", PAIRS), "{{model}} ({{provider}})"),
+                "From sending a call to the last byte of its answer",
+                unit=SECONDS, interval="1m", width=8,
+            ),
+            chart(
+                "Latency by key, mean",
+                Line(mean("api_key_request_duration_seconds", "api_key", ONLY_KEY), "{{api_key}}"),
+                "From sending a call to the last byte of its answer",
+                more="A key whose line is alone far above asks for longer answers or slower models: "
+                "a click shows which.",
+                unit=SECONDS, interval="1m", width=8, to=TO_KEY,
+            ),
+            chart(
+                "First token by key, mean",
+                Line(mean("api_key_time_to_first_token_seconds", "api_key", ONLY_KEY), "{{api_key}}"),
+                "From sending a call to the first piece of its answer, streams only",
+                unit=SECONDS, interval="1m", width=8, to=TO_KEY,
             ),
         ]),
         Row(9, [
@@ -354,9 +371,9 @@ ITSELF = Section(
             ),
             chart(
                 "Event loop lag",
-                Line('histogram_quantile(0.99, sum by (le) (rate(event_loop_lag_seconds_bucket{job="wrapper"}[$__rate_interval])))', "p99"),
+                Line(average("wrapper:event_loop_lag_seconds:p99_5m"), "p99"),
                 "How late the workers come to what is ready: it delays every stream",
-                unit=SECONDS, interval="1m", width=8,
+                unit=SECONDS, interval="15s", width=8,
             ),
             chart(
                 "Scrapes", Line('scrape_duration_seconds{job="wrapper"}', "{{instance}}"),
@@ -403,8 +420,8 @@ docker compose logs --no-log-prefix --since ${{__from:date:iso}} --until ${{__to
 VARIABLES = [
     Variable(
         "api_key", "Key", "label_values(api_key_requests_total, api_key)",
-        "Changes Outcomes and Calls by provider, and which providers can be chosen. Nothing else "
-        "here is counted by key.",
+        "Changes Outcomes, Calls by provider, and what is by key, and which providers can be chosen. "
+        "Nothing else here is counted by key.",
     ),
     Variable(
         "provider", "Provider", 'label_values(api_key_requests_total{api_key=~"$api_key"}, provider)',

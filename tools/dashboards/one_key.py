@@ -18,6 +18,7 @@ from tools.dashboards.parts import (
     HEALTH_LINK,
     NUMBER,
     PERCENT,
+    SECONDS,
     SHORT,
     USD,
     Column,
@@ -27,7 +28,7 @@ from tools.dashboards.parts import (
     number,
     rows,
 )
-from tools.dashboards.queries import added, forecast, grown
+from tools.dashboards.queries import added, forecast, grown, mean
 
 KEY = 'api_key="$api_key"'
 OWN = 'scope="key", name="$api_key"'
@@ -150,7 +151,7 @@ USE = Section(
 _NOT = KEY + ', outcome!="completed"'
 _GOOD = KEY + ', outcome="completed"'
 WRONG = Section(
-    "What went wrong",
+    "What went wrong, and how fast it was",
     [
         Row(8, [
             chart(
@@ -160,14 +161,24 @@ WRONG = Section(
                     Line(f"sum by (outcome) ({added(CALLS, '$__interval', _GOOD)})", "{{outcome}}"),
                 ],
                 "How the key's calls ended, between two points; what was not answered at the bottom",
-                bars=True, stacked=True, interval="5m", width=12,
+                bars=True, stacked=True, interval="5m", width=8,
                 colours=RED | {"/^completed/": "green"},
             ),
             chart(
                 "Refusals by reason",
                 Line(f"sum by (reason) ({added('api_key_rejections', '$__interval', KEY)})", "{{reason}}"),
                 "Calls that the gateway refused: the error code that the caller got",
-                bars=True, stacked=True, interval="5m", width=12, nothing="nothing was refused",
+                bars=True, stacked=True, interval="5m", width=8, nothing="nothing was refused",
+            ),
+            chart(
+                "Latency, mean",
+                [
+                    Line(mean("api_key_request_duration_seconds", "api_key", KEY), "to the last byte"),
+                    Line(mean("api_key_time_to_first_token_seconds", "api_key", KEY), "to the first token"),
+                ],
+                "How long the key's answers take, and how long its streams take to begin",
+                more="The time at the provider: Gateway Health has it by model.",
+                unit=SECONDS, interval="1m", width=8,
             ),
         ]),
     ],

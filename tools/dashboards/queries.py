@@ -28,6 +28,12 @@ def added(metric: str, window: str, chosen: str = CHOSEN, *, ahead: bool = False
     return f"sum_over_time({metric}:grown15s{inside}[{window}]{shift})"
 
 
+def mean(metric: str, labels: str, chosen: str) -> str:
+    """The mean of a summary or histogram between two points of a chart, by `labels`."""
+    total, count = (added(f"{metric}_{part}", "$__interval", chosen) for part in ("sum", "count"))
+    return f"sum by ({labels}) ({total}) / sum by ({labels}) ({count})"
+
+
 def average(series: str, chosen: str = "") -> str:
     """The mean of a recorded series between two points of a chart, so that none is skipped."""
     inside = f"{{{chosen}}}" if chosen else ""

@@ -58,6 +58,7 @@ class ConfigReloader:
         while True:
             time.sleep(POLL_SECONDS)
             telemetry.measure_worker()
+            self._runtime.telemetry.publish()
             try:
                 self._reloader.poll()
             except Exception:  # the next change of the keys must still come into force

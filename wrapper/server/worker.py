@@ -83,8 +83,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 gevent.sleep(0.02)
 
     def close(self) -> None:
-        """The worker exits: write the usage that the store has not taken yet."""
+        """The worker exits: write the times and the usage that are not written yet."""
         if self.wsgi is not None:
+            self._runtime.telemetry.publish()
             try:
                 self._runtime.store.close()
             except StoreError as error:

@@ -12,7 +12,7 @@ the text of `/metrics`.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
@@ -57,6 +57,7 @@ class Telemetry:
         self._known: set[str] = set()
         self.models = Labels()
         self._series = UsageSeries()
+        self._times: dict[str, list[float]] = defaultdict(_no_times)
         self.log = RequestLog(log_level)
         metrics.BUILD_INFO.labels(__version__).set(1)
         for result in ("success", "failure"):
@@ -213,7 +214,7 @@ class Telemetry:
         elif record.bounds is not None:
             _count_bounds(labels, record.bounds)
         if record.relayed and 200 <= record.status < 300:
-            self._observe_speed(record, (provider, model))
+            self._observe_speed(record, (provider, model), self._times[labels[0]])
 
     def booked(self, record: RequestRecord, model: str) -> None:
         """Count and log what deferred work used, which is no request.
@@ -237,14 +238,40 @@ class Telemetry:
             _count_kinds(labels[0], record.cost, record.cost_by_kind)
         self.log.write(record)
 
-    def _observe_speed(self, record: RequestRecord, labels: tuple[str, str]) -> None:
-        metrics.GEN_AI_DURATION[labels].observe(round(record.upstream * STEPS) / STEPS)
+    def _observe_speed(
+        self, record: RequestRecord, labels: tuple[str, str], times: list[float]
+    ) -> None:
+        duration = round(record.upstream * STEPS) / STEPS
+        metrics.GEN_AI_DURATION[labels].observe(duration)
+        times[0] += 1
+        times[1] += duration
         if record.ttft is None or not record.stream:
             return
-        metrics.FIRST_TOKEN[labels].observe(round(record.ttft * STEPS) / STEPS)
+        first = round(record.ttft * STEPS) / STEPS
+        metrics.FIRST_TOKEN[labels].observe(first)
+        times[2] += 1
+        times[3] += first
         if record.usage is not None and record.usage.completion > 1:
             per_token = (record.upstream - record.ttft) / (record.usage.completion - 1)
             metrics.PER_TOKEN[labels].observe(round(max(0.0, per_token) * STEPS) / STEPS)
+
+    def publish(self) -> None:
+        """Add the times by key to the metrics: once a second, before a scrape, and at the end.
+
+        Why: a request then adds four numbers and writes nothing.
+        """
+        for key, times in list(self._times.items()):
+            calls, seconds, streams, first = times
+            times[:] = _no_times()
+            if calls:
+                metrics.add(metrics.KEY_DURATION[key,], calls, seconds)
+            if streams:
+                metrics.add(metrics.KEY_FIRST_TOKEN[key,], streams, first)
+
+
+def _no_times() -> list[float]:
+    """Of a key's calls since they were last published: calls, seconds, streams, seconds."""
+    return [0, 0.0, 0, 0.0]
 
 
 def _count_bounds(labels: tuple[str, str, str], bounds: Bounds) -> None:

@@ -228,7 +228,7 @@ def worker_exited(pid: int) -> None:
         metrics.LOST.inc(unsettled)
     _mark_dead(pid)
     with _locked(fcntl.LOCK_EX):
-        for kind in ("counter", "histogram"):
+        for kind in ("counter", "histogram", "summary"):
             _merge(_directory() / f"{kind}_{pid}.db", _directory() / f"{kind}_dead.db")
 
 

@@ -1,7 +1,8 @@
 """The instruments: names, labels and buckets of every metric.
 
 Bucket bounds of the `gen_ai_*` histograms are OpenTelemetry's
-(https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/).
+(https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/), with some between and beyond
+them: a quantile is no more exact than the bucket it is in.
 
 Invariant: the names and labels that dashboards use are defined in this file, and those of limits
 and keys in `limits`.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Summary
 from prometheus_client.mmap_dict import mmap_key
 
 from wrapper.telemetry import mapped as mapped  # before the first metric is made
@@ -53,17 +54,34 @@ class Series(dict[tuple[str, ...], Any]):
         self._metric.clear()
 
 
+def add(summary: Any, count: float, total: float) -> None:
+    """Add several observations to a summary at once: their number and their sum."""
+    summary._count.inc(count)
+    summary._sum.inc(total)
+
+
 METHODS = frozenset(
     ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
 )
 OTHER = "other"
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-_DURATION = tuple(0.01 * 2**n for n in range(14))
-_FIRST_TOKEN = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
-    *(20, 30, 60),
+# By method and path, which are few.
+_SECONDS = (
+    *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1, 1.5, 2.5, 3.5, 5, 7.5),
+    *(10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600),
 )
-_PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+# By provider and model, which may be hundreds: each bound is a series for each of them.
+_DURATION = (
+    *(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 0.96, 1.28, 1.92, 2.56, 3.84, 5.12, 7.68, 10.24),
+    *(15.36, 20.48, 30.72, 40.96, 61.44, 81.92, 163.84, 327.68),
+)
+_FIRST_TOKEN = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1, 1.5, 2.5),
+    *(3.5, 5, 7.5, 10, 15, 20, 30, 60),
+)
+_PER_TOKEN = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1, 2.5),
+)
 _OVERHEAD = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 _KEY_LABELS = ("api_key", "provider", "model")
 _GEN_AI = ("provider", "model")
@@ -165,6 +183,17 @@ GEN_AI_DURATION = Series(
         "Time spent with the provider.",
         _GEN_AI,
         buckets=_DURATION,
+    )
+)
+# Means by key: a histogram of each key and model would be too many series.
+KEY_DURATION = Series(
+    Summary("api_key_request_duration_seconds", "Time spent with the provider.", ("api_key",))
+)
+KEY_FIRST_TOKEN = Series(
+    Summary(
+        "api_key_time_to_first_token_seconds",
+        "From sending the request to the first event with content.",
+        ("api_key",),
     )
 )
 OVERHEAD = Series(
