@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,74 @@ def test_what_a_call_that_is_given_up_has_used_lies_between_its_bounds(
     sums = the_table_has_the_same(gateway)
     used = sum(sum(true(request)) for request in known)
     assert sums.total + sums.tokens_low <= used <= sums.total + sums.tokens_high
+
+
+# More than the sockets between the gateway and a client that reads nothing take: what a client that
+# leaves has not read, the gateway has not sent.
+LARGE = "events=40; size=250000"
+DRAIN = 'on_abort = "drain"\ndrain_timeout = {}'
+
+
+@pytest.fixture(scope="module")
+def draining(simulator: Simulator) -> Iterator[Gateway]:
+    config = CONFIG.replace("{simulator}", simulator.url) + PRICES
+    config = config.replace("[providers.groq]", "[providers.groq]\n" + DRAIN.format(60))
+    config = config.replace("[providers.openai]", "[providers.openai]\n" + DRAIN.format(0.2))
+    env = {"GROQ_API_KEY": "g", "OPENAI_API_KEY": "o"}
+    with Gateway(config, keys={"open": {}}, env=env) as running:
+        yield running
+        running.assert_clean()
+
+
+def left(
+    gateway: Gateway, simulator: Simulator, prefix: str, orders: str, *, stream: bool, at: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The log line of a call whose client leaves, and the provider's record of it."""
+    book = chat.mark()
+    model = f"{prefix}-{book}"
+    orders = f"any-model; {orders}"
+    asked = chat.request(gateway, model=model, stream=stream, key="open", orders=orders, book=book)
+    with raw.Connection(gateway.port, deadline=60) as connection:
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.send(asked)
+        eventually(lambda: simulator.requests(book=book), 30, what="the call at the provider")
+        if at:
+            connection.socket.recv(at)
+    [line] = gateway.log_lines(lambda line: line["model"] == model, deadline=60)
+
+    def over() -> dict[str, Any] | None:
+        [request] = simulator.requests(book=book)
+        return request if request["outcome"] is not None else None
+
+    return line, eventually(over, 60, what="the end of the provider's work")
+
+
+@pytest.mark.parametrize(
+    ("stream", "orders", "at"),
+    [
+        (True, LARGE, 50),
+        (True, f"{LARGE}; delay=0.1", 0),
+        (False, LARGE, 50),
+        (False, f"{LARGE}; delay=0.1", 0),
+    ],
+)
+def test_a_response_is_read_on_for_its_usage_where_its_provider_says_drain(
+    draining: Gateway, simulator: Simulator, stream: bool, orders: str, at: int
+) -> None:
+    line, request = left(draining, simulator, "llama", orders, stream=stream, at=at)
+    assert request["outcome"] == "completed"
+    assert (line["outcome"], line["bounded"], line["unmetered"]) == ("client_abort", None, None)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == true(request)
+
+
+@pytest.mark.parametrize(("stream", "at"), [(True, 50), (False, 0)])
+def test_a_response_that_does_not_end_is_read_on_for_a_bounded_time(
+    draining: Gateway, simulator: Simulator, stream: bool, at: int
+) -> None:
+    orders = "events=9; stall=3" if stream else "stall-before"
+    line, request = left(draining, simulator, "gpt", orders, stream=stream, at=at)
+    assert request["outcome"] == "aborted"
+    assert (line["outcome"], line["bounded"]) == ("client_abort", "aborted")
 
 
 def true(request: dict[str, Any]) -> tuple[int, int]:

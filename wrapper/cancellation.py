@@ -98,7 +98,7 @@ class CancelScope:
 
     __slots__ = (
         *("_deadline", "_idle", "_io", "_scopes", "_seen", "_since", "_sock", "_waiting", "_waits"),
-        *("greenlet", "reason"),
+        *("_grace_ends", "client_left", "grace", "greenlet", "reason"),
     )
 
     def __init__(self, scopes: Scopes, sock: Any | None) -> None:
@@ -112,6 +112,10 @@ class CancelScope:
         self._seen = 0  # `_waits` at the last check
         self._since = 0.0  # when a check has first found that wait
         self._waiting = False
+        # How long waits go on when the client has gone, in seconds, and since then until when.
+        self.grace = 0.0
+        self._grace_ends = math.inf
+        self.client_left = False
         self.reason: str | None = None
 
     def open(self) -> None:
@@ -176,6 +180,20 @@ class CancelScope:
             self._seen, self._since = self._waits, now
         elif self._idle and self._waiting and now - self._since >= self._idle:
             self.interrupt(TIMEOUT)
+        if now >= self._grace_ends:
+            self.interrupt(CLIENT_GONE)
+
+    def leave(self) -> None:
+        """The client has gone: end the present wait, or the one after the grace period."""
+        if self.client_left:
+            return
+        self.client_left = True
+        if self._io is not None:
+            self._io.stop()
+        if self.grace:
+            self._grace_ends = clock() + self.grace
+        else:
+            self.interrupt(CLIENT_GONE)
 
     def interrupt(self, reason: str) -> None:
         """Runs in the event loop: end the present wait, or the next one."""
@@ -201,8 +219,7 @@ class CancelScope:
         except OSError:  # not TCP
             return
         if state in _CLOSED_BY_PEER:
-            self._io.stop()
-            self.interrupt(CLIENT_GONE)
+            self.leave()
 
     def _client_readable(self) -> None:
         """Runs in the event loop. Bytes mean pipelining; they may stand before the end."""
@@ -213,8 +230,7 @@ class CancelScope:
         except OSError:
             gone = True
         if gone:
-            self._io.stop()
-            self.interrupt(CLIENT_GONE)
+            self.leave()
         else:
             self.watch_client(uploading=True)
 

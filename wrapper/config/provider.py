@@ -64,6 +64,7 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
         "first_byte_timeout": table.seconds("first_byte_timeout", 600.0),
         "idle_timeout": table.seconds("idle_timeout", 600.0),
         "total_timeout": table.seconds("total_timeout", 3600.0),
+        "drain_timeout": table.seconds("drain_timeout", 30.0),
         "keepalive": table.seconds("keepalive", _keepalive(base_url or "")),
     }
     client_credentials = table.flag("client_credentials", False)
@@ -73,6 +74,7 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
     stream_usage = table.text(
         "stream_usage", reports, pattern=_STREAM_USAGE, wanted='"ask" or "sent"'
     )
+    on_abort = table.choice("on_abort", "cancel", ("cancel", "drain"))
     limits = read_limits(table)
     check_period(table, limits)
     default_output_tokens = table.whole("default_output_tokens", None, high=MAX_OUTPUT_TOKENS)
@@ -92,6 +94,7 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
         ca_file=ca_file,
         ca_pem=ca_pem,
         stream_usage=stream_usage,
+        on_abort=on_abort,
         default_output_tokens=default_output_tokens,
         **timeouts,
         **limits,

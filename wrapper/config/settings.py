@@ -78,7 +78,9 @@ class Provider:
     `bearer`, or the name of the header that has it. `stream_usage` says when a chat stream
     reports its usage: `ask` on request (OpenAI's `stream_options.include_usage`), `sent` always
     (Groq). `keepalive` is how long an idle connection may serve again. The limits hold for the
-    whole account. `default_output_tokens` overrides that of the server.
+    whole account. `default_output_tokens` overrides that of the server. When a client leaves, the
+    request is cancelled, or (`on_abort`: "drain") its response read on for its usage, for at most
+    `drain_timeout` seconds.
     """
 
     name: str
@@ -104,6 +106,8 @@ class Provider:
     budget_usd: Decimal | None = None
     budget_period: str = "month"
     default_output_tokens: int | None = None
+    on_abort: str = "cancel"
+    drain_timeout: float = 30.0
 
     @property
     def origin(self) -> str:

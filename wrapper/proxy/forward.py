@@ -155,6 +155,10 @@ def _send(
     if isinstance(body, RequestBody):
         outgoing = _Upload(body, scope)
         upload = timeouts.body_seconds(body.length, context.snapshot.settings.server)
+    elif upstream.provider.on_abort == "drain" and request.endpoint.metered:
+        scope.grace = upstream.provider.drain_timeout
+    if scope.client_left:  # while another target was asked
+        raise interrupted(context, CLIENT_GONE)
     timeouts.arm_first_byte(scope, upstream.provider, upload)
     response = None
     try:

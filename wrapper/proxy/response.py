@@ -170,6 +170,8 @@ class StreamingBody:
         self._ended = self._response.body.complete and not self._first
         self._broken = False
         self._closed = False
+        # Whether the client has left without the end; known here where its leaving ends no wait.
+        self._gone = context.scope.client_left
         self._tail = b""  # the end of what was sent last; empty before the first byte
         self._yielded = clock()  # when other requests could last run, as far as is known here
         self._handed_over = 0.0
@@ -232,9 +234,13 @@ class StreamingBody:
         before the provider ends the body.
         """
         began = clock()
+        scope = self._context.scope
         try:
-            with self._context.scope:
-                return self._response.read1()
+            with scope:
+                data = self._response.read1()
+            if scope.client_left and not self._gone:
+                self._gone = not self._extractor.extracted().terminal
+            return data
         except Interrupted as interruption:
             if interruption.reason != TIMEOUT and self._extractor.extracted().terminal:
                 return b""
@@ -266,8 +272,13 @@ class StreamingBody:
         record, request = self._context.record, self._request
         if self._handed_over:
             record.waited_for_client += clock() - self._handed_over
-        self._context.scope.close()
         extracted = self._extractor.extracted()
+        if self._may_drain(extracted):
+            self._drain()
+            extracted = self._extractor.extracted()
+        if self._gone:
+            record.aborted()
+        self._context.scope.close()
         if not self._response.body.complete:
             if extracted.terminal:
                 self._read_rest()
@@ -282,6 +293,31 @@ class StreamingBody:
             request.endpoint.shows is not None and self._attempt.credential is None
         ):
             saw_end_of_request(self._context, request, extracted)
+
+    def _may_drain(self, extracted: ExtractedUsage) -> bool:
+        """Whether the rest of the response is read without the client, for its usage."""
+        return (
+            self._context.scope.grace > 0
+            and not (self._ended or self._broken or extracted.terminal)
+            and extracted.usage is None
+            and self._request.method == "POST"
+        )
+
+    def _drain(self) -> None:
+        """Read what the provider goes on sending, for at most the grace period."""
+        scope, record, began = self._context.scope, self._context.record, clock()
+        self._gone = True
+        scope.leave()
+        with contextlib.suppress(errors.UpstreamError, Interrupted):
+            data, self._first = self._first, b""
+            while data or not self._response.body.complete:
+                if data:
+                    self._extractor.feed(data)
+                    yield_if_due()
+                with scope:
+                    data = b"" if self._response.body.complete else self._response.read1()
+            self._extractor.flush()
+        record.upstream += clock() - began
 
     def _read_rest(self) -> None:
         """Read what follows the last event, so that the provider's connection can be kept."""
