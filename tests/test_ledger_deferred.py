@@ -21,7 +21,7 @@ from harness.defaults import CONFIG
 from harness.gateway import Gateway
 from harness.poll import eventually
 from harness.simulator import Simulator
-from wrapper.store import SqliteStore
+from wrapper.store import Limits, SqliteStore, Subject
 
 MODEL = "gpt-6-luna"
 FRESH, CACHED, OUTPUT = 100_000, 10_000, 500_000  # pico-USD per token
@@ -48,10 +48,18 @@ def send(
 ) -> bytes:
     """The body of the response, over a connection of its own: any of the workers takes it."""
     content = b"" if body is None else json.dumps(body).encode()
+    return exchange(gateway, key, method, path, content, orders)
+
+
+def exchange(
+    gateway: Gateway, key: str, method: str, path: str, content: bytes, orders: str
+) -> bytes:
     headers = (("x-sim", orders), ("x-sim-book", key))
     sent = raw.request(
         gateway.port, method, path, content, key=gateway.secrets[key], headers=headers
     )
+    if content.startswith(b"--b"):
+        sent = sent.replace(b"application/json", b"multipart/form-data; boundary=b", 1)
     answer = raw.exchange(gateway.port, sent, deadline=30)
     assert answer.status == 200, answer
     return answer.body
@@ -148,3 +156,53 @@ def test_what_is_never_polled_is_booked_all_the_same(
     start(running, "alone", "polls=0; ends=failed")
     start(running, "alone", "polls=0")
     must_balance(running, simulator, "alone", 2)
+
+
+def start_batch(gateway: Gateway, key: str, orders: str) -> str:
+    """Upload the file of a batch of four requests, and create it: its id."""
+    lines = [
+        {
+            "custom_id": str(n),
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {
+                "model": MODEL,
+                "messages": [{"role": "user", "content": "hi"}],
+                "max_tokens": 50,
+                "x_sim": f"prompt={next(_numbers)}; completion={n + 1}; cached={n}",
+            },
+        }
+        for n in range(4)
+    ]
+    content = b"\n".join(json.dumps(line).encode() for line in lines)
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
+    form = head + content + b"\r\n--b--\r\n"
+    file = json.loads(exchange(gateway, key, "POST", "/v1/files", form, ""))
+    body = {
+        "input_file_id": file["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
+    batch = send(gateway, key, "POST", "/v1/batches", body, f"polls=0; {orders}")
+    found: str = json.loads(batch)["id"]
+    return found
+
+
+def test_batches_are_booked_by_their_object_or_their_output(
+    running: Gateway, simulator: Simulator
+) -> None:
+    """With usage and without, cancelled half way, and one that nobody asks for."""
+    seen = start_batch(running, "paid", "")
+    without = start_batch(running, "paid", "no-usage")
+    cancelled = start_batch(running, "paid", "no-usage")
+    start_batch(running, "paid", "")
+    send(running, "paid", "POST", f"/v1/batches/{cancelled}/cancel", {})
+    for name in (seen, without, cancelled):
+        send(running, "paid", "GET", f"/v1/batches/{name}")
+    store = SqliteStore(running.directory / "usage.db")
+    paid = Subject("key:paid", Limits(budget=5 * 10**12))
+    eventually(lambda: store.standing([paid])[0].reserved == 0, 30, what="no money is held")
+    must_balance(running, simulator, "paid", 12)
+    [standing] = store.standing([paid])
+    store.close()
+    assert standing.spent == Books(running, simulator, "paid").theirs["cost"]

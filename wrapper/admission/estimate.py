@@ -30,12 +30,17 @@ def estimate(
     many tokens the model writes at most where the request sets no limit. A value that is no
     whole number above 0 counts as missing: the provider refuses it.
     """
-    body = body or {}
-    limits = [found for name in OUTPUT_LIMITS if (found := _whole(body.get(name)))]
-    completions = max(_whole(body.get(name)) or 1 for name in COMPLETIONS)
-    output = min((max(limits) if limits else default_output) * completions, MAX_TOKENS)
+    limit, completions = output_of(body or {})
+    output = min((default_output if limit is None else limit) * completions, MAX_TOKENS)
     size = min(size, MAX_TOKENS)
     return bounded(Demand(size + output, price(size, output) or 0))
+
+
+def output_of(body: Mapping[str, Any]) -> tuple[int | None, int]:
+    """The output limit of a request, None where it sets none, and how many completions it wants."""
+    limits = [found for name in OUTPUT_LIMITS if (found := _whole(body.get(name)))]
+    completions = max(_whole(body.get(name)) or 1 for name in COMPLETIONS)
+    return max(limits) if limits else None, completions
 
 
 def _whole(value: object) -> int | None:

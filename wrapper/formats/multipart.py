@@ -19,6 +19,7 @@ RFC 7578 (form-data), RFC 2046 section 5.1 (delimiters), RFC 2183 (Content-Dispo
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from urllib.parse import unquote
 
 MAX_HEADERS = 16 * 1024
@@ -314,3 +315,86 @@ def _encoding(headers: dict[str, str]) -> str | None:
     if charsets <= _UTF_8:
         return "utf-8"
     return "ascii" if all(map(_LIKE_ASCII.fullmatch, charsets - _UTF_8)) else None
+
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.\-\[\]]+")
+
+
+class FileFinder(FieldFinder):
+    """A FieldFinder that also hands the content of the one file in the form to `take`.
+
+    `has_file` says at the end whether there was one, in a part called `file`, and no reader can
+    take another part for it.
+    """
+
+    def __init__(
+        self,
+        content_type: str,
+        name: str,
+        take: Callable[[bytes], object],
+        *,
+        file: str = "file",
+        scan_all: bool = False,
+    ) -> None:
+        super().__init__(content_type, name, scan_all=scan_all)
+        self._file = file
+        self._take_file = take
+        self._in_file = False
+        self._files = 0
+        self._plain = True  # no part has a name that readers could understand differently
+        self._given = 0  # in the buffer: what is before was handed over
+
+    @property
+    def has_file(self) -> bool:
+        """Whether the form was read to its end, with exactly one file in it."""
+        whole = self._state == _EPILOGUE and self.problem is None
+        return whole and self._plain and self._files == 1
+
+    def _is_wanted(self, block: bytes) -> bool:
+        self._look(block.decode("latin-1"))
+        return super()._is_wanted(block)
+
+    def _look(self, headers: str) -> None:
+        """Whether this part is the file."""
+        self._in_file = False
+        for line in headers.split("\r\n"):
+            key, _, value = line.partition(":")
+            if key.lower() != "content-disposition":
+                continue
+            parameters = _parameters(";" + value.partition(";")[2], _PARAMETER) or []
+            names = [value for key, value in parameters if key == "name"]
+            is_file = any(key.startswith("filename") for key, _ in parameters)
+            named = names == [self._file]
+            plain = len(names) == 1 and _PLAIN_NAME.fullmatch(names[0])
+            alike = any(name.lower() == self._file for name in names)
+            self._plain = self._plain and bool(plain) and (named or not (alike or is_file))
+            self._in_file = named
+            self._files += named
+
+    def _begin_part(self, position: int) -> None:
+        self._in_file = False
+        super()._begin_part(position)
+
+    def _headers(self) -> bool:
+        there = super()._headers()
+        if there:
+            self._given = self._position
+        return there
+
+    def _until_delimiter(self) -> bool:
+        in_file = self._in_file and self._state == _CONTENT
+        there = super()._until_delimiter()
+        if in_file:
+            end = self._position - len(self._delimiter) if there else self._searched
+            self._give(end - 2)  # the line end belongs to the delimiter
+        return there
+
+    def _give(self, end: int) -> None:
+        if end > self._given:
+            self._take_file(self._buffer[self._given : end])
+            self._given = end
+
+    def _forget(self) -> None:
+        before = self._offset
+        super()._forget()
+        self._given = max(0, self._given - (self._offset - before))

@@ -23,10 +23,11 @@ from wrapper.admission.estimate import COMPLETIONS, OUTPUT_LIMITS
 from wrapper.auth import Principal
 from wrapper.config.problems import quote
 from wrapper.metering import Usage
+from wrapper.proxy.batches import BATCH, demand_of_batch
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.runtime import RequestContext
-from wrapper.store import Demand, Refused, Standing, StoreError, Subject
+from wrapper.store import Demand, Limits, Refused, Standing, StoreError, Subject
 
 # A form carries a recording or an image. Of speech at 16 kbit/s, which few formats go below, a
 # second has 2000 bytes and some ten tokens.
@@ -197,6 +198,9 @@ def _check_prices(
     """A key with a budget may not use a model whose price is unknown: it could not be counted."""
     budgets = [subject.limits for subject in own if subject.limits.budget is not None]
     endpoint = request.endpoint
+    if budgets and endpoint.creates == BATCH:
+        _check_batch_prices(context, budgets, request, attempts[0])
+        return
     if not budgets or endpoint.reports_stored_usage:
         return
     for attempt in attempts:
@@ -214,12 +218,28 @@ def _check_prices(
             )
 
 
+def _check_batch_prices(
+    context: RequestContext,
+    budgets: list[Limits],
+    request: ProxyRequest,
+    attempt: UpstreamAttempt,
+) -> None:
+    try:
+        demand_of_batch(context, request, attempt.upstream, refuse=True)
+    except errors.ModelNotPriced as error:
+        if any(limits.enforce for limits in budgets):
+            raise
+        context.record.dry_run.append(error.code)
+
+
 def _demand(
     context: RequestContext, request: ProxyRequest, attempts: list[UpstreamAttempt]
 ) -> Demand:
     """The upper estimate of the request at the dearest of its targets; nothing for a request that
     uses nothing by itself, such as a GET.
     """
+    if request.endpoint.creates == BATCH:
+        return demand_of_batch(context, request, attempts[0].upstream, refuse=False)
     if request.endpoint.reports_stored_usage:
         return Demand()
     body, fields = request.body, None

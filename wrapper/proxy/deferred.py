@@ -24,6 +24,7 @@ from wrapper.metering import ExtractedUsage, Sight, Usage
 from wrapper.metering.batch_output import BATCH_TIER
 from wrapper.metering.sights import ENDED, PENDING, Shown
 from wrapper.metering.usage import NO_USAGE
+from wrapper.proxy.batches import BATCH, input_of
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.record import COMPLETED, MAX_NAME, NO_MODEL, RequestRecord
@@ -34,7 +35,6 @@ from wrapper.store import Deferred, Demand, Entry, Lease, StoreError
 NEVER_FINISHED: Final = "never_finished"  # not within 31 days
 NOT_FOUND: Final = "not_found"  # the provider does not have it any more
 
-BATCH: Final = "batch"
 VIDEO: Final = "video"
 # Where the objects of a kind are: the end of the path that creates and lists them.
 COLLECTIONS: Final = {"response": "/responses", BATCH: "/batches", VIDEO: "/videos"}
@@ -69,12 +69,16 @@ def remember(
         return
     record, runtime = context.record, context.runtime
     lease: Lease | None = record.lease
+    model = attempt.model or request.named_model
+    if kind == BATCH:
+        found = input_of(context, request, attempt.upstream)
+        model = found.only_model if found else ""
     deferred = Deferred(
         provider=attempt.upstream.provider.name,
         id=created.id,
         kind=kind,
         key=record.api_key,
-        model=(attempt.model or request.named_model)[:MAX_NAME],
+        model=model[:MAX_NAME],
         target=attempt.target,
         created=time.time(),
         cost=runtime.admission.bound(lease),

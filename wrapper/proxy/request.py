@@ -26,10 +26,11 @@ from wrapper.capacity import HOLDERS_PART, UNAUTHENTICATED_PART, Holding
 from wrapper.endpoints import Endpoint, find_endpoint
 from wrapper.formats import jsonbytes
 from wrapper.formats.media import is_json, media_type
-from wrapper.formats.multipart import FieldFinder
+from wrapper.formats.multipart import FieldFinder, FileFinder
 from wrapper.metering import set_include_usage
 from wrapper.metering.bounds import OUTPUT_FIELDS
 from wrapper.proxy import timeouts
+from wrapper.proxy.batch_input import BatchInput, BatchLines
 from wrapper.proxy.body import (
     PIECE,
     SMALL,
@@ -113,8 +114,8 @@ class ProxyRequest(NamedTuple):
 
     `target` is the raw path, `query` the raw `?query`. `model` is None where none could be read,
     `objects` are the fields of the body that may name stored objects, `output_fields` those that
-    bound its output. `media`: its body is a form or a file. `form` reads beside a form
-    that streams through.
+    bound its output. `media`: its body is a form or a file. `form` reads beside a form that
+    streams through; `lines` are those of an uploaded file that may be a batch's input.
     """
 
     method: str
@@ -128,6 +129,7 @@ class ProxyRequest(NamedTuple):
     objects: tuple[msgspec.Raw, ...] = ()
     output_fields: tuple[bytes, ...] = ()
     media: bool = False
+    lines: BatchLines | None = None
 
     @property
     def object_ids(self) -> list[str]:
@@ -138,6 +140,13 @@ class ProxyRequest(NamedTuple):
                 named = _decode_id(text) if 2 < len(bytes(text)) < _MAX_ID else ""
                 ids.append(named if isinstance(named, str) else named.id)
         return [name for name in ids if name]
+
+    @property
+    def batch_input(self) -> BatchInput | None:
+        """What an uploaded file asks for, where it is a batch's input; known once it was sent."""
+        if self.lines is None or not isinstance(self.form, FileFinder) or not self.form.has_file:
+            return None
+        return self.lines.result()
 
     @property
     def named_model(self) -> str:
@@ -241,15 +250,21 @@ def _read_body(
         return _read_json(request, content.read_all(memory), kind)
     # A budget can only be kept where the model, and so the price, is known before it is sent.
     budget = context.snapshot.limits.has_budget(principal.name) and request.endpoint.metered
-    if is_form and (routed or principal.is_restricted or budget):
-        finder = FieldFinder(content_type, "model", scan_all=True)
+    spooled = is_form and (routed or principal.is_restricted or budget)
+    if is_form and request.endpoint.creates == "file" and principal.credential is None:
+        lines = BatchLines()
+        found = FileFinder(content_type, "model", lines.feed, scan_all=True)
+        request = request._replace(form=found, lines=lines)
+    elif is_form:
+        request = request._replace(form=FieldFinder(content_type, "model", scan_all=spooled))
+    if spooled and request.form is not None:
         content = context.record.content = RequestBody(environ, length, server.max_upload_bytes)
-        form = spool_form(content, finder, _memory(context, principal), _disk(context, principal))
-        return request._replace(body=form, model=finder.value, media=True)
-    beside = FieldFinder(content_type, "model") if is_form else None
-    content = RequestBody(environ, length, server.max_upload_bytes, beside)
+        memory, disk = _memory(context, principal), _disk(context, principal)
+        form = spool_form(content, request.form, memory, disk)
+        return request._replace(body=form, model=request.form.value, media=True)
+    content = RequestBody(environ, length, server.max_upload_bytes, request.form)
     context.record.content = content
-    return request._replace(body=content, form=beside, media=True)
+    return request._replace(body=content, media=True)
 
 
 def _memory(context: RequestContext, principal: Principal) -> Holding:

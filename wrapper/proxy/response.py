@@ -35,6 +35,7 @@ from wrapper.metering import (
 )
 from wrapper.metering.stream import StreamExtractor
 from wrapper.proxy.admit import rate_limit_headers
+from wrapper.proxy.batches import FILE, remember_file
 from wrapper.proxy.body import SMALL
 from wrapper.proxy.deferred import remember, saw_end_of_request
 from wrapper.proxy.forward import Forwarded, interrupted
@@ -109,6 +110,8 @@ def _remember(context: RequestContext, request: ProxyRequest, forwarded: Forward
     created = remember_created(context, request, forwarded)
     if created is not None:
         remember(context, request, forwarded.attempt, created)
+        if request.endpoint.creates == FILE:
+            remember_file(context, request, forwarded.attempt.upstream, created.id)
 
 
 class StreamedResponse(Response):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from wrapper import errors
 from wrapper.auth import Credential, Principal
+from wrapper.proxy.batches import BATCH, check_batch
 from wrapper.proxy.model_access import check_endpoint, requested_model
 from wrapper.proxy.model_names import with_model
 from wrapper.proxy.objects import targets_of_object
@@ -36,7 +37,7 @@ def resolve(
     """
     if path is None:
         path = below_first_segment(request.target)
-    if request.endpoint.surface is not None:
+    if request.endpoint.surface is not None and request.endpoint.creates != BATCH:
         check_endpoint(context, principal, request)
     model = requested_model(principal, request, path)
     routes = context.snapshot.routes
@@ -54,6 +55,9 @@ def resolve(
         attempts.append(
             _attempt_at(context, request, upstream, upstream.base_path + changed, name, rename)
         )
+    if request.endpoint.creates == BATCH:
+        check_batch(context, principal, request, attempts[0].upstream)
+        return attempts[:1]  # no other provider has the file
     return attempts
 
 
@@ -62,11 +66,14 @@ def resolve_provider(
 ) -> list[UpstreamAttempt]:
     """The one target of a provider's own path, with the caller's own credential if they use one."""
     path = below_first_segment(request.target)
-    if request.endpoint.surface is not None:
+    if request.endpoint.surface is not None and request.endpoint.creates != BATCH:
         check_endpoint(context, principal, request)
     upstream, credential = context.snapshot.upstreams[provider], principal.credential
     model = requested_model(principal, request, path, base_path=upstream.base_path)
-    return [_attempt_at(context, request, upstream, path, model, credential=credential)]
+    attempt = _attempt_at(context, request, upstream, path, model, credential=credential)
+    if request.endpoint.creates == BATCH:
+        check_batch(context, principal, request, attempt.upstream)
+    return [attempt]
 
 
 def _attempt_at(
