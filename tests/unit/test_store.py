@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import sqlite3
 import stat
@@ -19,7 +20,8 @@ import pytest
 from harness import effort
 from harness.poll import eventually
 from wrapper.metering import Usage
-from wrapper.store import PICO, Entry, StoreError, Sums, all_time, open_store, sqlite, waiting
+from wrapper.metering.bounds import Bounds
+from wrapper.store import PICO, Entry, StoreError, Sums, open_store, sqlite, waiting
 from wrapper.store.sqlite import SqliteStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,13 +48,54 @@ def test_what_is_settled_is_summed(store: SqliteStore) -> None:
     for _ in range(3):
         store.settle(entry())
     store.settle(entry(at=NOON + 3599.9))
-    assert all_time(store) == [
+    assert store.all_time() == [
         Sums(
             ("web", "groq", "llama", "completed"),
             *(4, 400, 40, 440, 160, 20, 0.0, 28_000_000, 0, 0),
             cost_other=28_000_000,
         )
     ]
+
+
+ALL_TIME = ("key", "provider", "model", "outcome")
+
+
+def test_the_sums_of_all_time_are_those_of_the_ledger_whatever_is_written_late(path: Path) -> None:
+    dice, now = random.Random(7), [NOON]
+    store = SqliteStore(path, wall=lambda: now[0])
+    for step in range(300):
+        at = now[0] - dice.choice([0, 0, 0, 3600, 7200, 86400])
+        usage = Usage(dice.randint(1, 9), 2, 3, cached=1, seconds=0.5)
+        written = entry(at=at, model=dice.choice("abc"), cost=step, usage=usage)
+        if step % 5 == 0:
+            bounds = Bounds(1, 9, 2, dice.randint(2, 99))
+            written = written._replace(usage=None, cost=None, bounds=bounds)
+        store.settle(written)
+        if step % 7 == 0:
+            now[0] += dice.choice([0, 600, 3600, 40_000])
+            store.heartbeat()
+        if step % 10 == 0:
+            assert store.all_time() == store.totals(by=ALL_TIME)
+    store.close()
+    again = SqliteStore(path, wall=lambda: now[0] + 10**6)
+    assert again.all_time() == again.all_time() == again.totals(by=ALL_TIME)
+    again.close()
+
+
+def test_a_start_reads_the_hours_since_the_one_before_and_no_others(path: Path) -> None:
+    now = [NOON]
+    store = SqliteStore(path, wall=lambda: now[0])
+    for hour in range(100):
+        store.settle(entry(at=NOON + hour * 3600))
+    now[0] += 200 * 3600
+    store.heartbeat()
+    reader = sqlite3.connect(path)
+    folded, until = reader.execute(
+        "SELECT requests, hour FROM usage_past, usage_past_until"
+    ).fetchone()
+    reader.close()
+    assert (folded, until) == (100, int(now[0] // 3600) - 1)
+    store.close()
 
 
 def test_what_is_not_known_is_counted_as_such(store: SqliteStore) -> None:
@@ -120,7 +163,7 @@ def test_the_file_is_its_owners_alone_and_in_wal_mode(path: Path, store: SqliteS
 
 
 def test_a_question_makes_no_file(path: Path, store: SqliteStore) -> None:
-    assert all_time(store) == []
+    assert store.all_time() == []
     assert store.totals()[0].requests == 0
     assert not path.parent.exists()
 
@@ -318,6 +361,7 @@ WRITER = """
 import sys
 from wrapper.store import Entry, open_store, sqlite
 from wrapper.metering import Usage
+from wrapper.metering.bounds import Bounds
 sqlite.BUSY_SECONDS = 60  # four that do nothing but write may keep one of them waiting
 store = open_store(sys.argv[1])
 n = 0

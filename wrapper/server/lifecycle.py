@@ -154,7 +154,7 @@ def load_app() -> GatewayApp:
     """The application, for the workers to inherit. Exits with code 1 where it cannot be served."""
     from wrapper.app import create_app
     from wrapper.runtime import load_prices, runtime_of
-    from wrapper.store import StoreError, all_time, beside, is_shared
+    from wrapper.store import StoreError, beside, is_shared
 
     environ = dict(os.environ)
     try:
@@ -167,7 +167,7 @@ def load_app() -> GatewayApp:
         # add them up once for each: there every host counts its own from zero.
         if settings.server.metering and not is_shared(settings.store):
             labels = beside(settings.store, "-labels")
-            runtime.telemetry.restore(all_time(runtime.store), labels, settings.keys)
+            runtime.telemetry.restore(runtime.store.all_time(), labels, settings.keys)
         runtime.store.close()
     except (ConfigError, StoreError) as error:
         _exit(error)

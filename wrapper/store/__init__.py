@@ -12,7 +12,6 @@ from wrapper.store.base import (
     StoreError,
     Sums,
     UsageStore,
-    all_time,
 )
 from wrapper.store.deferred import Deferred
 from wrapper.store.limits import (
@@ -43,7 +42,6 @@ __all__ = [
     "Sums",
     "UsageStore",
     "Violation",
-    "all_time",
     "beside",
     "is_shared",
     "open_store",

@@ -14,7 +14,7 @@ for one fact, and an `Entry` carries its own time instead of asking the store's 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from wrapper.metering import Usage
 from wrapper.metering.bounds import Bounds
@@ -99,6 +99,9 @@ class Sums(NamedTuple):
         return self[-5:]
 
 
+ALL_TIME_BY: Final = ("key", "provider", "model", "outcome")  # the groups of `all_time`
+
+
 class UsageStore(Protocol):
     """Shared by all workers. Every method may raise StoreError."""
 
@@ -157,6 +160,12 @@ class UsageStore(Protocol):
         grouped by `by`, of one key or of all. ValueError for an unknown dimension.
         """
 
+    def all_time(self) -> list[Sums]:
+        """Everything ever settled by key, provider, model and outcome: what counters start from.
+
+        Not for a running worker: it may take a second of its event loop.
+        """
+
     def remember(self, deferred: Deferred, lease: Lease | None, delay: float) -> None:
         """Keep a record of deferred work, which is asked about after `delay` seconds.
 
@@ -195,11 +204,6 @@ class UsageStore(Protocol):
         """A store of its own for `totals` in another thread, to be closed afterwards; None where
         `totals` waits for a peer and so holds nothing up.
         """
-
-
-def all_time(store: UsageStore) -> list[Sums]:
-    """Everything ever settled by key, provider, model and outcome: what counters start from."""
-    return store.totals(by=("key", "provider", "model", "outcome"))
 
 
 def true_tokens(entry: Entry, lease: Lease) -> int:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from wrapper.store import redisledger
-from wrapper.store.base import Entry, StoreError, Sums, check_dimensions, true_tokens
+from wrapper.store.base import ALL_TIME_BY, Entry, StoreError, Sums, check_dimensions, true_tokens
 from wrapper.store.deferred import (
     GAP_SECONDS,
     KEPT_SECONDS,
@@ -212,6 +212,9 @@ class RedisStore:
         check_dimensions(by)
         self._own()
         return redisledger.totals(self._link, since, until, by, key)
+
+    def all_time(self) -> list[Sums]:
+        return self.totals(by=ALL_TIME_BY)
 
     def remember(self, deferred: Deferred, lease: Lease | None, delay: float) -> None:
         request: dict[str, Any] = {

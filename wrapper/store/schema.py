@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from wrapper.metering import Usage
-from wrapper.store.base import Entry, Sums
+from wrapper.store import past
+from wrapper.store.base import ALL_TIME_BY, Entry, Sums
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 # SQLite's integers have 64 bits and become floats beyond. A sum of two of these does not.
 _MAX = 4611686018427387904  # 2**62
@@ -187,6 +188,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             cost="new.cost_pico - old.cost_pico + new.cost_high - old.cost_high",
         ),
     ),
+    4: past.TABLES,
 }
 
 # The sums of a row, in the order of `Sums`. In a shared store each has a letter.
@@ -279,6 +281,12 @@ def values(entry: Entry) -> Values:
         *tokens,
         max(0, min(entry.cost or 0, _MAX) - sum(tokens)),
     )
+
+
+def all_time_query() -> str:
+    """The question for `all_time`, answered as one for `totals` by `ALL_TIME_BY`."""
+    groups = ", ".join(COLUMNS[name] for name in ALL_TIME_BY)
+    return f"SELECT {groups}, {_SUMS} FROM {past.ALL_TIME} GROUP BY {groups} ORDER BY {groups}"  # noqa: S608
 
 
 def query(

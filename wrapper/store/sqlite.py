@@ -32,9 +32,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from wrapper.store import deferredsql, reservations, sqlitefile
+from wrapper.cancellation import in_thread
+from wrapper.store import deferredsql, past, reservations, sqlitefile
 from wrapper.store.accounts import Moment, standings_of
-from wrapper.store.base import Entry, StoreError, Sums, check_dimensions, true_tokens
+from wrapper.store.base import ALL_TIME_BY, Entry, StoreError, Sums, check_dimensions, true_tokens
 from wrapper.store.deferred import Deferred
 from wrapper.store.limits import (
     Demand,
@@ -46,7 +47,7 @@ from wrapper.store.limits import (
     nothing_used,
 )
 from wrapper.store.reservations import LEASE_SECONDS
-from wrapper.store.schema import SETTLE, Values, query, sums, values
+from wrapper.store.schema import SETTLE, Values, all_time_query, query, sums, values
 from wrapper.store.waiting import Impossible, Waiting
 
 # How long a busy file is tried again, in seconds: a write takes microseconds, unless some other
@@ -176,6 +177,23 @@ class SqliteStore:
             self.reap()
         if self._waiting:
             self._waiting.write(self._write)
+        if not self._try(lambda: past.is_folded(self._here(), self._hour())):
+            in_thread(self._fold_apart)
+
+    def _fold_apart(self) -> None:
+        """In another thread, and so on a connection of its own."""
+        store = self.reader()
+        try:
+            store._transact(store._fold)
+        finally:
+            store.close()
+
+    def _fold(self, cursor: sqlite3.Cursor) -> None:
+        past.fold(cursor, self._hour())
+
+    def _hour(self) -> int:
+        """The hour before the present one: the clocks of workers may differ by a little."""
+        return int(self._wall() // 3600) - 1
 
     def reap(self) -> int:
         total = 0
@@ -201,6 +219,13 @@ class SqliteStore:
         text, bound = query(since, until, by, key)
         rows = self._try(lambda: self._here().execute(text, bound).fetchall())
         return [sums(row, by) for row in rows]
+
+    def all_time(self) -> list[Sums]:
+        if self._missing():
+            return []
+        self._transact(self._fold)
+        rows = self._try(lambda: self._here().execute(all_time_query()).fetchall())
+        return [sums(row, ALL_TIME_BY) for row in rows]
 
     def remember(self, deferred: Deferred, lease: Lease | None, delay: float) -> None:
         due = self._wall() + delay

@@ -85,9 +85,9 @@ class Telemetry:
     ) -> None:
         """Start the counters from the usage table, once, before the workers start.
 
-        `totals` is `store.all_time`, `labels` the file that keeps the model labels, `keys` the
-        names of those in force. What has no series of its own is added to `other`: sums over all
-        stay equal.
+        `totals` is the store's `all_time`, `labels` the file that keeps the model labels, `keys`
+        the names of those in force. What has no series of its own is added to `other`: sums over
+        all stay equal.
         """
         requests: Counter[str] = Counter()
         for row in totals:
