@@ -1,5 +1,5 @@
 # `make run` starts the gateway, `make test` runs every test. Both need only python3 (3.11 or later)
-# with venv, and install into .venv.
+# with venv, and install into .venv. `make test-clients` needs node and npm, too.
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
@@ -14,17 +14,22 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # One resolution for every Python from 3.11 and every platform, with the hash of each file. Extras
 # are kept: for a package that is required as `gunicorn[gevent]` and pinned as `gunicorn`, pip looks for
 # the newest release and refuses to install it once it is newer than the pinned one.
-LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-	--generate-hashes --no-emit-index-url --no-strip-extras --upgrade pyproject.toml
+EXPORT := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-strip-extras --upgrade
+LOCK := $(EXPORT) pyproject.toml
 ARGS ?=
 # Many tests wait for sockets: one process more than there are processors.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 TESTS := pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --durations=10
+# Client libraries want different versions of the same packages: an environment for each lock file.
+CLIENT_LOCKS := $(wildcard tests/clients/requirements/*.txt)
+CLIENTS := $(CLIENT_LOCKS:tests/clients/requirements/%.txt=.venv-clients/%/.installed) \
+	tests/clients/node_modules/.installed
 
-.PHONY: help run test coverage check format bench prices lock clean
+.PHONY: help run test test-clients clients coverage check format bench prices lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.runtime ## install and start the gateway on HOST:PORT (127.0.0.1:8080)
 	@$(BIN)/python -m wrapper demo-key --check-port
@@ -32,6 +37,12 @@ run: $(VENV)/.runtime ## install and start the gateway on HOST:PORT (127.0.0.1:8
 
 test: $(VENV)/.dev ## every test; ARGS="-k name" for some
 	$(BIN)/python -m $(TESTS) $(ARGS)
+
+test-clients: $(VENV)/.dev ## client libraries and programs talk through the gateway; ARGS="-k name"
+	@$(MAKE) --no-print-directory --jobs=4 clients
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --durations=5 tests/clients $(ARGS)
+
+clients: $(CLIENTS)
 
 coverage: $(VENV)/.dev ## what the tests execute, in gunicorn's workers too
 	$(BIN)/coverage erase
@@ -59,9 +70,10 @@ lock: $(VENV)/.dev ## upgrade and export the dependencies in pyproject.toml to r
 	$(LOCK) -o requirements.txt
 	$(LOCK) --extra fast --excludes requirements.txt -o requirements-fast.txt
 	$(LOCK) --extra dev -c requirements.txt -o requirements-dev.txt
+	for lock in $(CLIENT_LOCKS); do $(EXPORT) $${lock%.txt}.in -o $$lock || exit; done
 
 clean: ## remove the installed packages and the tools' caches (not data/ and keys)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build
+	rm -rf $(VENV) .venv-clients tests/clients/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -87,3 +99,14 @@ $(VENV)/.dev: requirements-dev.txt requirements.txt requirements-fast.txt | $(BI
 	@$(PIP) install --require-hashes -r requirements-dev.txt
 	@$(FAST)
 	@touch $(VENV)/.runtime $@
+
+.venv-clients/%/.installed: tests/clients/requirements/%.txt | $(VENV)/.dev
+	@echo "installing $<"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --require-hashes -r $<
+	@touch $@
+
+tests/clients/node_modules/.installed: tests/clients/package-lock.json
+	@echo "installing $<"
+	@cd $(<D) && npm ci --silent --no-progress
+	@touch $@

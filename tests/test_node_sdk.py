@@ -85,5 +85,6 @@ def test_a_stream_that_node_leaves_ends_at_the_provider(
     assert {r["outcome"] for r in left if r["book"].startswith("node/")} == {"aborted"}
 
 
-def test_the_lock_file_names_no_registry() -> None:
-    assert "://" not in (NODE / "package-lock.json").read_text()
+@pytest.mark.parametrize("folder", ["node", "clients"])
+def test_the_lock_file_names_no_registry(folder: str) -> None:
+    assert '"resolved"' not in (NODE.with_name(folder) / "package-lock.json").read_text()

@@ -109,15 +109,19 @@ def test_the_readme_and_the_example_of_dotenv_name_the_same_variables() -> None:
 
 
 def test_every_make_target_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
     for document in DOCUMENTS:
-        named = set(re.findall(r"`make ([a-z]+)", document.read_text()))
+        named = set(re.findall(r"`make ([a-z-]+)", document.read_text()))
         assert named <= targets, document.name
-    assert set(re.findall(r"^make (\w+)", README, re.MULTILINE)) == {"run", "test"}
+    offered = set(re.findall(r"^make (\S+)", README, re.MULTILINE))
+    assert offered == {"run", "test", "test-clients"}
 
 
-def test_ci_runs_the_readmes_test_command() -> None:
-    assert re.search(r"^(exec )?make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+def test_ci_runs_the_readmes_test_commands() -> None:
+    run = (ROOT / ".ci" / "run").read_text()
+    commands = re.findall(r"^(?:exec )?(make .*)", run, re.MULTILINE)
+    assert commands == re.findall(r"^(make test\S*)", README, re.MULTILINE)
+    assert commands == ["make test", "make test-clients"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -150,8 +154,15 @@ def test_every_runtime_dependency_has_its_reason() -> None:
     assert names == table_cells(section)
 
 
+CLIENT_LOCKS = sorted((ROOT / "tests" / "clients" / "requirements").glob("*.txt"))
+
+
 @pytest.mark.parametrize(
-    "lock", ["requirements.txt", "requirements-fast.txt", "requirements-dev.txt"]
+    "lock",
+    [
+        *("requirements.txt", "requirements-fast.txt", "requirements-dev.txt"),
+        *(str(path.relative_to(ROOT)) for path in CLIENT_LOCKS),
+    ],
 )
 def test_every_locked_package_has_hashes_and_no_address(lock: str) -> None:
     text = (ROOT / lock).read_text()

@@ -186,7 +186,7 @@ class Handler:
         """Take the model, the book and further instructions from the body."""
         record = self._record
         model = _text(call.json.get("model")) or call.form("model")
-        if record.endpoint.startswith(("engines/", "models/")):
+        if record.endpoint.startswith(("deployments/", "engines/", "models/")):
             model = model or "/".join(call.arguments)
         call.model, in_model = split_model(model)
         in_body = _text(call.json.get("x_sim")) or call.form("x_sim")

@@ -72,7 +72,9 @@ def last_text(messages: Any) -> str:
     if not isinstance(messages, list):
         return ""
     for message in reversed(messages):
-        content = message.get("content") if isinstance(message, dict) else message
+        content = message
+        if isinstance(message, dict):
+            content = message.get("content", message.get("output"))  # of a tool: responses
         if isinstance(content, list):
             content = " ".join(
                 part["text"]
@@ -99,6 +101,9 @@ def instance(schema: Any) -> Any:
     if isinstance(kind, list):
         kind = kind[0]
     if kind == "object" or "properties" in schema:
-        return {name: instance(inner) for name, inner in schema.get("properties", {}).items()}
+        properties = schema.get("properties", {})
+        required = schema.get("required")
+        names = properties if required is None else [n for n in properties if n in required]
+        return {name: instance(properties[name]) for name in names}
     values = {"array": [], "integer": 1, "number": 1.5, "boolean": True, "null": None}
     return values.get(str(kind), "simulated")

@@ -1,4 +1,4 @@
-"""The endpoints by method and path, below `/v1` and `/openai/v1` alike."""
+"""The endpoints by method and path, below `/v1`, `/openai/v1` (Groq's) and `/openai` (Azure's)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ Endpoint = Callable[[Call], Response]
 
 _ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "chat/completions", chat.chat),
+    ("POST", "deployments/{}/chat/completions", chat.chat),
     ("POST", "completions", chat.completions),
     ("POST", "engines/{}/completions", chat.completions),
     ("POST", "embeddings", embeddings.embeddings),
@@ -99,7 +100,8 @@ def find(method: str, path: str) -> Match:
     """The endpoint for a method and a raw path; the echo for an unknown one."""
     parts = segments(path)
     groq = parts[:2] == ["openai", "v1"]
-    if groq or parts[0] == "v1":
+    azure = parts[:2] == ["openai", "deployments"]
+    if groq or azure or parts[0] == "v1":
         parts = parts[1 + groq :]
         method = "GET" if method == "HEAD" else method
         first = parts[0] if parts else ""
