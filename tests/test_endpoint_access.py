@@ -53,7 +53,13 @@ def test_an_unlimited_key_and_one_with_permission_are_relayed(app: App, key: str
 @pytest.mark.parametrize("key", ["free", "allowed"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize(
-    "path", ["/organization/costs", "/organization", "/Organization/usage/completions"]
+    "path",
+    [
+        "/organization/costs",
+        "/organization",
+        "/Organization/usage/completions",
+        "/projects/proj_1/users/user_1/roles",
+    ],
 )
 def test_no_key_reaches_the_accounts_administration(
     app: App, path: str, method: str, key: str

@@ -78,6 +78,32 @@ class Endpoint:
             return "not metered: the usage of a stored object was counted when it was created"
         return "metered" if self.metered else "metered where the response reports usage"
 
+    @property
+    def priced(self) -> str:
+        """What of such a request has a price, for documentation."""
+        if self.reports_stored_usage and not self.creates:
+            return "–"
+        return _PRICED.get(self.path, "tokens" if self.metered else "what is reported")
+
+
+_PRICED: Final = {
+    "/chat/completions": "tokens (cached, written to a cache, audio), hosted tools by the call",
+    "/responses": "tokens (cached, written to a cache), hosted tools and containers by the call",
+    "/audio/transcriptions": "seconds, or tokens where the provider reports those",
+    "/audio/translations": "seconds, or tokens where the provider reports those",
+    "/audio/speech": "characters, or tokens where the provider reports those",
+    "/images/generations": "tokens of text and images",
+    "/images/edits": "tokens of text and images",
+    "/images/variations": "tokens of text and images",
+    "/rerank": "searches, or tokens",
+    "/videos": "seconds, by their size",
+    "/videos/edits": "seconds, by their size",
+    "/videos/extensions": "seconds, by their size",
+    "/remix": "seconds, by their size",
+    "/batches": "tokens, at the batch price",
+    "/messages": "tokens (cached, written to a cache), hosted tools by the call",
+}
+
 
 ENDPOINTS: Final = (
     Endpoint("/chat/completions", json_body=True, metered=True, ask_stream_usage=True),
@@ -146,6 +172,20 @@ ENDPOINTS: Final = (
     Endpoint("/realtime/client_secrets", surface="realtime", unreported=NO_USAGE),
     Endpoint("/realtime/sessions", surface="realtime", unreported=NO_USAGE),
     Endpoint("/realtime/transcription_sessions", surface="realtime", unreported=NO_USAGE),
+    Endpoint("/realtime/calls/{rest}", surface="realtime", unreported=NO_USAGE),
+    Endpoint("/realtime/translations/client_secrets", surface="realtime", unreported=NO_USAGE),
+    Endpoint("/live/sessions/{rest}", surface="realtime", unreported=NO_USAGE),
+    Endpoint("/decisions", json_body=True, metered=True),
+    Endpoint("/agents/{rest}", surface="agents", unreported=DEFERRED),
+    # They cost nothing.
+    Endpoint("/audio/voices"),
+    Endpoint("/audio/voice_consents/{rest}"),
+    Endpoint("/chatkit/sessions/{id}/cancel"),
+    Endpoint("/fine_tuning/alpha/graders/validate"),
+    Endpoint("/fine_tuning/checkpoints/{rest}"),
+    Endpoint("/skills/{rest}"),
+    Endpoint("/vaults/{rest}"),
+    Endpoint("/webhook_endpoints/{rest}"),
     # Ollama's own API, which a local provider may speak beside OpenAI's.
     Endpoint("/api/chat", json_body=True, metered=True),
     Endpoint("/api/generate", json_body=True, metered=True),
@@ -213,14 +253,14 @@ _MATCHERS = tuple((endpoint, _matcher(endpoint.path)) for endpoint in ENDPOINTS)
 _SHOWN = tuple((endpoint, _matcher(endpoint.path)) for endpoint in _SHOWING)
 
 
-_ADMIN = re.compile(r"/organization(?:/|\Z)").search
+_ADMIN = re.compile(r"/organization(?:/|\Z)|/projects/[^/]+/(?:groups|roles|users)(?:/|\Z)").search
 
 
 @lru_cache(maxsize=4096)
 def find_endpoint(method: str, target: str) -> Endpoint:
     """The row for a request; `target` is its raw path."""
     path = _PARAMETERS.sub("", unquote(target)).rstrip("/").lower()
-    if "/organization" in path and _ADMIN(path):
+    if ("/organization" in path or "/projects/" in path) and _ADMIN(path):
         return ADMIN
     if method == "GET":
         return next((endpoint for endpoint, matches in _SHOWN if matches(path)), READS)
