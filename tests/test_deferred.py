@@ -148,6 +148,22 @@ def test_a_large_one_is_read_at_its_ends(world: World, coding: str) -> None:
     assert world.sums()[MODEL].total == 350
 
 
+def test_it_is_booked_in_the_hour_in_which_it_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    for ended_at, at in ((now + 3600, now + 3600), (now + 9000, now + 7200), ("x", now + 7200)):
+        world.create(name=f"resp_{ended_at}")
+        world.answers(**ended(f"resp_{ended_at}", completed_at=ended_at))
+        hour = {"since": at // 3600 * 3600, "until": at}
+        [before] = world.app.runtime.store.totals(**hour)
+        with monkeypatch.context() as later:
+            later.setattr(time, "time", lambda: now + 7200)
+            world.call("GET", f"/v1/responses/resp_{ended_at}")
+        [after] = world.app.runtime.store.totals(**hour)
+        assert after.total - before.total == 350
+
+
 def test_a_plain_response_is_metered_as_ever(world: World) -> None:
     world.answers(**ended())
     world.call("POST", "/v1/responses", {**BODY, "background": False})

@@ -28,7 +28,7 @@ FRESH, CACHED, OUTPUT = 100_000, 10_000, 500_000  # pico-USD per token
 PRICED = '\n[prices."gpt-6-luna"]\ninput = 0.1\ncached_input = 0.01\noutput = 0.5\n'
 SERVER = "[server]\ndeferred_poll = 0.2\n\n"
 NAMES = ("prompt", "completion", "cached")
-KEYS = ("polled", "alone", "paid")
+KEYS = ("polled", "alone", "paid", "film")
 _numbers = count(1)
 
 
@@ -156,6 +156,25 @@ def test_what_is_never_polled_is_booked_all_the_same(
     start(running, "alone", "polls=0; ends=failed")
     start(running, "alone", "polls=0")
     must_balance(running, simulator, "alone", 2)
+
+
+def test_videos_cost_their_seconds_and_nothing_where_they_fail(
+    running: Gateway, simulator: Simulator
+) -> None:
+    ids = []
+    for orders in ("", "ends=failed"):
+        video = {"model": "sora-2", "prompt": "a cat", "seconds": "8", "size": "1280x720"}
+        sent = send(running, "film", "POST", "/openai/v1/videos", video, f"polls=0; {orders}")
+        ids.append(json.loads(sent)["id"])
+    for name in ids:
+        for _ in range(2):
+            send(running, "film", "GET", f"/openai/v1/videos/{name}")
+    [billed] = [line["seconds"] for line in simulator.books(book="film") if line["seconds"]]
+    store = SqliteStore(running.directory / "usage.db")
+    [sums] = store.totals(by=("model",), key="film")[-1:]
+    store.close()
+    assert sums.group == ("sora-2",)
+    assert (sums.requests, sums.cost, sums.unpriced, sums.unmetered) == (2, billed * 10**11, 0, 0)
 
 
 def start_batch(gateway: Gateway, key: str, orders: str) -> str:

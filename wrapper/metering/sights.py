@@ -30,6 +30,9 @@ class Shown(msgspec.Struct):
     status: Any = None
     background: Any = None
     output_file_id: Any = None
+    completed_at: Any = None
+    cancelled_at: Any = None
+    expired_at: Any = None
     data: msgspec.Raw = msgspec.Raw(b"")
     response: msgspec.Raw = msgspec.Raw(b"")
 
@@ -95,4 +98,6 @@ def _sights(shown: Shown, usage: Any, model: str | None) -> tuple[Sight, ...]:
     if not isinstance(shown.id, str) or not isinstance(shown.status, str):
         return ()
     output = shown.output_file_id if isinstance(shown.output_file_id, str) else ""
-    return (Sight(shown.id, shown.status, usage, model or "", output),)
+    times = (shown.completed_at, shown.cancelled_at, shown.expired_at)
+    ended = next((float(at) for at in times if isinstance(at, int | float)), 0.0)
+    return (Sight(shown.id, shown.status, usage, model or "", output, ended),)

@@ -83,7 +83,7 @@ class Sight(NamedTuple):
     """An object of deferred work as a response shows it.
 
     `usage` and `model` are those that it reports; of a batch, `output_file` is where its responses
-    are.
+    are. `ended` is the Unix time of its end, 0 where it does not say.
     """
 
     id: str
@@ -91,6 +91,7 @@ class Sight(NamedTuple):
     usage: Usage | None = None
     model: str = ""
     output_file: str = ""
+    ended: float = 0.0
 
 
 class ExtractedUsage(NamedTuple):

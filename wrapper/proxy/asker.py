@@ -85,20 +85,22 @@ class Asker:
 
     def _ask(self, snapshot: Snapshot, deferred: Deferred) -> None:
         try:
-            bookings = _ask(snapshot, deferred)
+            end = _ask(snapshot, deferred)
         except errors.UpstreamError as error:
             log.info("cannot ask provider '%s' for deferred work: %s", deferred.provider, error)
         except Exception:  # the others must go on being asked for
             log.exception("unhandled exception while asking for deferred work")
         else:
-            if bookings is not None:
-                book(self._runtime, deferred, bookings)
+            if end is not None:
+                book(self._runtime, deferred, *end)
 
 
-def _ask(snapshot: Snapshot, deferred: Deferred) -> list[Booking] | None:
-    """What the object used; None where that is not known yet. Raises UpstreamError."""
+def _ask(snapshot: Snapshot, deferred: Deferred) -> tuple[list[Booking], float] | None:
+    """What the object used, and when it ended; None where that is not known yet. Raises
+    UpstreamError.
+    """
     if time.time() - deferred.created > KEPT_SECONDS:
-        return [unmetered(deferred, NEVER_FINISHED)]
+        return [unmetered(deferred, NEVER_FINISHED)], 0.0
     upstream = snapshot.upstreams.get(deferred.provider)
     if upstream is None or not upstream.usable:
         return None
@@ -106,16 +108,16 @@ def _ask(snapshot: Snapshot, deferred: Deferred) -> list[Booking] | None:
     target = object_target(deferred)
     status = upstream.get(target, extractor.feed, timeout=TIMEOUT, limit=MAX_OBJECT)
     if status in _GONE and deferred.asks >= ASKS_UNTIL_GONE:
-        return [unmetered(deferred, NOT_FOUND)]
+        return [unmetered(deferred, NOT_FOUND)], 0.0
     if status != 200:
         return None
     extractor.flush()
     for sight in extractor.extracted().sights:
         if sight.status in ENDED:
             bookings = bookings_of(snapshot, deferred, sight)
-            return (
-                _read_output(snapshot, upstream, deferred, sight) if bookings is None else bookings
-            )
+            if bookings is None:
+                bookings = _read_output(snapshot, upstream, deferred, sight)
+            return None if bookings is None else (bookings, sight.ended)
     return None
 
 

@@ -159,7 +159,7 @@ def _try_to_book(runtime: Runtime, snapshot: Snapshot, deferred: Deferred, sight
         if bookings is None:
             runtime.store.hasten(deferred)
         else:
-            book(runtime, deferred, bookings)
+            book(runtime, deferred, bookings, sight.ended)
     except StoreError as error:
         runtime.store_failed(error)
 
@@ -219,12 +219,18 @@ def unmetered(deferred: Deferred, reason: str) -> Booking:
     return Booking(deferred.model, None, deferred.cost, unmetered=reason)
 
 
-def book(runtime: Runtime, deferred: Deferred, bookings: Sequence[Booking]) -> bool:
-    """Book an object once: False where it was booked already. Raises StoreError."""
+def book(
+    runtime: Runtime, deferred: Deferred, bookings: Sequence[Booking], ended: float = 0.0
+) -> bool:
+    """Book an object once: False where it was booked already. Raises StoreError.
+
+    `ended`: when it ended, as its provider says, and as its invoice counts it.
+    """
     now = time.time()
+    at = ended if deferred.created <= ended <= now else now
     entries = [
         Entry(
-            at=now,
+            at=at,
             key=deferred.key,
             provider=deferred.provider,
             model=booking.model or NO_MODEL,
