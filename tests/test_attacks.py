@@ -285,7 +285,7 @@ def test_a_client_that_pipelines_and_leaves_ends_the_providers_work(
     with chat.begin(gateway, book=book, orders="stall-before") as connection:
         simulator.wait_for(lambda seen: [r for r in seen if r["book"] == book])
         connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-    eventually(lambda: simulator.requests(book=book)[0]["outcome"], 2.0)
+    eventually(lambda: simulator.requests(book=book)[0]["outcome"])
 
 
 def test_it_may_open_as_many_files_as_its_environment_allows(

@@ -303,14 +303,14 @@ def test_a_body_that_drips_is_cut_off_however_often_something_comes(
     with raw.Connection(impatient_gateway.port) as connection:
         connection.send(head)
         connection.socket.settimeout(0.2)
-        while time.monotonic() - began < 8:
+        while time.monotonic() - began < 60:
             connection.send(b" ")
             try:
                 answer = connection.read()
                 break
             except TimeoutError:
                 continue
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 30
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (408, "request_timeout")
 
 

@@ -186,7 +186,7 @@ def test_a_body_that_is_held_back_ends_in_a_408(
     with raw.Connection(impatient_gateway.port).send(asked[:-30]) as connection:
         answer = connection.read()
         assert connection.is_closed_by_peer()
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 25
     assert (answer.status, chat.error(answer)["code"]) == (408, "request_timeout")
     assert simulator.requests(book=book) == []
 

@@ -54,7 +54,7 @@ def head(gateway: Gateway, *lines: str, request: str = f"POST {chat.PATH} HTTP/1
 
 def refused(gateway: Gateway, sent: bytes, status: int = 400) -> Answer:
     """The only response to `sent`: the connection is closed after it."""
-    with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
+    with raw.Connection(gateway.port, deadline=30).send(sent) as connection:
         answer = connection.read()
         assert answer.status == status, answer
         details = chat.error(answer)
@@ -177,7 +177,7 @@ def test_an_underscore_makes_no_credential(gateway: Gateway, name: str) -> None:
 @pytest.mark.parametrize("coding", ["xchunked", "gzip", "gzip, chunked", "identity", "deflate"])
 def test_a_transfer_coding_that_is_not_known_is_refused(gateway: Gateway, coding: str) -> None:
     sent = head(gateway, f"Transfer-Encoding: {coding}") + b"0\r\n\r\n" + SMUGGLED
-    with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
+    with raw.Connection(gateway.port, deadline=30).send(sent) as connection:
         answer = connection.read()
         assert answer.status in (400, 415, 501)
         chat.error(answer)
@@ -246,7 +246,7 @@ def test_a_head_that_is_too_large_is_refused(gateway: Gateway, text: bytes, stat
     "text", [b"GET /" + b"a" * 3_000_000, b"GET / HTTP/1.1\r\nX: " + b"a" * 3_000_000]
 )
 def test_a_head_that_never_ends_is_cut_off(gateway: Gateway, text: bytes) -> None:
-    with raw.Connection(gateway.port, deadline=5) as connection:
+    with raw.Connection(gateway.port, deadline=30) as connection:
         try:
             connection.send(text)
             assert connection.read().status in (400, 414, 431)
@@ -259,7 +259,7 @@ def test_a_slow_head_times_out(gateway: Gateway, start: bytes) -> None:
     began = time.monotonic()
     with raw.Connection(gateway.port, deadline=10).send(start) as connection:
         assert connection.is_closed_by_peer()
-    assert time.monotonic() - began < HEAD_DEADLINE + 3
+    assert time.monotonic() - began < HEAD_DEADLINE + 12
 
 
 def test_a_head_that_arrives_byte_by_byte_times_out_too(gateway: Gateway) -> None:
@@ -274,7 +274,7 @@ def test_a_head_that_arrives_byte_by_byte_times_out_too(gateway: Gateway) -> Non
 
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             eventually(ended, deadline=10, what="the end of the connection")
-    assert time.monotonic() - began < HEAD_DEADLINE + 3
+    assert time.monotonic() - began < HEAD_DEADLINE + 12
 
 
 # --- bodies -----------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_a_head_that_arrives_byte_by_byte_times_out_too(gateway: Gateway) -> Non
 )
 def test_a_malformed_chunk_is_a_400_with_openais_error(gateway: Gateway, body: bytes) -> None:
     sent = head(gateway, CHUNKED, "Content-Type: application/json") + body
-    with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
+    with raw.Connection(gateway.port, deadline=30).send(sent) as connection:
         answer = connection.read()
         assert answer.status == 400
         assert chat.error(answer)["code"] in ("incomplete_body", "invalid_json")
@@ -326,7 +326,7 @@ def test_a_well_formed_chunked_body_is_accepted(gateway: Gateway, simulator: Sim
 def test_a_chunked_body_that_ends_early_is_incomplete(gateway: Gateway) -> None:
     content = chunked(chat.body())
     sent = head(gateway, CHUNKED, "Content-Type: application/json") + content[:-7]
-    with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
+    with raw.Connection(gateway.port, deadline=30).send(sent) as connection:
         connection.socket.shutdown(socket.SHUT_WR)
         answer = connection.read()
     assert (answer.status, chat.error(answer)["code"]) == (400, "incomplete_body")
@@ -412,7 +412,7 @@ def test_bytes_after_a_body_are_the_next_request(gateway: Gateway) -> None:
 def test_a_client_that_waits_for_100_continue_gets_it(gateway: Gateway) -> None:
     content = chat.body()
     sent = head(gateway, "Expect: 100-continue", f"Content-Length: {len(content)}")
-    with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
+    with raw.Connection(gateway.port, deadline=30).send(sent) as connection:
         assert connection.read().status == 100
         assert connection.send(content).read().status == 200
 
@@ -427,7 +427,7 @@ def test_an_http_1_0_client_gets_a_response_and_a_close(
     gateway: Gateway, request_line: str
 ) -> None:
     sent = head(gateway, request=request_line)
-    with raw.Connection(gateway.port, deadline=5).send(sent) as connection:
+    with raw.Connection(gateway.port, deadline=30).send(sent) as connection:
         answer = connection.read()
         assert answer.status in (200, 404)
         assert connection.is_closed_by_peer()
@@ -456,7 +456,7 @@ def test_the_body_of_a_refused_request_is_never_read_as_a_request(gateway: Gatew
         f"POST {chat.PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(SMUGGLED)}\r\n\r\n"
     )
     following = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
-    with raw.Connection(gateway.port, deadline=5) as connection:
+    with raw.Connection(gateway.port, deadline=30) as connection:
         connection.send(refused_head.encode() + SMUGGLED + following)
         assert connection.read().status == 401
         assert connection.read().body == b'{"status":"ok"}'

@@ -177,7 +177,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(
     calls = Calls(gateway)
     before = set(gateway.workers())
     os.kill(gateway.workers()[0], signal.SIGKILL)
-    eventually(lambda: len(set(gateway.workers()) - before) == 1, deadline=10, what="a new one")
+    eventually(lambda: len(set(gateway.workers()) - before) == 1, deadline=30, what="a new one")
     for _ in range(8):
         calls.start()
     assert [answer.status for answer in calls.finished()] == [200] * 8

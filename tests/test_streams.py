@@ -45,10 +45,10 @@ def test_each_event_comes_as_soon_as_it_is_sent(gateway: Gateway, framing: str, 
 
 def test_the_first_event_does_not_wait_for_the_second(gateway: Gateway) -> None:
     began = time.monotonic()
-    with chat.begin(gateway, orders="events=3; gap=10", stream=True) as connection:
+    with chat.begin(gateway, orders="events=3; gap=60", stream=True) as connection:
         answer = connection.read_head()
         assert next(connection.body(answer))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 40
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_many_streams_at_once_do_not_wait_for_each_other(
         answer = connection.read()
         assert chat.events(answer.body)[-1] == b"[DONE]"
         connection.close()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 15
     assert len(simulator.requests(book=book, outcome="completed")) == 40
 
 

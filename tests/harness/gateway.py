@@ -34,7 +34,7 @@ from .poll import eventually
 
 _values: Any = MmapedDict.read_all_values_from_file  # untyped
 
-START_DEADLINE = 30.0
+START_DEADLINE = 90.0
 STOP_DEADLINE = 40.0
 
 LogLine = dict[str, Any]
@@ -276,7 +276,7 @@ class Gateway:
         """How often a worker has said that it put a changed configuration in force."""
         return self.stderr().count('"configuration reloaded') if self._process else 0
 
-    def wait_for_reload(self, before: int, deadline: float = 10.0) -> None:
+    def wait_for_reload(self, before: int, deadline: float = 30.0) -> None:
         """Wait until every worker has reloaded once more since `reloads()` was `before`."""
         eventually(
             lambda: self.reloads() >= before + self.worker_count,
@@ -287,7 +287,7 @@ class Gateway:
     # --- what it says ----------------------------------------------------------------------
 
     def get(
-        self, path: str, *, headers: Mapping[str, str] | None = None, timeout: float = 10.0
+        self, path: str, *, headers: Mapping[str, str] | None = None, timeout: float = 60.0
     ) -> tuple[int, bytes]:
         """GET on a new connection: status and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)

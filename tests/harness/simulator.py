@@ -94,7 +94,7 @@ class Simulator:
             return
         process.terminate()
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -139,5 +139,5 @@ class Simulator:
 
     def _ask(self, method: str, name: str) -> Any:
         request = urllib.request.Request(f"{self.url}/_sim/{name}", method=method)
-        with urllib.request.urlopen(request, timeout=10, context=self._tls) as answer:
+        with urllib.request.urlopen(request, timeout=60, context=self._tls) as answer:
             return json.load(answer)

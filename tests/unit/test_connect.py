@@ -66,8 +66,8 @@ def test_an_address_that_the_machine_cannot_use_is_passed_over(ports: dict[str, 
 def test_all_addresses_share_one_budget(ports: dict[str, int]) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        connect.connect(addresses(ports, *["swallows"] * 6), 0.4)
-    assert time.monotonic() - began < 2
+        connect.connect(addresses(ports, *["swallows"] * 40), 0.5)
+    assert time.monotonic() - began < 8
 
 
 def test_where_every_address_refuses_the_error_says_so_at_once(ports: dict[str, int]) -> None:
