@@ -47,6 +47,12 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
             timeout.begun()
         return super().parse(unreader)
 
+    def _peer_trusted_for_forwarded(self) -> tuple[dict[str, str], list[str]]:
+        """No peer may set the scheme or WSGI's variables; gunicorn would parse its address first,
+        for each request.
+        """
+        return {}, []
+
     def parse_request_line(self, line_bytes: bytes) -> None:
         try:
             super().parse_request_line(line_bytes)

@@ -29,6 +29,7 @@ from wrapper.server.head_timeout import HeadTimeout
 from wrapper.server.malformed import malformed_response
 from wrapper.server.strict_request import StrictRequest
 from wrapper.server.watchdog import Watchdog
+from wrapper.server.wsgi import Environments, Response
 from wrapper.store import StoreError
 
 log = logging.getLogger("wrapper")
@@ -46,9 +47,12 @@ IDLE_SECONDS = 0.5  # a head that is being sent arrives within this time
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """See the module's docstring. `config/gunicorn.py` calls the public methods from its hooks."""
 
+    alive: bool
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.wsgi: Any = None  # the application, from `load_wsgi` on
+        self._environments: Any = None  # from `start` on
         self._quitting = False
         self._stop_asking: Callable[[], None] = lambda: None
         self._clients: dict[Any, Any] = {}  # sockets, by the greenlets of the connections
@@ -69,6 +73,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def start(self) -> None:
         """Follow the configuration files, and drain when the worker stops."""
+        # A setting of gunicorn is looked up through two functions, and some thirty are for each
+        # request: as attributes they cost nothing.
+        self.cfg.__dict__.update({name: each.get() for name, each in self.cfg.settings.items()})
+        self._environments = Environments(self.cfg)
         self._stop_asking = lifecycle.start_worker(self._runtime)
         gevent.spawn(self._drain_at_stop)
         Watchdog(self._runtime.telemetry.event_loop_lagged, self._look_around).start()
@@ -109,7 +117,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             strip_root(req, server.root_path)
         sock.settimeout(server.body_timeout)
         try:
-            return super().handle_request(listener_name, req, sock, addr)
+            self._respond(listener_name, req, sock, addr)
+        except (gevent.GreenletExit, SystemExit):
+            pass
         except TimeoutError:  # the client stopped reading
             if req.version < (1, 1):
                 reset(sock)
@@ -124,6 +134,43 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 gevent.sleep(1e-6)
             if req.should_close():
                 linger(sock)
+
+    def _respond(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """As gunicorn's `handle_request` does, without its clock, access log and hooks, which are
+        not used here.
+
+        Raises StopIteration where the connection closes after the response.
+        """
+        response = Response(req, sock, self.cfg)
+        try:
+            environ = self._environments.of(req, sock, addr, listener_name)
+            self.nr += 1
+            if self.alive and self.nr >= self.max_requests:
+                self.log.info("Autorestarting worker after current request.")
+                self.alive = False
+            if not self.alive or not self.cfg.keepalive:
+                response.force_close()
+            body = self.wsgi(environ, response.start_response)
+            try:
+                for piece in body:
+                    response.write(piece)
+                response.close()
+            finally:
+                if hasattr(body, "close"):
+                    body.close()
+        except (StopIteration, OSError):
+            raise
+        except (Exception, SystemExit):
+            if not response.headers_sent:
+                raise
+            # Something else on the connection would look like a part of the response.
+            log.exception("a response was cut off")
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+                sock.close()
+            raise StopIteration() from None
+        if response.should_close():
+            raise StopIteration()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Respond to what could not be read as a request. Its bytes are not logged."""
