@@ -93,6 +93,7 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
     """A response to one request; see the module's docstring."""
 
     headers: list[tuple[str, str]]
+    upgrade: bool
 
     def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
         """Take the headers that stay."""

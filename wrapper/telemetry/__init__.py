@@ -186,7 +186,8 @@ class Telemetry:
             for failure in record.failovers:
                 metrics.FAILOVERS[failure].inc()
         if proxy_request and metering:
-            self._count_proxy_request(record, self.model_label(model))
+            label = model if model in self.models.names else self.model_label(model)
+            self._count_proxy_request(record, label)
 
     def _count_proxy_request(self, record: RequestRecord, model: str) -> None:
         provider = record.provider or "none"

@@ -54,12 +54,12 @@ class Labels:
         Path(path).unlink()
         self._fd = fd
         weakref.finalize(self, os.close, fd)
-        self._names: set[str] = set()  # what this process has read of the file
+        self.names: set[str] = set()  # as far as this process has read the file
         self._read = 0  # bytes
 
     def __contains__(self, name: str) -> bool:
         """Whether this process knows `name` as a label; does not read the file."""
-        return name in self._names
+        return name in self.names
 
     def reserve(self, names: Iterable[str]) -> None:
         """Reserve places for these names, in place of those reserved before."""
@@ -67,11 +67,11 @@ class Labels:
 
     def add(self, name: str) -> bool:
         """Make `name` a label where there is a place; whether it is one."""
-        if name not in self._names and self._has_place(name):
+        if name not in self.names and self._has_place(name):
             with self._locked():
-                if name not in self._names and self._has_place(name):
+                if name not in self.names and self._has_place(name):
                     self._write([name])
-        return name in self._names or name in self._reserved
+        return name in self.names or name in self._reserved
 
     def restore(self, requests: Mapping[str, int], file: Path | None = None) -> None:
         """Choose the labels of a new run among the names of the usage table, once, before any
@@ -92,7 +92,7 @@ class Labels:
         self._write([name for name in ranked if name in labels])
 
     def _has_place(self, name: str) -> bool:
-        return name in self._reserved or len(self._names | self._reserved) < self._limit
+        return name in self._reserved or len(self.names | self._reserved) < self._limit
 
     def _use(self, file: Path) -> None:
         """Replace `file` by a new one for this run; a gateway that still runs keeps the old one."""
@@ -119,7 +119,7 @@ class Labels:
         size = os.fstat(self._fd).st_size
         added = os.pread(self._fd, max(0, size - self._read), self._read)
         added = added[: added.rfind(b"\n") + 1]
-        self._names.update(_names_in(added))
+        self.names.update(_names_in(added))
         self._read += len(added)
 
     def _write(self, names: list[str]) -> None:
