@@ -170,7 +170,7 @@ class GatewayApp(Flask):
             if record.bytes_out > PIECE and request.method != "HEAD":
                 response.response = in_pieces(response.get_data())
                 response.content_length = record.bytes_out
-        response.headers.setdefault("x-request-id", record.request_id)
+            response.headers.setdefault("x-request-id", record.request_id)
         if record.content is None or not record.content.ended:
             _discard_body(context)
         response.call_on_close(

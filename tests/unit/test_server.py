@@ -170,6 +170,7 @@ class Waiting:
         self.client, server = gevent.socket.socketpair()
         self.requests = 0
         self.greenlet = gevent.spawn(self._serve, server, head, keepalive)
+        gevent.spawn(self._look)
 
     def _serve(self, server: Any, head: float, keepalive: float) -> None:
         parser = RequestParser(Config(), server, ("127.0.0.1", 1))
@@ -181,6 +182,12 @@ class Waiting:
                 break
             self.requests += 1
         server.close()
+
+    def _look(self) -> None:
+        """As a worker does several times a second."""
+        while not self.greenlet.dead:
+            HeadTimeout.sweep()
+            gevent.sleep(SHORT / 10)
 
     def ends(self, seconds: float) -> bool:
         """Whether the connection is closed within that time."""

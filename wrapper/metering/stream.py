@@ -53,9 +53,7 @@ _WORDS = re.compile(rb'"(?:usage(?!":null)|error"|executed_tools")')
 _MODEL_OR_WORDS = re.compile(rb'"(?:usage(?!":null)|error"|executed_tools"|model")')
 _DATA = re.compile(rb"(?:\A|[\r\n])data: ?")
 # The last event of chat and of Anthropic's streams; that of the Responses API has the usage.
-_TERMINAL = re.compile(
-    rb'(?:\A|[\r\n])data: ?(?:\[DONE\]|\{[ ]*"type":[ ]*"message_stop"[^\r\n]*)[\r\n]*\Z'
-)
+_TERMINAL = re.compile(rb'data: ?(?:\[DONE\]|\{[ ]*"type":[ ]*"message_stop".*)', re.DOTALL)
 # Text, reasoning, arguments, sound or an image that is not empty, or the end of a choice …
 _CONTENT = re.compile(
     rb'("(?:content|text|delta|reasoning|reasoning_content|refusal|thinking|partial_json|arguments'
@@ -194,9 +192,11 @@ class StreamExtractor:
         return rest.raw if self._strip and kept else b""
 
     def extracted(self) -> ExtractedUsage:
-        terminal = self._terminal or (
-            self._last is not None and _TERMINAL.search(self._last) is not None
-        )
+        terminal = self._terminal
+        if not terminal and self._last is not None:
+            lines = self._last.rstrip(b"\r\n")
+            last = max(lines.rfind(b"\n"), lines.rfind(b"\r")) + 1
+            terminal = _TERMINAL.fullmatch(lines, last) is not None
         if self._usage is not None:
             usage = self._usage
             if self._executed:

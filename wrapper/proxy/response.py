@@ -90,7 +90,8 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         else NullExtractor(),
         error_event=record.stream and not coding and not has_length,
     )
-    down = Headers(response.headers)
+    down = Headers()
+    down._list = [*response.headers]  # `Headers(…)` would check each of them once more
     if has_length:
         down.add("Content-Length", str(response.length))
     if not response.request_id:
@@ -147,7 +148,7 @@ class StreamingBody:
     """A response's body on its way down: an iterator of bytes.
 
     `error_event`: an event reports that it broke off. (Not so in compressed bytes, nor where the
-    event would count into a length that was promised.)
+    event would count into a length that was promised.) `ended`: no bytes follow those given last.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class StreamingBody:
         if context.record.stream:
             self._feed = self._feed_until_content
         self._error_event = error_event
-        self._ended = self._response.body.complete and not self._first
+        self.ended = self._response.body.complete and not self._first
         self._broken = False
         self._closed = False
         # Whether the client has left without the end; known here where its leaving ends no wait.
@@ -178,7 +179,7 @@ class StreamingBody:
         self._tail = b""  # the end of what was sent last; empty before the first byte
         self._yielded = clock()  # when other requests could last run, as far as is known here
         self._handed_over = 0.0
-        if self._ended:
+        if self.ended:
             extractor.flush()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -195,13 +196,13 @@ class StreamingBody:
         body, out = self._response.body, b""
         try:
             while not out:
-                if self._ended:
+                if self.ended:
                     raise StopIteration
                 data, self._first = self._first or self._read(), b""
                 if data:
                     out = self._feed(data)
                 if body.complete or not data:
-                    self._ended = True
+                    self.ended = True
                     out += self._extractor.flush()
                 elif not out:
                     yield_if_due()
@@ -288,10 +289,10 @@ class StreamingBody:
             self._response.close()
         if not record.model:
             record.model = request.named_model[:MAX_NAME]
-        if request.endpoint.by_character and self._ended and 200 <= record.status < 300:
+        if request.endpoint.by_character and self.ended and 200 <= record.status < 300:
             extracted = self._by_character(extracted)
         metering = self._context.snapshot.settings.server.metering
-        record.completed(extracted, request.endpoint, ended=self._ended, metering=metering)
+        record.completed(extracted, request.endpoint, ended=self.ended, metering=metering)
         if record.deferred is not None or (
             request.endpoint.shows is not None and self._attempt.credential is None
         ):
@@ -301,7 +302,7 @@ class StreamingBody:
         """Whether the rest of the response is read without the client, for its usage."""
         return (
             self._context.scope.grace > 0
-            and not (self._ended or self._broken or extracted.terminal)
+            and not (self.ended or self._broken or extracted.terminal)
             and extracted.usage is None
             and self._request.method == "POST"
         )

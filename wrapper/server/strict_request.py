@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 import gevent
+from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.errors import InvalidHeader, InvalidRequestLine, ObsoleteFolding
 from gunicorn.http.message import Request
 
@@ -20,6 +21,7 @@ from wrapper.upstream.headers import UNDERSCORE
 _INVALID_TARGET = re.compile(rb"[A-Z]+ /[^ \r\n]*[\x00-\x1f\x7f-\xff][^ \r\n]* HTTP/1\.[01]\b")
 # RFC 9110 section 7.2: uri-host [":" port] of RFC 3986 section 3.2.2; the host may be empty.
 _HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+_LENGTH = re.compile("[0-9]{1,15}")
 
 
 class InvalidTarget(InvalidRequestLine):  # type: ignore[misc]  # gunicorn has no types
@@ -75,11 +77,17 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
 
     def set_body_reader(self) -> None:
         """Called by gunicorn when the head has been parsed, before anything is made of it."""
-        host = None
+        host = length = None
+        usual = True
         headers: list[tuple[str, str]] = []
         for name, value in self.headers:
             if name == "HOST":
                 host = value
+            elif name == "CONTENT-LENGTH":
+                usual = usual and length is None and _LENGTH.fullmatch(value) is not None
+                length = value
+            elif name == "TRANSFER-ENCODING":
+                usual = False
             elif "_" in name:
                 name = name.replace("_", UNDERSCORE)
             headers.append((name, value))
@@ -89,7 +97,10 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
                 raise InvalidHost("HOST")
         elif _HOST.fullmatch(host) is None:
             raise InvalidHost("HOST")
-        super().set_body_reader()
+        if usual:  # else gunicorn decides, which searches the headers again
+            self.body = Body(LengthReader(self.unreader, int(length or 0)))
+        else:
+            super().set_body_reader()
 
 
 def _classified(error: InvalidRequestLine, head: bytes) -> InvalidRequestLine:

@@ -152,8 +152,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 response.force_close()
             body = self.wsgi(environ, response.start_response)
             try:
-                for piece in body:
-                    response.write(piece)
+                pieces = iter(body)
+                for piece in pieces:
+                    response.write(piece, last=getattr(pieces, "ended", False))
                 response.close()
             finally:
                 if hasattr(body, "close"):
@@ -223,6 +224,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _look_around(self) -> None:
         """Several times a second."""
+        HeadTimeout.sweep()
         self._make_room()
         lost = getattr(sys.stderr, "lost", 0)
         if lost > self._lost_lines:

@@ -6,9 +6,9 @@ Both are gunicorn's in what they do. What they save, of all that a short call co
   looked up. (gunicorn makes both for each request, and a function for early hints.)
 * Response headers are checked by one search over all of them, and what their names mean is looked
   up; `Date` is made once a second.
-* The head of a response leaves with the first bytes of its body, in one system call in place of
-  two, and `sendall` of gevent, which asks the system for the size of its buffer each time, is
-  called only for what is left.
+* The head of a response leaves with the first bytes of its body, and the last chunk with the last
+  ones, in one system call in place of two; and `sendall` of gevent, which asks the system for the
+  size of its buffer each time, is called only for what is left.
 
 Invariant: a header that gunicorn would refuse is refused, by gunicorn's own code.
 """
@@ -28,6 +28,7 @@ from gunicorn.http import wsgi
 # A character that no header has, once its line has ended.
 _REFUSED: Final = re.compile(r"[^\t\r\n\x20-\x7e\x80-\xff]")
 _PLAIN, _LENGTH, _HOP = range(3)
+_LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 class Environments:
@@ -94,6 +95,7 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
 
     headers: list[tuple[str, str]]
     upgrade: bool
+    _complete = False  # the last chunk has been sent
 
     def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
         """Take the headers that stay."""
@@ -127,20 +129,24 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
             f"Date: {_date(int(time.time()))}\r\nConnection: {connection}\r\n{coding}{text}\r\n"
         ).encode("latin-1")
 
-    def write(self, data: bytes) -> None:
-        """Send bytes of the body, and before the first of them the head."""
+    def write(self, data: bytes, *, last: bool = False) -> None:
+        """Send bytes of the body, and before the first of them the head.
+
+        After the `last` ones goes what says so.
+        """
         if self._omits_body:
             data = b""
         elif self.response_length is not None:
             data = data[: self.response_length - self.sent]
         self.sent += len(data)
         if self.chunked and data:
-            data = b"%X\r\n%b\r\n" % (len(data), data)
+            data = b"%X\r\n%b\r\n%b" % (len(data), data, _LAST_CHUNK if last else b"")
+            self._complete = last
         self._send(data if self.headers_sent else self._head() + data)
 
     def close(self) -> None:
         """The body has ended."""
-        end = b"0\r\n\r\n" if self.chunked else b""
+        end = _LAST_CHUNK if self.chunked and not self._complete else b""
         self._send(end if self.headers_sent else self._head() + end)
 
     def _send(self, data: bytes) -> None:
