@@ -277,7 +277,7 @@ class StreamingBody:
         if self._handed_over:
             record.waited_for_client += clock() - self._handed_over
         extracted = self._extractor.extracted()
-        if self._may_drain(extracted):
+        if self._context.scope.grace and self._may_drain(extracted):
             self._drain()
             extracted = self._extractor.extracted()
         if self._gone:
@@ -301,8 +301,7 @@ class StreamingBody:
     def _may_drain(self, extracted: ExtractedUsage) -> bool:
         """Whether the rest of the response is read without the client, for its usage."""
         return (
-            self._context.scope.grace > 0
-            and not (self.ended or self._broken or extracted.terminal)
+            not (self.ended or self._broken or extracted.terminal)
             and extracted.usage is None
             and self._request.method == "POST"
         )
