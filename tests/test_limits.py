@@ -327,6 +327,34 @@ def test_a_key_with_a_budget_may_not_use_a_model_without_a_price(make: Make) -> 
     assert app.exchange(get).status != 403
 
 
+def test_a_budget_knows_prices_of_more_than_text(make: Make) -> None:
+    """Embeddings have no price of what they write, recordings one by the hour, speech one by the
+    character, transcripts two of what they read.
+    """
+    app = make({"web": {"budget_usd": 1.0}})
+
+    def reserved(target: str, body: bytes, *headers: tuple[str, str]) -> int:
+        length = ("Content-Length", str(len(body)))
+        head = raw.request(
+            *(app.port, "POST", target), key=app.secrets["web"], headers=(*headers, length)
+        )
+        before = app.exchange(head + body)
+        assert before.status != 403, before
+        with app.holding(head + body):
+            return int(standings(app)["key:web"].reserved)
+
+    json_type = ("Content-Type", "application/json")
+    embedding = b'{"model": "text-embedding-3-small", "input": "some text"}'
+    assert reserved("/v1/embeddings", embedding, json_type) == 20_000 * len(embedding)
+    speech = b'{"model": "tts-1", "input": "some text", "voice": "alloy"}'
+    assert reserved("/v1/audio/speech", speech, json_type) == 15_000_000 * len(speech)
+    for model in (b"whisper-1", b"gpt-4o-transcribe"):
+        form = FORM.replace(b"sim-priced", model)
+        assert reserved("/v1/audio/transcriptions", form, FORM_TYPE) > 0
+    no = call(app, model="text-embedding-3-small")
+    assert (no.status, chat.error(no)["code"]) == (403, "model_not_priced")
+
+
 # --- dry run ------------------------------------------------------------------------------------
 
 

@@ -10,22 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrapper.admission import estimate
-from wrapper.metering import Usage
-from wrapper.store import Demand, Limits, Subject
+from wrapper.admission import output_limit
+from wrapper.metering.bounds import OUTPUT_FIELDS
+from wrapper.store import Limits, Subject
 from wrapper.store.spans import PERIODS, period
-from wrapper.store.window import EMPTY, SLOTS, Window, correct, count
-
-
-def price(prompt: int, completion: int) -> int | None:
-    return prompt * 2 + completion * 3
+from wrapper.store.window import EMPTY, SLOTS, Window, correct
 
 
 @pytest.mark.parametrize(
     ("body", "output"),
     [
         ({}, 500),
-        (None, 500),
         ({"max_tokens": 20}, 20),
         ({"max_completion_tokens": 20}, 20),
         ({"max_output_tokens": 20}, 20),
@@ -37,36 +32,17 @@ def price(prompt: int, completion: int) -> int | None:
         ({"max_tokens": -1, "n": 0}, 500),
         ({"max_tokens": 1.5, "n": None}, 500),
         ({"max_tokens": [], "best_of": {}}, 500),
+        ({"max_tokens": 10**1000, "n": 10**9}, 10**12),
     ],
 )
 def test_output_is_what_is_asked_for_or_the_default(body: Any, output: int) -> None:
-    assert estimate(1000, body, price, 500) == Demand(1000 + output, 2000 + 3 * output)
+    fields = [json.dumps(body[name]).encode() if name in body else b"" for name in OUTPUT_FIELDS]
+    assert output_limit(fields).total(500) == output
 
 
-def test_a_price_that_is_not_known_costs_nothing() -> None:
-    assert estimate(10, {}, lambda _prompt, _completion: None, 5) == Demand(15, 0)
-
-
-def test_absurd_numbers_are_bounded() -> None:
-    demand = estimate(10**15, {"max_tokens": 10**100, "n": 10**9}, price, 5)
-    assert demand == Demand(10**12, 5 * 10**12)
-    assert estimate(1, {}, lambda _p, _c: 10**30, 5).cost == 2**62
-
-
-@given(
-    words=st.lists(st.sampled_from(["hello", "é", "日本", '"', "\\", " "]), max_size=50),
-    limit=st.integers(1, 1000),
-    choices=st.integers(1, 5),
-)
-def test_the_estimate_is_never_below_the_truth(words: list[str], limit: int, choices: int) -> None:
-    """As if each byte of the text were a token, and each completion came to its limit."""
-    text = "".join(words)
-    body = {"messages": [{"role": "user", "content": text}], "max_tokens": limit, "n": choices}
-    size = len(json.dumps(body, ensure_ascii=False).encode())
-    truth = Usage(len(text.encode()), limit * choices, len(text.encode()) + limit * choices)
-    demand = estimate(size, body, price, 5)
-    assert demand.tokens >= truth.total
-    assert demand.cost >= (price(truth.prompt, truth.completion) or 0)
+def test_a_service_tier_is_read() -> None:
+    assert output_limit((b"", b"7", b"", b"", b"", b'"priority"')) == (7, 1, "priority")
+    assert output_limit(()) == (None, 1, "")
 
 
 @pytest.mark.parametrize("name", PERIODS)
@@ -119,8 +95,10 @@ def test_a_window_is_its_last_sixty_one_seconds(steps: list[tuple[int, int, int]
     newest = now
     for step, tokens, change in steps:
         now += step
-        data = count(newest, data, now, tokens)
-        newest = now
+        window = Window(newest, data)
+        window.advance(now)
+        window.count(tokens)
+        newest, data = now, bytes(window.data)
         plain = {at: bucket for at, bucket in plain.items() if now - SLOTS < at <= now}
         bucket = plain.setdefault(now, [0, 0])
         bucket[0] += 1
@@ -132,6 +110,6 @@ def test_a_window_is_its_last_sixty_one_seconds(steps: list[tuple[int, int, int]
         window = Window(newest, data)
         assert window.requests == sum(bucket[0] for bucket in plain.values())
         assert window.tokens == sum(bucket[1] for bucket in plain.values())
-        assert window.pack() == data
+        assert window.data == data
         assert window.empties()[0] == now + SLOTS
         assert window.frees_requests(1) == min(plain) + SLOTS

@@ -33,6 +33,12 @@ match = ["api.openai.com"]
 "image" = { input = 5.0, output = 10.0, image_input = 8.0, image_output = 32.0 }
 "long" = { input = 1.0, output = 2.0, tiers = [{ above = 1000, input = 3.0, output = 4.0 }] }
 "free" = { input = 0, output = 0 }
+"spoken" = { units = { character = 0.000015 } }
+
+[providers.openai.models.tiered]
+input = 1.0
+output = 2.0
+service_tiers = { priority = { input = 3.0, output = 6.0 } }
 
 [providers.other]
 match = ["other.example"]
@@ -149,6 +155,30 @@ def test_cached_tokens_of_no_known_kind_are_not_guessed_at(prices: Prices) -> No
 def test_a_long_prompt_has_the_price_of_its_tier(prices: Prices) -> None:
     assert openai(prices, "long", Usage(1000, 1, 1001)) == 1000 * 1_000_000 + 2_000_000
     assert openai(prices, "long", Usage(1001, 1, 1002)) == 1001 * 3_000_000 + 4_000_000
+
+
+def test_a_ceiling_has_the_highest_price_of_each_thing(prices: Prices) -> None:
+    def most(model: str, *use: float, tier: str = "") -> int:
+        found = prices.ceiling("openai", "api.openai.com", model, tier)
+        assert found is not None
+        return found.cost(*use)  # type: ignore[arg-type]
+
+    assert most("gpt-4o", 10, 10) == 10 * 2_500_000 + 10 * 10_000_000
+    assert most("image", 10, 10) == 10 * 8_000_000 + 10 * 32_000_000
+    assert most("long", 1000, 1) == 1000 * 1_000_000 + 2_000_000
+    assert most("long", 1001, 1) == 1001 * 3_000_000 + 4_000_000
+    assert most("whisper-1", 0, 0, 3600.0) == 360_000_000_000
+    assert most("tiered", 10, 10) == 10 * 1_000_000 + 10 * 2_000_000
+    assert most("tiered", 10, 10, tier="Priority") == 10 * 3_000_000 + 10 * 6_000_000
+    assert most("tiered", 10, 10, tier="unheard-of") == most("tiered", 10, 10)
+    assert most("spoken", 0, 0, 0.0, 100) == 100 * 15_000_000
+    assert prices.ceiling("openai", "api.openai.com", "nobody-knows") is None
+    answers = {
+        model: found.answers
+        for model in ("gpt-4o", "image", "embed", "whisper-1", "spoken")
+        if (found := prices.ceiling("openai", "api.openai.com", model))
+    }
+    assert [model for model, known in answers.items() if not known] == ["embed", "whisper-1"]
 
 
 def test_prices_of_the_configuration_win_everywhere(file: Path) -> None:

@@ -1,6 +1,6 @@
 """Limits and budgets: the one place where reservations are made, moved and settled.
 
-    demand = estimate(size, body, price, default_output)
+    output = output_limit(fields)                  what bounds the request's use
     lease = admission.admit(subjects, demand)      raises Refused, StoreError
     …                                              the request runs
     admission.move(lease, provider)                its next target is another provider's
@@ -14,8 +14,8 @@ cannot be overspent by requests that run at the same time.
 
 from __future__ import annotations
 
-from wrapper.admission.estimate import estimate
+from wrapper.admission.estimate import OutputLimit, output_limit
 from wrapper.admission.limiter import Admission
-from wrapper.admission.subjects import Subjects
+from wrapper.admission.subjects import KeyLimits, Place, Subjects
 
-__all__ = ["Admission", "Subjects", "estimate"]
+__all__ = ["Admission", "KeyLimits", "OutputLimit", "Place", "Subjects", "output_limit"]

@@ -7,33 +7,53 @@ request asks for, once for each of the completions that it asks for, or a defaul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from wrapper.store.limits import MAX_TOKENS, Demand, bounded
+from wrapper.store.limits import MAX_TOKENS
 
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 COMPLETIONS = ("n", "best_of")
 """The members of a JSON body that bound its output, in every dialect."""
 
+_MAX_TIER = 32  # bytes
 
-def estimate(
-    size: int,
-    body: Mapping[str, Any] | None,
-    price: Callable[[int, int], int | None],
-    default_output: int,
-) -> Demand:
-    """The demand of a request whose body has `size` bytes.
 
-    `body` is the parsed JSON object, None for any other body. `price` says what so many input
-    and output tokens cost in pico-USD; where it says None the cost is 0. `default_output` is how
-    many tokens the model writes at most where the request sets no limit. A value that is no
-    whole number above 0 counts as missing: the provider refuses it.
+class OutputLimit(NamedTuple):
+    """What a request asks for: `tokens` at most, None where it says nothing, for each of its
+    `completions`, at a service tier.
     """
-    limit, completions = output_of(body or {})
-    output = min((default_output if limit is None else limit) * completions, MAX_TOKENS)
-    size = min(size, MAX_TOKENS)
-    return bounded(Demand(size + output, price(size, output) or 0))
+
+    tokens: int | None = None
+    completions: int = 1
+    tier: str = ""
+
+    def total(self, default: int) -> int:
+        """The tokens of the output at most, `default` for each where the request sets no limit."""
+        tokens = default if self.tokens is None else self.tokens
+        return min(tokens * self.completions, MAX_TOKENS)
+
+
+UNLIMITED = OutputLimit()
+
+
+def output_limit(fields: Sequence[bytes]) -> OutputLimit:
+    """What the `OUTPUT_FIELDS` of a body (`metering.bounds`) ask for, each JSON or empty. A value
+    that is no whole number above 0 counts as missing: the provider refuses it.
+    """
+    if not fields:
+        return UNLIMITED
+    most, tokens, output, n, best_of, tier = fields
+    limit = max(_number(most), _number(tokens), _number(output))
+    completions = max(_number(n), _number(best_of), 1)
+    named = tier[1:-1].decode("ascii", "replace") if len(tier) < _MAX_TIER else ""
+    return OutputLimit(limit or None, completions, named)
+
+
+def _number(text: bytes) -> int:
+    if not text.isdigit():
+        return 0
+    return int(text) if len(text) < 13 else MAX_TOKENS
 
 
 def output_of(body: Mapping[str, Any]) -> tuple[int | None, int]:

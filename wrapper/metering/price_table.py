@@ -32,6 +32,8 @@ _PER_TOKEN = (
     "audio_output",
     "image_output",
 )
+_OUTPUTS = ("output", "audio_output", "image_output")
+_INPUTS = tuple(name for name in _PER_TOKEN if name not in _OUTPUTS)
 _OF_RATE = frozenset((*_PER_TOKEN, "audio_hour", "tiers", "above"))
 _OF_MODEL = _OF_RATE | {"service_tiers", "units", "minimum_seconds"}
 
@@ -162,6 +164,30 @@ _WITHOUT_PRICE = frozenset(
 Rates = tuple[Rate, ...]  # the one with the highest `above` first
 
 
+class Ceiling(NamedTuple):
+    """The highest prices of one model: an upper bound while it is not known what tokens carry.
+
+    `rates` are (above, input, output, audio_hour), in the order of `Rates`. `answers`: the price of
+    what the model writes is known.
+    """
+
+    rates: tuple[tuple[int, int, int, int], ...]
+    character: int
+    minimum_seconds: int
+    answers: bool
+
+    def cost(self, prompt: int, completion: int, seconds: float = 0.0, characters: int = 0) -> int:
+        """The most that so many tokens, seconds and characters cost, in pico-USD."""
+        input_ = output = hour = 0
+        for above, input_, output, hour in self.rates:  # noqa: B007 the last one is used below
+            if prompt > above:
+                break
+        cost = prompt * input_ + completion * output + characters * self.character
+        if seconds:
+            cost += round(max(seconds, self.minimum_seconds) * 1000) * hour // 3_600_000
+        return cost
+
+
 class ModelPrices(NamedTuple):
     """The prices of one model: standard, in other service tiers, and per unit (pico-USD).
 
@@ -173,6 +199,24 @@ class ModelPrices(NamedTuple):
     units: Mapping[str, int] = {}
     minimum_seconds: int = 0
     any_tier: bool = False
+
+    def ceiling(self, tier: str) -> Ceiling:
+        """The highest prices at a service tier that a request asks for."""
+        rates = self.rates if self.any_tier else self.service_tiers.get(tier.lower(), self.rates)
+        return Ceiling(
+            tuple(
+                (
+                    rate.above,
+                    _highest(rate, _INPUTS),
+                    _highest(rate, _OUTPUTS),
+                    rate.audio_hour or 0,
+                )
+                for rate in rates
+            ),
+            self.units.get("character", 0),
+            self.minimum_seconds,
+            bool(self.units) or any(rate.output is not None for rate in rates),
+        )
 
     def price(self, usage: Usage) -> Priced:
         """What the tokens and seconds of `usage` cost at its service tier."""
@@ -186,6 +230,10 @@ class ModelPrices(NamedTuple):
             if usage.prompt > rate.above:
                 return rate.price(usage, self.minimum_seconds)
         return Priced(None, "input")
+
+
+def _highest(rate: Rate, names: tuple[str, ...]) -> int:
+    return max(getattr(rate, name) or 0 for name in names)
 
 
 # What providers call the service tier that the standard prices are for.

@@ -31,7 +31,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wrapper.config import Price
-from wrapper.metering.price_table import ModelPrices, Priced, Rate, Table, added_kinds, pico, read
+from wrapper.metering.price_table import (
+    Ceiling,
+    ModelPrices,
+    Priced,
+    Rate,
+    Table,
+    added_kinds,
+    pico,
+    read,
+)
 from wrapper.metering.usage import Usage
 
 # Model names come from responses, so the cache is bounded.
@@ -54,6 +63,7 @@ class Prices:
         self._tables = tables
         self._overrides = {name.lower(): _from_override(price) for name, price in overrides.items()}
         self._found: dict[tuple[str, str, str, str], ModelPrices | None] = {}
+        self._ceilings: dict[tuple[str, str, str, str], Ceiling | None] = {}
 
     @classmethod
     def load(cls, path: Path, overrides: Mapping[str, Price], demo: str | None = None) -> Prices:
@@ -69,6 +79,18 @@ class Prices:
             }
             tables = {**tables, demo: Table((), models)}
         return cls(tables, overrides)
+
+    def ceiling(self, provider: str, host: str, model: str, tier: str = "") -> Ceiling | None:
+        """The highest prices of the model, None where it has none."""
+        key = (provider, host, model, tier)
+        try:
+            return self._ceilings[key]
+        except KeyError:
+            if len(self._ceilings) >= MAX_CACHED:
+                self._ceilings.clear()
+            prices = self._prices(provider, host, model, "")
+            found = self._ceilings[key] = prices.ceiling(tier) if prices else None
+            return found
 
     def cost(self, provider: str, host: str, model: str, usage: Usage) -> int | None:
         """Pico-USD that `usage` costs, None where the price is not known."""

@@ -13,33 +13,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from wrapper import errors
-from wrapper.admission import estimate
-from wrapper.admission.estimate import COMPLETIONS, OUTPUT_LIMITS
+from wrapper.admission import KeyLimits, output_limit
 from wrapper.auth import Principal
 from wrapper.config.problems import quote
-from wrapper.metering import Usage
+from wrapper.metering.bounds import MEDIA_BYTES_PER_SECOND, MEDIA_BYTES_PER_TOKEN
 from wrapper.proxy.batches import BATCH, demand_of_batch
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.runtime import RequestContext
-from wrapper.store import Demand, Limits, Refused, Standing, StoreError, Subject
+from wrapper.store import Demand, Refused, Standing, StoreError
+from wrapper.upstream import Upstream
 
-# A form carries a recording or an image. Of speech at 16 kbit/s, which few formats go below, a
-# second has 2000 bytes and some ten tokens.
-MEDIA_BYTES_PER_SECOND: Final = 2000
-MEDIA_BYTES_PER_TOKEN: Final = 200
-_ONE_TOKEN: Final = Usage(1, 1, 2)
-
-
-_OutputLimits = msgspec.defstruct(
-    "_OutputLimits", [(name, Any, None) for name in (*OUTPUT_LIMITS, *COMPLETIONS)]
+_OF_REQUESTS, _OF_TOKENS = (
+    tuple(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset"))
+    for unit in ("requests", "tokens")
 )
-_decode = msgspec.json.Decoder(_OutputLimits).decode
+_NO_DEMAND: Final = Demand()
 
 
 def admit(
@@ -52,26 +44,24 @@ def admit(
 
     Raises RateLimitExceeded, InsufficientQuota, ModelNotPriced, StoreUnavailable.
     """
-    key, limits = principal.key, context.snapshot.limits
-    if key is None or not limits.any:
+    key = principal.key
+    limits = None if key is None else context.snapshot.limits.for_key(key.name)
+    if key is None or limits is None:
         return attempts
-    own = limits.of_key(key.name)
-    providers = [limits.of_provider(attempt.upstream.provider.name) for attempt in attempts]
-    involved = [*own, *filter(None, providers)]
-    if not involved:
-        return attempts
-    if key.unpriced == "refuse":
-        _check_prices(context, own, request, attempts)
-    demand = Demand()
-    if any(subject.limits.need_estimate for subject in involved):
-        demand = _demand(context, request, attempts)
+    own, at = limits.own, limits.at
+    places = [at.get(attempt.upstream.provider.name, own) for attempt in attempts] if at else [own]
+    demand = _NO_DEMAND
+    if any(place.need_estimate for place in places):
+        priced = limits.has_budget and key.unpriced == "refuse"
+        demand = _demand(context, request, attempts, limits if priced else None)
     full: list[Refused] = []
-    for index, provider in enumerate(providers):
-        subjects = own if provider is None else (*own, provider)
+    for index, place in enumerate(places):
+        if not place.subjects:
+            return attempts[index:]
         try:
-            lease = context.runtime.admission.admit(subjects, demand)
+            lease = context.runtime.admission.admit(place.subjects, demand)
         except Refused as refusal:
-            if refusal.subject is not provider:
+            if refusal.subject is not place.account:
                 raise limit_exceeded(refusal) from None
             full.append(refusal)
             continue
@@ -153,26 +143,36 @@ def rate_limit_headers(standings: Iterable[Standing]) -> list[tuple[str, str]]:
     A provider's account is nothing that a key owner can act on, and a dry run must not slow a
     client down: only the enforced limits of keys and groups count.
     """
+    requests: tuple[int, int | None, float] | None = None  # left, limit, reset
+    tokens = requests
+    for standing in standings:
+        subject = standing.subject
+        limits = subject.limits
+        if not limits.enforce or subject.name.startswith("provider:"):
+            continue
+        left = standing.requests_left
+        if left is not None and (requests is None or left < requests[0]):
+            requests = left, limits.requests_per_minute, standing.requests_reset
+        left = standing.tokens_left
+        if left is not None and (tokens is None or left < tokens[0]):
+            tokens = left, limits.tokens_per_minute, standing.tokens_reset
     headers: list[tuple[str, str]] = []
-    own = [
-        standing
-        for standing in standings
-        if standing.subject.limits.enforce and not standing.subject.name.startswith("provider:")
-    ]
-    for unit in ("requests", "tokens"):
-        limited = [
-            (left, each) for each in own if (left := getattr(each, f"{unit}_left")) is not None
-        ]
-        if limited:
-            left, standing = min(limited, key=lambda pair: pair[0])
-            limit = getattr(standing.subject.limits, f"{unit}_per_minute")
-            reset = getattr(standing, f"{unit}_reset")
-            headers += [
-                (f"x-ratelimit-limit-{unit}", str(limit)),
-                (f"x-ratelimit-remaining-{unit}", str(left)),
-                (f"x-ratelimit-reset-{unit}", _duration(reset)),
-            ]
+    for names, found in ((_OF_REQUESTS, requests), (_OF_TOKENS, tokens)):
+        if found is not None:
+            values = str(found[1]), str(found[0]), _duration(found[2])
+            headers += zip(names, values, strict=True)
     return headers
+
+
+def with_rate_limits(
+    headers: list[tuple[str, str]], standings: Iterable[Standing]
+) -> list[tuple[str, str]]:
+    """A provider's headers, with the gateway's `x-ratelimit-*` in place of its own."""
+    own = rate_limit_headers(standings)
+    if not own:
+        return headers
+    names = {name for name, _ in own}
+    return [pair for pair in headers if pair[0].lower() not in names] + own
 
 
 def _duration(seconds: float) -> str:
@@ -189,92 +189,77 @@ def _code(reason: str) -> str:
     return "insufficient_quota" if reason == "budget" else "rate_limit_exceeded"
 
 
-def _check_prices(
+def _demand(
     context: RequestContext,
-    own: tuple[Subject, ...],
     request: ProxyRequest,
     attempts: list[UpstreamAttempt],
-) -> None:
-    """A key with a budget may not use a model whose price is unknown: it could not be counted."""
-    budgets = [subject.limits for subject in own if subject.limits.budget is not None]
-    endpoint = request.endpoint
-    if budgets and endpoint.creates == BATCH:
-        _check_batch_prices(context, budgets, request, attempts[0])
-        return
-    if not budgets or endpoint.reports_stored_usage:
-        return
-    for attempt in attempts:
-        if not attempt.model and not (endpoint.metered or endpoint.default_model):
-            continue
-        if _price(context, attempt, _ONE_TOKEN) is None:
-            if not any(limits.enforce for limits in budgets):
-                context.record.dry_run.append(errors.ModelNotPriced.code)
-                return
-            model = quote(attempt.model) if attempt.model else "a model that is not named"
-            raise errors.ModelNotPriced(
-                f"This API key has a budget, and the price of {model} is not known: add"
-                ' [prices."MODEL"] to gateway.toml, or unpriced = "allow" to the key.',
-                param="model",
-            )
-
-
-def _check_batch_prices(
-    context: RequestContext,
-    budgets: list[Limits],
-    request: ProxyRequest,
-    attempt: UpstreamAttempt,
-) -> None:
-    try:
-        demand_of_batch(context, request, attempt.upstream, refuse=True)
-    except errors.ModelNotPriced as error:
-        if any(limits.enforce for limits in budgets):
-            raise
-        context.record.dry_run.append(error.code)
-
-
-def _demand(
-    context: RequestContext, request: ProxyRequest, attempts: list[UpstreamAttempt]
+    budgets: KeyLimits | None,
 ) -> Demand:
     """The upper estimate of the request at the dearest of its targets; nothing for a request that
     uses nothing by itself, such as a GET.
+
+    With `budgets` a model whose price is unknown is refused: its cost could not be counted.
     """
-    if request.endpoint.creates == BATCH:
-        return demand_of_batch(context, request, attempts[0].upstream, refuse=False)
-    if request.endpoint.reports_stored_usage:
-        return Demand()
-    body, fields = request.body, None
+    endpoint = request.endpoint
+    if endpoint.creates == BATCH:
+        return _demand_of_batch(context, request, attempts[0].upstream, budgets)
+    if endpoint.reports_stored_usage:
+        return _NO_DEMAND
+    body, asks = request.body, output_limit(request.output_fields)
     size, seconds = 0, 0.0
     if isinstance(body, bytes):
-        size, fields = len(body), _fields(body)
+        size = len(body)
     elif body is not None:  # a recording or an image
         length = body.length or 0
         size, seconds = length // MEDIA_BYTES_PER_TOKEN, length / MEDIA_BYTES_PER_SECOND
-
-    def price(input_tokens: int, output_tokens: int) -> int | None:
-        used = [Usage(input_tokens, output_tokens, input_tokens + output_tokens)]
-        if seconds:
-            used.append(Usage(0, 0, 0, seconds=seconds))
-        costs = [_price(context, attempt, each) for attempt in attempts for each in used]
-        return max((cost for cost in costs if cost is not None), default=None)
-
-    default = 0
-    if not request.endpoint.input_only:
-        default = max(
-            attempt.upstream.provider.default_output_tokens
-            or context.snapshot.settings.server.default_output_tokens
-            for attempt in attempts
+    output = asks.total(0 if endpoint.input_only else _default_output(context, attempts))
+    characters = size if endpoint.by_character else 0
+    # Embeddings and transcriptions have no price of what they write.
+    answers = not endpoint.input_only and not seconds
+    cost = 0
+    for attempt in attempts:
+        upstream = attempt.upstream
+        ceiling = context.snapshot.prices.ceiling(
+            upstream.provider.name, upstream.host, attempt.model, asks.tier
         )
-    return estimate(size, fields, price, default)
+        if ceiling is not None:
+            cost = max(cost, ceiling.cost(size, output, seconds, characters))
+            if ceiling.answers or not answers:
+                continue
+        if budgets and (attempt.model or endpoint.metered or endpoint.default_model):
+            if budgets.enforced:
+                raise _not_priced(attempt.model)
+            context.record.dry_run.append(errors.ModelNotPriced.code)
+            budgets = None
+    return Demand(size + output, cost)
 
 
-def _fields(body: bytes) -> dict[str, Any] | None:
-    """The output limits in a body; None where it is no JSON object, on a provider's own path."""
+def _default_output(context: RequestContext, attempts: list[UpstreamAttempt]) -> int:
+    server = context.snapshot.settings.server
+    return max(
+        [
+            a.upstream.provider.default_output_tokens or server.default_output_tokens
+            for a in attempts
+        ]
+    )
+
+
+def _demand_of_batch(
+    context: RequestContext, request: ProxyRequest, upstream: Upstream, budgets: KeyLimits | None
+) -> Demand:
     try:
-        return msgspec.structs.asdict(_decode(body))
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None
+        return demand_of_batch(context, request, upstream, refuse=budgets is not None)
+    except errors.ModelNotPriced as error:
+        if budgets and budgets.enforced:
+            raise
+        context.record.dry_run.append(error.code)
+        return demand_of_batch(context, request, upstream, refuse=False)
 
 
-def _price(context: RequestContext, attempt: UpstreamAttempt, usage: Usage) -> int | None:
-    upstream = attempt.upstream
-    return context.snapshot.prices.cost(upstream.provider.name, upstream.host, attempt.model, usage)
+def _not_priced(model: str) -> errors.ModelNotPriced:
+    name = quote(model) if model else "a model that is not named"
+    return errors.ModelNotPriced(
+        f"This API key has a budget, and the price of {name} is not known: add"
+        ' [prices."MODEL"] to gateway.toml, or unpriced = "allow" to the key.',
+        param="model",
+    )

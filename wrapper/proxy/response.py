@@ -34,7 +34,7 @@ from wrapper.metering import (
     extractor_for,
 )
 from wrapper.metering.stream import StreamExtractor
-from wrapper.proxy.admit import rate_limit_headers
+from wrapper.proxy.admit import with_rate_limits
 from wrapper.proxy.batches import FILE, remember_file
 from wrapper.proxy.body import SMALL
 from wrapper.proxy.deferred import remember, saw_end_of_request
@@ -90,8 +90,11 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         else NullExtractor(),
         error_event=record.stream and not coding and not has_length,
     )
+    headers = response.headers
+    if record.lease is not None:
+        headers = with_rate_limits(headers, record.lease.standings)
     down = Headers()
-    down._list = [*response.headers]  # `Headers(…)` would check each of them once more
+    down._list = [*headers]  # `Headers(…)` would check each of them once more
     if has_length:
         down.add("Content-Length", str(response.length))
     if not response.request_id:
@@ -100,9 +103,6 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         down.set("X-Accel-Buffering", "no")  # nginx would collect the stream
     down.set("x-wrapper-provider", forwarded.attempt.upstream.provider.name)
     down.add("Server-Timing", record.server_timing())
-    if record.lease is not None:
-        for name, value in rate_limit_headers(record.lease.standings):
-            down.set(name, value)
     return StreamedResponse(body, f"{response.status} {response.reason}".rstrip(), down)
 
 

@@ -1,8 +1,8 @@
 """The row of a subject in SQLite: what it uses, what a demand exceeds.
 
-`spent` is a running number beside the ledger: triggers add to it what the ledger gains, and it is
-summed anew from the ledger where there is none yet, the budget's period has changed or a group
-has other members.
+`spent` is a running number beside the ledger: each settlement adds to it what the ledger gains, and
+it is summed anew from the ledger where there is none yet, the budget's period has changed or a
+group has other members.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ FROM subject WHERE name IN ({})
 _ROWS_OF = tuple(_ROWS.format(", ".join("?" * count)) for count in range(5))
 _CREATE = "INSERT INTO subject VALUES (NULL, ?, ?, ?, 0, 0, 0, NULL, '') RETURNING id"
 _FRESH = (0, EMPTY, 0, 0, 0, None, "")
+_HOLD = """
+UPDATE subject SET second = ?, counts = ?, concurrent = concurrent + 1, reserved = reserved + ?
+WHERE id = ?
+"""
 _SPENT = "UPDATE subject SET spent = ?, period = ?, sources = ? WHERE id = ?"
 
 # Summed in two halves: years of cost can be more than 64 bits.
@@ -58,16 +62,35 @@ class Account:
     def __init__(self, subject: Subject, row: Sequence[Any], moment: Moment) -> None:
         self.subject = subject
         self._moment = moment
-        self.ident: int = row[0]
-        self._window = Window(row[1], row[2])
-        self.concurrent: int = row[3]
-        self.reserved: int = row[4]
-        self.spent: int = row[5]
-        self.period: int | None = row[6]
-        self.sources: str = row[7]
-        self._window.advance(int(moment.clock))
-        self.requests = self._window.requests
-        self.tokens = self._window.tokens
+        self.ident: int
+        self.concurrent: int
+        self.reserved: int
+        self.spent: int
+        self.period: int | None
+        self.sources: str
+        self.ident, newest, counts, self.concurrent, self.reserved, *rest = row
+        self.spent, self.period, self.sources = rest
+        self._window = window = Window(newest, counts)
+        second = int(moment.clock)
+        if second != newest:
+            window.advance(second)
+        self.requests = window.requests
+        self.tokens = window.tokens
+
+    def has_room(self, demand: Demand) -> bool:
+        """Whether `demand` exceeds no limit."""
+        limits = self.subject.limits
+        limit = limits.requests_per_minute
+        if limit is not None and self.requests >= limit:
+            return False
+        limit = limits.tokens_per_minute
+        if limit is not None and self.tokens + demand.tokens > limit:
+            return False
+        limit = limits.max_concurrent
+        if limit is not None and self.concurrent >= limit:
+            return False
+        limit = limits.budget
+        return limit is None or self.spent + self.reserved + demand.cost <= limit
 
     def violations(self, demand: Demand) -> Iterator[Violation]:
         """Each limit that `demand` exceeds."""
@@ -89,13 +112,15 @@ class Account:
             wait_ = budget_reset(limits, self._moment.wall)
             yield violation(subject, "budget", used, wait_, demand)
 
-    def hold(self, demand: Demand) -> None:
-        """Count one lease more, here and not in the row."""
-        self._window.count(demand.tokens)
+    def hold(self, cursor: Cursor, demand: Demand) -> None:
+        """Count one lease more, here and in the row."""
+        window = self._window
+        window.count(demand.tokens)
         self.requests += 1
         self.tokens += demand.tokens
         self.concurrent += 1
         self.reserved += demand.cost
+        cursor.execute(_HOLD, (window.second, window.data, demand.cost, self.ident))
 
     def standing(self) -> Standing:
         """What is used now."""
@@ -163,7 +188,7 @@ def standings_of(cursor: Cursor, subjects: Sequence[Subject], moment: Moment) ->
 
 
 def _count_sources(cursor: Cursor, subject: Subject) -> None:
-    """From now on the ledger's triggers add the cost of these sources to this budget."""
+    """From now on settlements add the cost of these sources to this budget."""
     cursor.execute("DELETE FROM source WHERE subject = ?", (subject.name,))
     rows = [(source, subject.name) for source in subject.sources]
     cursor.executemany("INSERT OR IGNORE INTO source VALUES (?, ?)", rows)

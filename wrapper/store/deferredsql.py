@@ -8,7 +8,7 @@ from sqlite3 import Cursor
 from wrapper.store.base import Entry
 from wrapper.store.deferred import FORGET_BATCH, GAP_SECONDS, KEPT_SECONDS, Deferred, pause
 from wrapper.store.limits import MAX_COST, Lease
-from wrapper.store.schema import SETTLE, values
+from wrapper.store.reservations import settle
 
 _REMEMBER = """
 INSERT OR IGNORE INTO deferred VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, 0)
@@ -78,7 +78,7 @@ def book(cursor: Cursor, deferred: Deferred, entries: Sequence[Entry]) -> bool:
     if found is None:
         return False
     for entry in entries:
-        cursor.execute(SETTLE, values(entry))
+        settle(cursor, entry, None, 0)
     cost, holders = found
     for ident in holders.split() if cost else ():
         cursor.execute(_GIVE_BACK, (cost, int(ident)))

@@ -198,7 +198,7 @@ class Lease:
         self.worker = worker
         self.demand = demand
         self.standings = standings
-        self.subjects: tuple[Subject, ...] = tuple(standing.subject for standing in standings)
+        self.subjects: tuple[Subject, ...] = tuple([each.subject for each in standings])
         self.dry_run = dry_run
         self.seconds: dict[str, int] = seconds or {}
         self.settled = False

@@ -20,27 +20,36 @@ from itertools import chain
 from sqlite3 import Cursor
 
 from wrapper.store.accounts import Account, Moment, accounts_of
+from wrapper.store.base import Entry
 from wrapper.store.limits import MAX_COST, Demand, Lease, Refused, Subject, Violation, decide
+from wrapper.store.schema import SETTLE, counted, values
 
 # A worker whose last heartbeat is older than this many seconds is dead.
 LEASE_SECONDS = 20.0
 # Leases that one transaction ends: a worker's event loop stands still for that long.
 REAP_BATCH = 500
 
-# The functions are those of store.window.
-_RESERVE = """
-UPDATE subject SET counts = window_count(second, counts, ?1, ?2), second = ?1,
-concurrent = concurrent + 1, reserved = reserved + ?3 WHERE id IN ({})
-"""
-_RESERVE_IN = tuple(_RESERVE.format(", ".join("?" * count)) for count in range(5))
+# window_correct is that of store.window. What is spent counts in the period that is summed.
 _GIVE_BACK = """
 UPDATE subject SET counts = window_correct(second, counts, ?, ?),
 concurrent = max(0, concurrent - ?), reserved = max(0, reserved - ?) WHERE id = ?
 """
+_SETTLE = """
+UPDATE subject SET counts = window_correct(second, counts, ?, ?),
+concurrent = max(0, concurrent - ?), reserved = max(0, reserved - ?),
+spent = CASE WHEN period <= ? THEN min(spent + ?, 4611686018427387904) ELSE spent END
+WHERE name = ?
+"""
+_SPEND = """
+UPDATE subject SET spent = min(spent + ?, 4611686018427387904) WHERE period <= ? AND name = ?
+"""
+_BUDGETS = """
+SELECT subject FROM source WHERE source = ? UNION ALL SELECT subject FROM source WHERE source = ?
+"""
 _HOLD = "INSERT INTO lease VALUES (?, ?, ?, ?, ?)"
 _HELD = "SELECT tokens, cost, shares FROM lease WHERE worker = ? AND id = ?"
 _SHARES = "UPDATE lease SET shares = ? WHERE worker = ? AND id = ?"
-_END = "DELETE FROM lease WHERE worker = ? AND id = ? RETURNING tokens, cost, shares"
+_END = "DELETE FROM lease WHERE worker = ? AND id = ? RETURNING tokens, cost"
 _OLDEST = "SELECT id, tokens, cost, shares FROM lease WHERE worker = ? ORDER BY id LIMIT ?"
 _END_UP_TO = "DELETE FROM lease WHERE worker = ? AND id <= ?"
 _ID = "SELECT id FROM subject WHERE name = ?"
@@ -62,7 +71,8 @@ def admit(
         return reserved
     demand, accounts, dry_run = reserved
     second = int(moment.clock)
-    cursor.execute(_HOLD, (*lease, *demand, _text((a.ident, second) for a in accounts)))
+    shares = _text([(account.ident, second) for account in accounts])
+    cursor.execute(_HOLD, (*lease, *demand, shares))
     return _lease(lease, demand, accounts, dry_run, second)
 
 
@@ -94,18 +104,32 @@ def move(
     return _lease(name, demand, accounts, dry_run, second)
 
 
-def end(cursor: Cursor, lease: Lease, tokens: int) -> None:
-    """Give back what the lease holds; what stays counted are its true `tokens`."""
-    held = cursor.execute(_END, (lease.worker, lease.id)).fetchone()
-    if held is not None:
-        demand = Demand(*held[:2])
-        for share in _shares(held[2]):
-            _give_back(cursor, share, demand, tokens - demand.tokens)
-        return
-    # It was ended by another worker, which took this one for dead.
-    for name, second in lease.seconds.items():
-        [ident] = cursor.execute(_ID, (name,)).fetchone()
-        cursor.execute(_GIVE_BACK, (second, tokens, 0, 0, ident))
+def settle(cursor: Cursor, entry: Entry | None, lease: Lease | None, tokens: int) -> None:
+    """Add `entry` to the ledger and to the budgets that it counts against; give back what the lease
+    holds, of which its true `tokens` stay counted.
+    """
+    cost = since = 0
+    budgets: list[str] = []
+    if entry is not None:
+        cursor.execute(SETTLE, values(entry))
+        cost = min(counted(entry), MAX_COST)
+        if cost:
+            since = int(entry.at // 3600) * 3600
+            sources = (f"key:{entry.key}", f"provider:{entry.provider}")
+            budgets = [name for [name] in cursor.execute(_BUDGETS, sources)]
+    if lease is not None:
+        held = cursor.execute(_END, (lease.worker, lease.id)).fetchone()
+        # Where it is gone, another worker has ended it, which took this one for dead.
+        count, reserved, cost_reserved = (1, *held) if held else (0, 0, 0)
+        for name, second in lease.seconds.items():
+            spent = 0
+            if name in budgets:
+                budgets.remove(name)
+                spent = cost
+            more = tokens - reserved
+            cursor.execute(_SETTLE, (second, more, count, cost_reserved, since, spent, name))
+    for name in budgets:  # of a subject that got its limits after the admission
+        cursor.execute(_SPEND, (cost, since, name))
 
 
 def beat(cursor: Cursor, worker: str, moment: Moment) -> None:
@@ -140,30 +164,34 @@ def _reserve(
     cursor: Cursor, worker: str, subjects: Sequence[Subject], demand: Demand, moment: Moment
 ) -> tuple[Demand, list[Account], tuple[Violation, ...]] | Refused:
     """Count `demand` in all of `subjects`, or in none: as it was reserved, and in what."""
-    accounts = accounts_of(cursor, subjects, moment)
-    try:
-        dry_run = _judge(accounts, demand)
-    except Refused as refused:
-        if not reap(cursor, worker, moment):
-            return refused
-        accounts = accounts_of(cursor, subjects, moment)
-        try:
-            dry_run = _judge(accounts, demand)
-        except Refused as final:
-            return final
-    if any(account.reserved + demand.cost > MAX_COST for account in accounts):
-        demand = Demand(demand.tokens, 0)  # only a dry run or no budget comes to this
+    accounts, dry_run = _examine(cursor, subjects, demand, moment)
+    if isinstance(dry_run, Refused) and reap(cursor, worker, moment):
+        accounts, dry_run = _examine(cursor, subjects, demand, moment)
+    if isinstance(dry_run, Refused):
+        return dry_run
     for account in accounts:
-        account.hold(demand)
-    idents = [account.ident for account in accounts]
-    cursor.execute(_RESERVE_IN[len(idents)], (int(moment.clock), *demand, *idents))
+        if account.reserved + demand.cost > MAX_COST:
+            demand = Demand(demand.tokens, 0)  # only a dry run or no budget comes to this
+    for account in accounts:
+        account.hold(cursor, demand)
     return demand, accounts, dry_run
 
 
-def _judge(accounts: Sequence[Account], demand: Demand) -> tuple[Violation, ...]:
-    """The violations in dry runs. Raises `Refused`."""
+def _examine(
+    cursor: Cursor, subjects: Sequence[Subject], demand: Demand, moment: Moment
+) -> tuple[list[Account], tuple[Violation, ...] | Refused]:
+    """The accounts of `subjects`, and which limits in dry runs `demand` exceeds, if it fits."""
+    accounts = accounts_of(cursor, subjects, moment)
+    for account in accounts:
+        if not account.has_room(demand):
+            break
+    else:
+        return accounts, ()
     found = list(chain.from_iterable(account.violations(demand) for account in accounts))
-    return decide(found, [account.standing() for account in accounts]) if found else ()
+    try:
+        return accounts, decide(found, [account.standing() for account in accounts])
+    except Refused as refused:
+        return accounts, refused
 
 
 def _lease(
@@ -173,7 +201,7 @@ def _lease(
     dry_run: tuple[Violation, ...],
     second: int,
 ) -> Lease:
-    standings = tuple(account.standing() for account in accounts)
+    standings = tuple([account.standing() for account in accounts])
     seconds = {account.subject.name: second for account in accounts}
     return Lease(name[1], name[0], demand, standings, dry_run, seconds)
 
@@ -185,7 +213,7 @@ def _give_back(cursor: Cursor, share: Share, demand: Demand, tokens: int) -> Non
 
 
 def _text(shares: Iterable[Share]) -> str:
-    return " ".join(f"{ident}@{second}" for ident, second in shares)
+    return " ".join([f"{ident}@{second}" for ident, second in shares])
 
 
 def _shares(text: str) -> list[Share]:

@@ -12,7 +12,7 @@ from wrapper.metering import Usage
 from wrapper.store import past
 from wrapper.store.base import ALL_TIME_BY, Entry, Sums
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 # SQLite's integers have 64 bits and become floats beyond. A sum of two of these does not.
 _MAX = 4611686018427387904  # 2**62
@@ -123,17 +123,6 @@ CREATE TABLE IF NOT EXISTS worker (
 
 _BOOT = "CREATE TABLE IF NOT EXISTS boot (id TEXT NOT NULL) STRICT"
 
-# `spent` follows the ledger, whatever writes to it.
-_SPEND = """
-CREATE TRIGGER IF NOT EXISTS {name} AFTER {event} ON usage WHEN {cost} <> 0 BEGIN
-    UPDATE subject SET spent = max(0, min(spent + ({cost}), 4611686018427387904))
-    WHERE period <= new.hour * 3600 AND name IN (
-        SELECT subject FROM source
-        WHERE source IN ('key:' || new.api_key, 'provider:' || new.provider)
-    );
-END
-"""
-
 _DEFERRED = """
 CREATE TABLE IF NOT EXISTS deferred (  -- store.deferred
     provider TEXT NOT NULL,
@@ -168,27 +157,15 @@ CREATE TABLE IF NOT EXISTS batch_file (
 # What makes a file of the version before one of this version.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     0: (_LEDGER_1,),
-    1: (
-        *(_LEDGER_BY_KEY, _SUBJECT, _SOURCE, _LEASE, _WORKER, _BOOT),
-        _SPEND.format(name="spend_new", event="INSERT", cost="new.cost_pico"),
-        _SPEND.format(
-            name="spend_more",
-            event="UPDATE OF cost_pico",
-            cost="(new.cost_pico - old.cost_pico)",
-        ),
-    ),
+    1: (_LEDGER_BY_KEY, _SUBJECT, _SOURCE, _LEASE, _WORKER, _BOOT),
     2: (_DEFERRED, _DEFERRED_DUE, _ASKED, _BATCH_FILE),
     3: (
         *(_LEDGER, _MOVE, "DROP TABLE usage", "ALTER TABLE usage_new RENAME TO usage"),
         _LEDGER_BY_KEY,
-        _SPEND.format(name="spend_new", event="INSERT", cost="new.cost_pico + new.cost_high"),
-        _SPEND.format(
-            name="spend_more",
-            event="UPDATE OF cost_pico, cost_high",
-            cost="new.cost_pico - old.cost_pico + new.cost_high - old.cost_high",
-        ),
     ),
     4: past.TABLES,
+    # Triggers of earlier versions took longer than all else of a settlement.
+    5: ("DROP TRIGGER IF EXISTS spend_new", "DROP TRIGGER IF EXISTS spend_more"),
 }
 
 # The sums of a row, in the order of `Sums`. In a shared store each has a letter.
@@ -287,6 +264,12 @@ def all_time_query() -> str:
     """The question for `all_time`, answered as one for `totals` by `ALL_TIME_BY`."""
     groups = ", ".join(COLUMNS[name] for name in ALL_TIME_BY)
     return f"SELECT {groups}, {_SUMS} FROM {past.ALL_TIME} GROUP BY {groups} ORDER BY {groups}"  # noqa: S608
+
+
+def counted(entry: Entry) -> int:
+    """What `entry` adds to budgets, in pico-USD."""
+    high = entry.bounds.cost_high if entry.bounds else None
+    return min(entry.cost or 0, _MAX) + min(high or 0, _MAX)
 
 
 def query(

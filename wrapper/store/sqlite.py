@@ -1,11 +1,10 @@
 """The store in an SQLite file beside the workers.
 
-The ledger is one row per hour, key, provider, model and outcome, one UPSERT per request in
-autocommit: the write is over when `settle` returns. Admission, and settlement with a lease, are
-one transaction each (`store.reservations`). Write-ahead logging lets readers and the one writer
-go on side by side; with `synchronous = NORMAL` nothing waits for the disk but a checkpoint
-(https://www.sqlite.org/wal.html), and a killed process loses nothing that it acknowledged, for
-the pages are the kernel's by then.
+The ledger is one row per hour, key, provider, model and outcome, one UPSERT per request. Admission
+and settlement are one transaction each (`store.reservations`), which is over when the call returns.
+Write-ahead logging lets readers and the one writer go on side by side; with `synchronous = NORMAL`
+nothing waits for the disk but a checkpoint (https://www.sqlite.org/wal.html), and a killed process
+loses nothing that it acknowledged, for the pages are the kernel's by then.
 
 Waiting. SQLite itself never waits here, for it would stop the worker's event loop: a file that
 is busy is tried again after a cooperative sleep, until a deadline. Between the begin of a
@@ -23,6 +22,7 @@ neither stops the worker nor loses a request: what waits is written later, and u
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import secrets
@@ -47,12 +47,12 @@ from wrapper.store.limits import (
     nothing_used,
 )
 from wrapper.store.reservations import LEASE_SECONDS
-from wrapper.store.schema import SETTLE, Values, all_time_query, query, sums, values
+from wrapper.store.schema import all_time_query, query, sums
 from wrapper.store.waiting import Impossible, Waiting
 
-# How long a busy file is tried again, in seconds: a write takes microseconds, unless some other
-# program holds the file.
-BUSY_SECONDS = 0.5
+# How long a busy file is tried again, in seconds of sleep: a write takes microseconds, unless some
+# other program holds the file.
+BUSY_SECONDS = 1.0
 # How long admission fails at once after a failure, in seconds.
 DOWN_SECONDS = 1.0
 # How often the file is looked for, in seconds.
@@ -70,13 +70,17 @@ T = TypeVar("T")
 class Settlement(NamedTuple):
     """What `settle` writes: a row of the ledger, the end of a lease with its tokens, or both."""
 
-    bound: Values | None
+    entry: Entry | None
     lease: Lease | None
     tokens: int
 
+    def write(self, cursor: sqlite3.Cursor) -> None:
+        """Write it, inside of a transaction."""
+        reservations.settle(cursor, *self)
+
     def shed(self) -> Settlement | None:
         """What stays where the row is lost: the end of the lease."""
-        return None if self.lease is None else self._replace(bound=None)
+        return None if self.lease is None else self._replace(entry=None)
 
 
 class SqliteStore:
@@ -114,24 +118,30 @@ class SqliteStore:
             if lease.settled:
                 return
             lease.settled = True
-        bound = values(entry)
-        if lease is None or not lease.subjects:
-            if self._settled_at_once(bound):
-                return
-            self._settle(Settlement(bound, None, 0))
-        else:
-            self._settle(Settlement(bound, lease, true_tokens(entry, lease)))
+            if not lease.subjects:
+                lease = None
+        tokens = 0 if lease is None else true_tokens(entry, lease)
+        settlement = Settlement(entry, lease, tokens)
+        if not self._settled_at_once(settlement):
+            self._settle(settlement)
 
-    def _settled_at_once(self, bound: Values) -> bool:
+    def _settled_at_once(self, settlement: Settlement) -> bool:
         """The usual case: the file is open in this process, and no other one is writing to it."""
-        if self._pid != os.getpid() or self._cursor is None or self._waiting.has_items:
+        cursor = self._cursor
+        if cursor is None or self._pid != os.getpid() or self._waiting.has_items:
             return False
         if time.monotonic() >= self._look_at:
             return False  # it is time to look whether the file is still there
         try:
-            self._cursor.execute(SETTLE, bound)
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError):
-            return False  # nothing was written: the long way says what is wrong, or waits
+            cursor.execute("BEGIN IMMEDIATE")
+            reservations.settle(cursor, *settlement)
+            cursor.execute("COMMIT")
+        except BaseException as error:
+            if cursor.connection.in_transaction:
+                cursor.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error | OverflowError | UnicodeEncodeError):
+                return False  # nothing was written: the long way says what is wrong, or waits
+            raise
         return True
 
     def release(self, lease: Lease) -> None:
@@ -354,21 +364,11 @@ class SqliteStore:
             self._look()
 
     def _write(self, settlement: Settlement) -> None:
-        bound, lease, tokens = settlement
         try:
-            if lease is None:
-                self._try(lambda: self._here().execute(SETTLE, bound or ()))
-                return
-
-            def work(cursor: sqlite3.Cursor) -> None:
-                if bound is not None:
-                    cursor.execute(SETTLE, bound)
-                reservations.end(cursor, lease, tokens)
-
-            self._transact(work)
+            self._transact(settlement.write)
         except Impossible:
-            if lease is not None:
-                self._write(Settlement(None, lease, tokens))
+            if settlement.lease is not None:
+                self._write(settlement._replace(entry=None))
             raise
 
     def _try(self, work: Callable[[], T]) -> T:
@@ -382,13 +382,7 @@ class SqliteStore:
 
     def _transact(self, work: Callable[[sqlite3.Cursor], T]) -> T:
         """What `work` returns, in one transaction that is committed whole or not at all."""
-
-        def begin() -> sqlite3.Cursor:
-            cursor = self._here()
-            cursor.execute("BEGIN IMMEDIATE")
-            return cursor
-
-        cursor = self._try(begin)
+        cursor = self._begin()
         try:
             result = work(cursor)
             cursor.execute("COMMIT")
@@ -402,6 +396,12 @@ class SqliteStore:
                 raise sqlitefile.problem(self._path, error) from error
             raise
         return result
+
+    def _begin(self) -> sqlite3.Cursor:
+        if self._cursor is not None and self._pid == os.getpid():
+            with contextlib.suppress(sqlite3.Error):
+                return self._cursor.execute("BEGIN IMMEDIATE")
+        return self._try(lambda: self._here().execute("BEGIN IMMEDIATE"))
 
     def _look(self) -> None:
         try:

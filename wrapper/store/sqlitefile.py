@@ -34,21 +34,19 @@ T = TypeVar("T")
 def retry_while_busy(work: Callable[[], T], seconds: float) -> T:
     """What `work` returns. Where the file is busy, it is tried again after a cooperative sleep.
 
-    Raises sqlite3.OperationalError where it still is after `seconds`.
+    Raises sqlite3.OperationalError where it still is after sleeps of `seconds` in all. Why not by
+    the clock: on a machine that is overloaded or was stopped, time passes without a try.
     """
-    deadline = 0.0
+    slept = 0.0
     pause = _FIRST_PAUSE
     while True:
         try:
             return work()
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise
-            now = time.monotonic()
-            deadline = deadline or now + seconds
-            if now >= deadline:
+            if "locked" not in str(error) or slept >= seconds:
                 raise
         time.sleep(pause)
+        slept += pause
         pause = min(pause * 1.5, _LONGEST_PAUSE)
 
 
@@ -99,7 +97,6 @@ def _prepare(connection: sqlite3.Connection) -> int:
         connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    connection.create_function("window_count", 4, window.count, deterministic=True)
     connection.create_function("window_correct", 4, window.correct, deterministic=True)
     version = _version(connection)
     if version < SCHEMA_VERSION:

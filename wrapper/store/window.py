@@ -14,31 +14,30 @@ import struct
 
 SLOTS = 61
 
-_RING = struct.Struct(f"<{SLOTS}I{SLOTS}Q")
-_TOKENS = struct.Struct("<Q")
-_TOKENS_AT = SLOTS * 4  # behind the requests
-EMPTY = bytes(_RING.size)
+_REQUESTS = struct.Struct(f"<{SLOTS}I")
+_TOKENS = struct.Struct(f"<{SLOTS}Q")
+_REQUEST = struct.Struct("<I")
+_TOKEN = struct.Struct("<Q")
+_TOKENS_AT = _REQUESTS.size  # behind the requests
+EMPTY = bytes(_REQUESTS.size + _TOKENS.size)
 
 
 class Window:
-    """The buckets of one subject. `second` is the newest one."""
+    """The buckets of one subject. `second` is the newest one, `data` is the ring."""
 
-    __slots__ = ("_slots", "second")
+    __slots__ = ("data", "second")
 
     def __init__(self, second: int, data: bytes) -> None:
         self.second = second
-        self._slots = list(_RING.unpack(data))
-
-    def pack(self) -> bytes:
-        return _RING.pack(*self._slots)
+        self.data = bytearray(data)
 
     @property
     def requests(self) -> int:
-        return sum(self._slots[:SLOTS])
+        return sum(_REQUESTS.unpack_from(self.data))
 
     @property
     def tokens(self) -> int:
-        return sum(self._slots[SLOTS:])
+        return sum(_TOKENS.unpack_from(self.data, _TOKENS_AT))
 
     def advance(self, second: int) -> None:
         """Make `second` the newest: drop what is too old for it, or in its future."""
@@ -49,54 +48,55 @@ class Window:
         self.second = second
 
     def _drop(self, first: int, last: int) -> None:
-        slots = self._slots
         for second in range(first, last + 1):
-            slots[second % SLOTS] = slots[second % SLOTS + SLOTS] = 0
+            at = second % SLOTS
+            _REQUEST.pack_into(self.data, at * _REQUEST.size, 0)
+            _TOKEN.pack_into(self.data, _TOKENS_AT + at * _TOKEN.size, 0)
 
     def count(self, tokens: int) -> None:
         """One request more, in the newest bucket."""
-        at = self.second % SLOTS
-        self._slots[at] += 1
-        self._slots[at + SLOTS] += tokens
+        data, at = self.data, self.second % SLOTS
+        request, token = at * _REQUEST.size, _TOKENS_AT + at * _TOKEN.size
+        _REQUEST.pack_into(data, request, _REQUEST.unpack_from(data, request)[0] + 1)
+        if tokens:
+            _TOKEN.pack_into(data, token, _TOKEN.unpack_from(data, token)[0] + tokens)
 
     def frees_requests(self, count: int) -> int:
         """The second at which at least `count` of the requests no longer count."""
-        return self._frees(count, 0)
+        return self._frees(count, _REQUESTS.unpack_from(self.data))
 
     def frees_tokens(self, count: int) -> int:
         """The second at which at least `count` of the tokens no longer count."""
-        return self._frees(count, SLOTS)
+        return self._frees(count, _TOKENS.unpack_from(self.data, _TOKENS_AT))
 
-    def _frees(self, count: int, offset: int) -> int:
+    def _frees(self, count: int, buckets: tuple[int, ...]) -> int:
         for second in range(self.second - SLOTS + 1, self.second + 1):
-            count -= self._slots[second % SLOTS + offset]
+            count -= buckets[second % SLOTS]
             if count <= 0:
                 return second + SLOTS
         return self.second + SLOTS
 
     def empties(self) -> tuple[int, int]:
         """The seconds at which no request, and no token, counts any more."""
-        found = []
-        for offset in (0, SLOTS):
-            second = self.second
-            while second > self.second - SLOTS and not self._slots[second % SLOTS + offset]:
-                second -= 1
-            found.append(second + SLOTS)
-        return found[0], found[1]
+        data, at = self.data, self.second % SLOTS
+        requests = tokens = self.second + SLOTS
+        if not _REQUEST.unpack_from(data, at * _REQUEST.size)[0]:
+            requests = self._empties(_REQUESTS.unpack_from(data))
+        if not _TOKEN.unpack_from(data, _TOKENS_AT + at * _TOKEN.size)[0]:
+            tokens = self._empties(_TOKENS.unpack_from(data, _TOKENS_AT))
+        return requests, tokens
 
-
-def count(newest: int, data: bytes, second: int, tokens: int) -> bytes:
-    """A ring whose newest bucket was `newest`, with one request more in `second`."""
-    window = Window(newest, data)
-    window.advance(second)
-    window.count(tokens)
-    return window.pack()
+    def _empties(self, buckets: tuple[int, ...]) -> int:
+        second = self.second
+        while second > self.second - SLOTS and not buckets[second % SLOTS]:
+            second -= 1
+        return second + SLOTS
 
 
 def correct(newest: int, data: bytes, second: int, tokens: int) -> bytes:
     """A ring with `tokens`, which may be negative, added to `second` if that still counts."""
-    if not newest - SLOTS < second <= newest:
+    if not tokens or not newest - SLOTS < second <= newest:
         return data
-    at = _TOKENS_AT + second % SLOTS * _TOKENS.size
-    [old] = _TOKENS.unpack_from(data, at)
-    return data[:at] + _TOKENS.pack(max(0, old + tokens)) + data[at + _TOKENS.size :]
+    at = _TOKENS_AT + second % SLOTS * _TOKEN.size
+    [old] = _TOKEN.unpack_from(data, at)
+    return data[:at] + _TOKEN.pack(max(0, old + tokens)) + data[at + _TOKEN.size :]
