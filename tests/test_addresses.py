@@ -164,9 +164,11 @@ def test_a_providers_root_needs_a_key(app: App) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["/v1/responses", "/v1/realtime?model=m", "/responses", "/openai/v1/responses"]
+    "target", ["/v1/responses", "/v1/realtime?model=m", "/responses", "/groq/openai/v1/responses"]
 )
-def test_a_websocket_handshake_is_told_to_use_http(gateway: Gateway, target: str) -> None:
+def test_a_handshake_is_told_to_use_http_where_the_provider_takes_no_websockets(
+    gateway: Gateway, target: str
+) -> None:
     calls = {"api_key": "web-app", "outcome": "client_error"}
     before = gateway.metrics().value("api_key_requests_total", **calls)
     with raw.Connection(gateway.port) as connection:

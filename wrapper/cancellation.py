@@ -32,6 +32,7 @@ from typing import Any, Final, TypeVar
 
 import gevent
 from gevent import get_hub, getcurrent
+from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 CLIENT_GONE: Final = "client_gone"
@@ -152,6 +153,13 @@ class CancelScope:
             self._io = get_hub().loop.timer(UPLOAD_CHECK, UPLOAD_CHECK)
             self._io.start(self._check_connection)
 
+    def stop_watching(self) -> None:
+        """Whoever reads from the client now notices their leaving."""
+        if self._io is not None:
+            self._io.stop()
+            self._io.close()
+            self._io = None
+
     def set_deadline(self, seconds: float) -> None:
         """Waits end `seconds` from now at the latest.
 
@@ -259,6 +267,42 @@ def within(seconds: float) -> Iterator[None]:
     finally:
         timer.stop()
         timer.close()
+
+
+class Beside:
+    """Work in greenlets beside the request's own, which ends with the block at the latest."""
+
+    def __init__(self, *works: Callable[[], None]) -> None:
+        self._works = works
+        self._greenlets: list[Any] = []
+        self._noticed: Any = Event()
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Beside:
+        self._greenlets = [gevent.spawn(self._run, work) for work in self._works]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        gevent.killall(self._greenlets)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001  # the loop would print it; `wait` raises it
+            self.error = self.error or error
+
+    def notice(self) -> None:
+        """End a `wait` that is not for all of them."""
+        self._noticed.set()
+
+    def wait(self, seconds: float, *, for_all: bool = False) -> None:
+        """Until one of them, or all, have ended, at most `seconds`. Raises what one of them did."""
+        if for_all:
+            gevent.wait(self._greenlets, timeout=seconds)
+        else:
+            gevent.wait([*self._greenlets, self._noticed], timeout=seconds, count=1)
+        if self.error is not None:
+            raise self.error
 
 
 class _Turn:

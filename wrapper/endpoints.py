@@ -64,6 +64,8 @@ class Endpoint:
     shows: str | None = None
     # The kind of object that is created and then lives at the provider that created it.
     creates: str | None = None
+    # A WebSocket: what passes over it is metered event by event.
+    socket: bool = False
 
     @property
     def usage(self) -> str:
@@ -198,6 +200,14 @@ ENDPOINTS: Final = (
     Endpoint("/api/create", surface="ollama"),
 )
 
+SOCKETS: Final = (
+    # Its events name no other model than the query does.
+    Endpoint("/realtime", method="GET", default_model=True, socket=True),
+    # Each `response.create` names its model.
+    Endpoint("/responses", method="GET", socket=True),
+)
+"""What is relayed as a WebSocket; a handshake on any other path is refused."""
+
 FIRST_SEGMENTS: Final = frozenset(
     [
         *("assistants", "audio", "batches", "chat", "chatkit", "completions", "containers"),
@@ -269,9 +279,19 @@ def find_endpoint(method: str, target: str) -> Endpoint:
     return next((endpoint for endpoint, matches in _MATCHERS if matches(path)), OTHER)
 
 
+@lru_cache(maxsize=64)
+def find_socket(target: str) -> Endpoint | None:
+    """The row for a WebSocket handshake; `target` is its raw path."""
+    path = _PARAMETERS.sub("", unquote(target)).rstrip("/").lower()
+    return next((socket for socket in SOCKETS if path.endswith(socket.path)), None)
+
+
 def endpoint_table() -> str:
     """The table of docs/usage.md, in Markdown; a test holds the two together."""
     lines = ["| POST to a path that ends with | usage |", "| --- | --- |"]
     lines += [f"| `{endpoint.path}` | {endpoint.usage} |" for endpoint in ENDPOINTS]
     lines.append(f"| any other | {OTHER.usage} |")
+    lines += [
+        f"| WebSocket `{socket.path}` | metered, each response by itself |" for socket in SOCKETS
+    ]
     return "\n".join(lines)

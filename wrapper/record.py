@@ -12,6 +12,7 @@ method each, and the first one that says an outcome wins::
 
     refused     the gateway responded with an error of its own
     aborted     the client closed the connection
+    cut_off     the gateway ended it: a limit has no room for more
     drained     the worker stopped before the response was complete
     failed      the provider failed after its response had begun
     completed   nothing more is relayed: the response was, to its end, or the client has gone
@@ -38,6 +39,7 @@ DRAINED: Final = "drained"
 NO_KEY: Final = "none"
 NO_MODEL: Final = "none"
 UNMATCHED: Final = "(unmatched)"
+WEBSOCKET: Final = "WEBSOCKET"  # the method of a response that came over one
 MAX_NAME: Final = 256  # characters of a model's name that are kept; a client may send megabytes
 
 # What a gateway error means for the outcome; other 4xx are the client's mistake.
@@ -140,6 +142,11 @@ class RequestRecord:
     def unanswered(self) -> None:
         """The request was sent and given up before its response."""
         self.bounded = ABORTED
+
+    def cut_off(self, code: str) -> None:
+        """The gateway ended what had begun: a limit of the caller's has no room for more."""
+        self.error_code = code
+        self._end(REJECTED)
 
     def failed(self, reason: str) -> None:
         """The provider failed after its response had begun."""

@@ -56,6 +56,7 @@ ROOMS = {
     "dotenv": {"config"},
     "sqlite3": {"store"},
     "redis": {"store"},
+    "wsproto": {"formats", APART},
     "tomlkit": {"config"},
     "yaml": {"blueprints", "cli"},
 }

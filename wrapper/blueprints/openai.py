@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from wrapper.proxy import admit, authenticate, begin, forward, read_request, resolve, stream
+from wrapper.proxy import admit, authenticate, begin, forward, read_request, relay, resolve, stream
 from wrapper.runtime import RequestContext
 
 bp = Blueprint("openai", __name__)
@@ -31,4 +31,7 @@ def _relay(context: RequestContext, path: str | None = None) -> Response:
     request = read_request(context, principal, routed=True)
     attempts = resolve(context, principal, request, path=path)
     attempts = admit(context, principal, request, attempts)
-    return stream(context, request, forward(context, request, attempts))
+    forwarded = forward(context, request, attempts)
+    if forwarded.response.status == 101:
+        return relay(context, principal, request, forwarded, routed=True, path=path)
+    return stream(context, request, forwarded)

@@ -15,6 +15,7 @@ from wrapper.proxy import (
     begin,
     forward,
     read_request,
+    relay,
     resolve_provider,
     stream,
 )
@@ -39,7 +40,10 @@ def passthrough(provider: str, rest: str = "") -> Response:
     request = read_request(context, principal, routed=False)
     attempts = resolve_provider(context, principal, request, provider)
     attempts = admit(context, principal, request, attempts)
-    return stream(context, request, forward(context, request, attempts))
+    forwarded = forward(context, request, attempts)
+    if forwarded.response.status == 101:
+        return relay(context, principal, request, forwarded, routed=False)
+    return stream(context, request, forwarded)
 
 
 def _unknown() -> errors.GatewayError:

@@ -70,11 +70,15 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
     client_credentials = table.flag("client_credentials", False)
     max_connections = table.whole("max_connections", MAX_IN_FLIGHT, high=100_000)
     ca_file, ca_pem = _ca_file(table, secrets.base)
-    reports = "sent" if name == "groq" or "api.groq.com" in (base_url or "") else "ask"
+    is_groq = name == "groq" or "api.groq.com" in (base_url or "")
     stream_usage = table.text(
-        "stream_usage", reports, pattern=_STREAM_USAGE, wanted='"ask" or "sent"'
+        "stream_usage",
+        "sent" if is_groq else "ask",
+        pattern=_STREAM_USAGE,
+        wanted='"ask" or "sent"',
     )
     on_abort = table.choice("on_abort", "cancel", ("cancel", "drain"))
+    websockets = table.flag("websockets", not is_groq)
     limits = read_limits(table)
     check_period(table, limits)
     default_output_tokens = table.whole("default_output_tokens", None, high=MAX_OUTPUT_TOKENS)
@@ -95,6 +99,7 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
         ca_pem=ca_pem,
         stream_usage=stream_usage,
         on_abort=on_abort,
+        websockets=websockets,
         default_output_tokens=default_output_tokens,
         **timeouts,
         **limits,

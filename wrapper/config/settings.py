@@ -77,10 +77,10 @@ class Provider:
     `ca_file`: with another content this is another provider. `auth` is how the credential is sent:
     `bearer`, or the name of the header that has it. `stream_usage` says when a chat stream
     reports its usage: `ask` on request (OpenAI's `stream_options.include_usage`), `sent` always
-    (Groq). `keepalive` is how long an idle connection may serve again. The limits hold for the
-    whole account. `default_output_tokens` overrides that of the server. When a client leaves, the
-    request is cancelled, or (`on_abort`: "drain") its response read on for its usage, for at most
-    `drain_timeout` seconds.
+    (Groq). `websockets` says whether handshakes are sent to it. `keepalive` is how long an idle
+    connection may serve again. The limits hold for the whole account. `default_output_tokens`
+    overrides that of the server. When a client leaves, the request is cancelled, or (`on_abort`:
+    "drain") its response read on for its usage, for at most `drain_timeout` seconds.
     """
 
     name: str
@@ -100,6 +100,7 @@ class Provider:
     ca_file: Path | None = None
     ca_pem: str | None = field(default=None, repr=False)
     stream_usage: str = "ask"
+    websockets: bool = True
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_concurrent: int | None = None

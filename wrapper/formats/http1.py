@@ -160,12 +160,15 @@ class Connection:
         except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             pass
 
-    def read_head(self, method: str, timeout: float) -> Head:
-        """The final response's head; interim ones (RFC 9110 section 15.2) are passed over."""
+    def read_head(self, method: str, timeout: float, *, upgrade: bool = False) -> Head:
+        """The final response's head; interim ones (RFC 9110 section 15.2) are passed over.
+
+        A 101 is final where the request asked for an `upgrade`.
+        """
         self.sock.settimeout(timeout)
         for _ in range(MAX_INTERIM):
             head = parse_head(self._until_blank_line(), method)
-            if head.status >= 200:
+            if head.status >= 200 or (upgrade and head.status == 101):
                 return head
             if head.status == 101:
                 raise ProtocolError("an upgrade that was not requested")
@@ -198,6 +201,11 @@ class Connection:
         self.reusable = body.keep_alive and not self._ahead
         if self.reusable:
             self.idle_since = clock()
+
+    def half_close(self) -> None:
+        """Nothing more is sent; the peer may still send. TLS has no such state."""
+        if not isinstance(self.sock, ssl.SSLSocket):
+            self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         self.reusable = False

@@ -9,6 +9,8 @@
     forward          failover over the attempts                  forward, failover_and_retry,
                                                                  beginning
     stream           bytes down, usage read beside them          response, objects
+    relay            in place of `stream`, a WebSocket: bytes    handshake, websocket,
+                     both ways, usage read beside them           socket_messages, socket_usage
     finalize         price → ledger → metrics → log, once        finalize
 
 `finalize` is called by no handler: it runs when the response is closed (`app`).
@@ -23,9 +25,11 @@ from __future__ import annotations
 from wrapper.auth import Credential, Principal
 from wrapper.proxy.admit import admit
 from wrapper.proxy.forward import forward
+from wrapper.proxy.handshake import authorization_of
 from wrapper.proxy.request import read_request
 from wrapper.proxy.response import stream
 from wrapper.proxy.targets import resolve, resolve_provider
+from wrapper.proxy.websocket import relay
 from wrapper.runtime import RequestContext, request_context
 
 __all__ = [
@@ -34,6 +38,7 @@ __all__ = [
     "begin",
     "forward",
     "read_request",
+    "relay",
     "resolve",
     "resolve_provider",
     "stream",
@@ -57,6 +62,8 @@ def authenticate(context: RequestContext, *, provider: str | None = None) -> Pri
     snapshot, environ = context.snapshot, context.environ
     settings = None if provider is None else snapshot.upstreams[provider].provider
     authorization = environ.get("HTTP_AUTHORIZATION")
+    if authorization is None and "HTTP_SEC_WEBSOCKET_PROTOCOL" in environ:
+        authorization = authorization_of(environ["HTTP_SEC_WEBSOCKET_PROTOCOL"])
     if settings is None or settings.auth == "bearer":
         principal = snapshot.keyring.authenticate(
             authorization, client_credentials=settings is not None and settings.client_credentials

@@ -24,7 +24,7 @@ from wrapper.proxy.batches import BATCH, demand_of_batch
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.runtime import RequestContext
-from wrapper.store import Demand, Refused, Standing, StoreError
+from wrapper.store import Demand, Lease, Refused, Standing, StoreError
 from wrapper.upstream import Upstream
 
 _OF_REQUESTS, _OF_TOKENS = (
@@ -187,6 +187,24 @@ def _lasts(refusal: Refused) -> float:
 
 def _code(reason: str) -> str:
     return "insufficient_quota" if reason == "budget" else "rate_limit_exceeded"
+
+
+def dry_run_codes(lease: Lease) -> list[str]:
+    """The codes of the refusals that were not enforced."""
+    return [_code(violation.reason) for violation in lease.dry_run]
+
+
+def check_prices(
+    context: RequestContext,
+    principal: Principal,
+    request: ProxyRequest,
+    attempts: list[UpstreamAttempt],
+) -> None:
+    """Raises ModelNotPriced where the key's budget could not count what the request costs."""
+    key = principal.key
+    limits = None if key is None else context.snapshot.limits.for_key(key.name)
+    if limits is not None and limits.has_budget and key is not None and key.unpriced == "refuse":
+        _demand(context, request, attempts, limits)
 
 
 def _demand(

@@ -17,6 +17,7 @@ from wrapper.proxy.admit import move
 from wrapper.proxy.beginning import Beginning
 from wrapper.proxy.body import RequestBody
 from wrapper.proxy.failover_and_retry import may_fail_over, refuses_stream_options
+from wrapper.proxy.handshake import handshake_up
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.record import is_provider_failure
@@ -87,6 +88,8 @@ def _attempt(
 ) -> Forwarded:
     record, provider = context.record, attempt.upstream.provider
     record.attempted(provider.name, attempt.model)
+    if request.endpoint.socket:
+        headers = {**headers, **handshake_up(context.environ)}
     # A body that is streamed through waits for its client: that is not the provider's time.
     content = record.content
     began = clock() - (content.waited if content else 0.0)

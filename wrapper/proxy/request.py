@@ -29,7 +29,7 @@ from wrapper.formats.media import is_json, media_type
 from wrapper.formats.multipart import FieldFinder, FileFinder
 from wrapper.metering import set_include_usage
 from wrapper.metering.bounds import OUTPUT_FIELDS
-from wrapper.proxy import timeouts
+from wrapper.proxy import handshake, timeouts
 from wrapper.proxy.batch_input import BatchInput, BatchLines
 from wrapper.proxy.body import (
     PIECE,
@@ -194,10 +194,12 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     if principal.credential is not None:
         _take_newcomers_place(context, principal.credential)
     scope.open()
-    if "HTTP_UPGRADE" in environ or "HTTP_SEC_WEBSOCKET_KEY" in environ:
-        _refuse_websocket(environ)
     _refuse_ambiguous_head(environ)
     length = content_length(environ)
+    if "HTTP_UPGRADE" in environ or "HTTP_SEC_WEBSOCKET_KEY" in environ:
+        socket = handshake.asked_for(environ, context.target[0])
+        if socket is not None:
+            return _socket_request(context, socket, length)
     timeouts.arm_request_body(scope, environ.get("gunicorn.socket"), length, server)
     try:
         with scope:
@@ -212,6 +214,16 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     context.record.output_fields, context.record.media = request.output_fields, request.media
     context.record.input_only = request.endpoint.input_only
     return request
+
+
+def _socket_request(context: RequestContext, socket: Endpoint, length: int | None) -> ProxyRequest:
+    """A handshake: it names its model in the query, and has no body."""
+    if length != 0:
+        raise errors.BadRequest("A WebSocket handshake has no body.")
+    target, query = context.target
+    model = handshake.model_of(query)
+    context.record.model = (model or "")[:MAX_NAME]
+    return ProxyRequest("GET", target, query, socket, model=model)
 
 
 def _take_newcomers_place(context: RequestContext, credential: Credential) -> None:
@@ -247,7 +259,7 @@ def _read_body(
         content = context.record.content = RequestBody(environ, length, server.max_body_bytes)
         counted = length is None or length > SMALL
         memory = _memory(context, principal) if counted else None
-        return _read_json(request, content.read_all(memory), kind)
+        return read_json(request, content.read_all(memory), kind)
     # A budget can only be kept where the model, and so the price, is known before it is sent.
     budget = context.snapshot.limits.has_budget(principal.name) and request.endpoint.metered
     spooled = is_form and (routed or principal.is_restricted or budget)
@@ -282,7 +294,7 @@ def _part(context: RequestContext) -> int:
     return UNAUTHENTICATED_PART if is_newcomer else HOLDERS_PART
 
 
-def _read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRequest:
+def read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyRequest:
     """Take the body as a JSON object and read `model` and `stream` from it; it may be empty."""
     charset = _CHARSET.search(content_type)
     if charset and charset[1] not in ("utf-8", "utf8", "us-ascii", "ascii"):
@@ -373,19 +385,6 @@ def _refuse_ambiguous_head(environ: Mapping[str, Any]) -> None:
     for name in _METHOD_OVERRIDES:
         if environ.get(name, method).strip().upper() != method:
             raise errors.BadRequest("The request names two methods: send the one you mean.")
-
-
-def _refuse_websocket(environ: Mapping[str, Any]) -> None:
-    """Refuse a WebSocket handshake (RFC 6455 section 4.1) with the status that makes clients which
-    can do without one go on over HTTP. Any other Upgrade is ignored (RFC 9110 section 7.8).
-
-    A proxy in front may have removed the hop-by-hop headers; the handshake's own are left then.
-    """
-    upgrade = environ.get("HTTP_UPGRADE", "").lower().replace(",", " ").split()
-    connection = environ.get("HTTP_CONNECTION", "").lower().replace(",", " ").split()
-    asked = "websocket" in upgrade and "upgrade" in connection
-    if environ["REQUEST_METHOD"] == "GET" and (asked or "HTTP_SEC_WEBSOCKET_KEY" in environ):
-        raise errors.UpgradeRequired("WebSockets are not relayed here: use HTTP.")
 
 
 def _wrong_field(problem: str) -> errors.GatewayError:

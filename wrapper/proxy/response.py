@@ -120,7 +120,7 @@ class StreamedResponse(Response):
     it closes the body and then does what `call_on_close` was asked for.
     """
 
-    def __init__(self, body: StreamingBody, status: str, headers: Headers) -> None:
+    def __init__(self, body: Iterator[bytes], status: str, headers: Headers) -> None:
         super().__init__(body, status, direct_passthrough=True)
         self.headers = headers
         self._body = body

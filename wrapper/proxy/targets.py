@@ -7,6 +7,7 @@ from typing import NamedTuple
 from wrapper import errors
 from wrapper.auth import Credential, Principal
 from wrapper.proxy.batches import BATCH, check_batch
+from wrapper.proxy.handshake import with_query_model
 from wrapper.proxy.model_access import check_endpoint, requested_model
 from wrapper.proxy.model_names import with_model
 from wrapper.proxy.objects import targets_of_object
@@ -58,7 +59,7 @@ def resolve(
     if request.endpoint.creates == BATCH:
         check_batch(context, principal, request, attempts[0].upstream)
         return attempts[:1]  # no other provider has the file
-    return attempts
+    return _with_sockets(attempts) if request.endpoint.socket else attempts
 
 
 def resolve_provider(
@@ -73,7 +74,17 @@ def resolve_provider(
     attempt = _attempt_at(context, request, upstream, path, model, credential=credential)
     if request.endpoint.creates == BATCH:
         check_batch(context, principal, request, attempt.upstream)
-    return [attempt]
+    return _with_sockets([attempt]) if request.endpoint.socket else [attempt]
+
+
+def _with_sockets(attempts: list[UpstreamAttempt]) -> list[UpstreamAttempt]:
+    """Those at providers that take WebSockets. Raises UpgradeRequired where there is none."""
+    found = [attempt for attempt in attempts if attempt.upstream.provider.websockets]
+    if not found:
+        raise errors.UpgradeRequired(
+            f"Provider {attempts[0].upstream.provider.name!r} takes no WebSockets: use HTTP."
+        )
+    return found
 
 
 def _attempt_at(
@@ -94,7 +105,10 @@ def _attempt_at(
         and upstream.provider.stream_usage == "ask"
         and settings.server.metering
     )
-    return UpstreamAttempt(upstream, path + request.query, model, rename, credential, ask_usage)
+    query = request.query
+    if rename and request.endpoint.socket:
+        query = with_query_model(query, model)
+    return UpstreamAttempt(upstream, path + query, model, rename, credential, ask_usage)
 
 
 def below_first_segment(target: str) -> str:

@@ -112,6 +112,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         req.body.force_close = req.force_close  # the application closes the connection with it
+        req.body.take_buffered = req.unreader.take_buffered  # what follows a handshake
         server = self._runtime.snapshot.settings.server
         if server.root_path:
             strip_root(req, server.root_path)

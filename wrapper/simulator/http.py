@@ -97,6 +97,11 @@ class Connection:
             raise BadRequest("Content-Length is not a number")
         yield from self._exactly(int(declared))
 
+    def rest(self) -> bytes:
+        """What was received behind the last request."""
+        rest, self._buffer = self._buffer, b""
+        return rest
+
     def _exactly(self, left: int) -> Iterator[bytes]:
         count = 0
         while left:

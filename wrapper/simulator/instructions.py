@@ -77,6 +77,9 @@ Instructions (x-sim)
   close-on-receipt[=kept]  closed once the request has been read (kept: only if the
                    connection has served another one before)
   early-413        413 and closed, before the body is read
+  close-code=N     a WebSocket is closed with this code after a response; on one, stall=N and
+                   cut=N (without a Close frame) count the events of a response
+  wrong-accept     the 101 of a WebSocket accepts another handshake
 """
 
 _FRAMINGS = (
@@ -148,6 +151,8 @@ class Instructions:
     cut: int | None = None
     close_on_receipt: str | None = None
     early_413: bool = False
+    close_code: int | None = None
+    wrong_accept: bool = False
 
 
 def _count(value: str) -> int:

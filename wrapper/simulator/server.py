@@ -35,6 +35,7 @@ from wrapper.simulator.instructions import BadInstruction, Instructions, parse, 
 from wrapper.simulator.ledger import Ledger, Record, control
 from wrapper.simulator.response import ApiError, Response, apply, error_body, json_response
 from wrapper.simulator.sending import Broken, Sender
+from wrapper.simulator.sockets import Session, accepted, asks_for_socket
 
 _BACKLOG = 4096
 _ACCEPTED_AT_ONCE = 1000
@@ -109,12 +110,44 @@ class Handler:
         found = find(self._request.method, self._request.path)
         self._record.endpoint = found.endpoint
         call = self._read(found)
+        if asks_for_socket(self._request):
+            return self._open_socket(found, call)
         if response is None:
             try:
                 response = self._response(found, call)
             except (ApiError, BadInstruction) as problem:
                 response = _error(problem)
         return self._send(response)
+
+    def _open_socket(self, found: Match, call: Call) -> bool:
+        """Serve a WebSocket to its end, unless it is to be refused."""
+        record, wanted = self._record, self._instructions
+        record.endpoint = self._request.path.rstrip("/").rpartition("/")[2]
+        record.model, in_model = split_model(self._request.query.get("model", ""))
+        self._request.query["model"] = record.model
+        if in_model:
+            wanted = self._instructions = parse(
+                self._provider.instructions, in_model, self._request.header("x-sim")
+            )
+        try:
+            self._check_key(found)
+        except ApiError as problem:
+            return self._send(_error(problem))
+        if wanted.status is not None:
+            return self._send(Response())
+        if wanted.stall_before:
+            self._client.stall()
+        self._client.done()
+        self._client.send(accepted(self._request, f"req_{record.id}", wrong=wanted.wrong_accept))
+        record.status = 101
+        sock, pace = self._connection.sock, self._provider.pace
+        session = Session(sock, record, self._provider.ledger, pace, wanted, call)
+        outcome = session.run(self._connection.rest())
+        if outcome == "aborted":
+            raise ClientGone
+        if outcome == "broken":
+            raise Broken
+        return False
 
     def _read(self, found: Match) -> Call:
         """Read the body. It is kept only where the response needs it as a whole."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from wrapper import __version__
 from wrapper.auth import CLIENT
 from wrapper.metering.bounds import Bounds
-from wrapper.record import NO_KEY, NO_MODEL, REJECTED, UNMATCHED, RequestRecord
+from wrapper.record import NO_KEY, NO_MODEL, REJECTED, UNMATCHED, WEBSOCKET, RequestRecord
 from wrapper.store import Sums
 from wrapper.telemetry import instruments as metrics
 from wrapper.telemetry.exposition import (
@@ -48,6 +48,7 @@ __all__ = [
 # whatever order the workers' values are added.
 STEPS = 2**20
 MAX_SHUTDOWNS = 300  # of one provider; OpenAI names some ninety
+_USING = frozenset(("POST", WEBSOCKET))  # methods of requests that may use something
 
 
 class Telemetry:
@@ -145,7 +146,7 @@ class Telemetry:
         name = record.model
         if not name:
             return NO_MODEL
-        if record.relayed and record.method == "POST" and 200 <= record.status < 300:
+        if record.relayed and record.method in _USING and 200 <= record.status < 300:
             return name
         if record.api_key == CLIENT:  # unauthenticated until the provider accepts its key
             return OTHER

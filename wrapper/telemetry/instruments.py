@@ -15,6 +15,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram, Summary
 from prometheus_client.mmap_dict import mmap_key
 
+from wrapper.record import WEBSOCKET
 from wrapper.telemetry import mapped as mapped  # before the first metric is made
 
 
@@ -61,7 +62,10 @@ def add(summary: Any, count: float, total: float) -> None:
 
 
 METHODS = frozenset(
-    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
+    [
+        *("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"),
+        WEBSOCKET,  # a response over a WebSocket
+    ]
 )
 OTHER = "other"
 # By method and path, which are few.

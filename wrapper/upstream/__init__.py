@@ -17,7 +17,7 @@ from wrapper import errors
 from wrapper.auth import AUTHORIZATION, Credential
 from wrapper.cancellation import Interrupted, within, yield_if_due
 from wrapper.config import Provider
-from wrapper.formats.http1 import Body, Head
+from wrapper.formats.http1 import Body, Connection, Head
 from wrapper.formats.media import content_coding, media_type
 from wrapper.metering.decoding import decoder_for
 from wrapper.upstream.adapter import BODY_ERRORS, ProviderAdapter, reading_failed
@@ -96,9 +96,14 @@ class UpstreamResponse:
         except BaseException:
             self.close()
             raise
-        if self.body.complete:
+        if self.body.complete and self.status != 101:
             self.close()
         return data
+
+    @property
+    def connection(self) -> Connection:
+        """That of a 101: what follows its head is the other protocol's."""
+        return self.body.connection
 
     def close(self) -> None:
         """Cut a response short, or give back the connection of a complete one. Safe to repeat."""

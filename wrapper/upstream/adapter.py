@@ -111,6 +111,9 @@ class ProviderAdapter(BaseAdapter):
         It is sent once, and again on a new connection only where a kept one turns out to be dead
         and the provider has executed nothing of it, or where the request only reads.
 
+        A request with `Upgrade` goes out on a connection of its own; after a 101 that is the
+        caller's, until it is given back.
+
         Raises PoolFull, ConnectTimeout, SSLError or ConnectionError with nothing sent, and
         ReadTimeout or ChunkedEncodingError when something may have been.
         """
@@ -119,12 +122,13 @@ class ProviderAdapter(BaseAdapter):
             text += f"{name}: {value}\r\n"
         head = f"{text}\r\n".encode("latin-1")
         outgoing = _chunks(body) if "Transfer-Encoding" in headers else body
-        kept = True
+        upgrade = "Upgrade" in headers
+        kept = not upgrade
         while True:
             connection = self._checkout(connect_timeout, kept=kept)
             try:
                 connection.send(head, outgoing, read_timeout)
-                response = connection.read_head(method, read_timeout)
+                response = connection.read_head(method, read_timeout, upgrade=upgrade)
                 return response, connection.body(response)
             except TimeoutError as error:
                 self.release(connection)
