@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import zlib
@@ -12,11 +13,12 @@ import pytest
 
 from harness import chat, raw
 from harness.poll import eventually
+from harness.processes import ReservedPort
+from harness.simulator import Simulator
 
 if TYPE_CHECKING:
-    from harness.gateway import Gateway
+    from harness.gateway import Gateway, GatewayFactory
     from harness.raw import Answer
-    from harness.simulator import Simulator
 
 both_ways = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
@@ -278,6 +280,47 @@ def test_a_connection_that_the_provider_closed_while_idle_costs_no_call(
     before = simulator.stats()["connections"]
     eventually(lambda: simulator.stats()["connections"] < before, what="the idle one's end")
     assert chat.call(impatient_gateway, model="quick").status == 200
+
+
+@both_ways
+def test_a_provider_that_restarts_costs_no_call_that_comes_after(
+    gateway_factory: GatewayFactory, stream: bool
+) -> None:
+    reserved = ReservedPort()
+    try:
+        config = f"""\
+[providers.restarting]
+base_url = "http://127.0.0.1:{reserved.number}/v1"
+
+[[routes]]
+model = "*"
+targets = ["restarting"]
+"""
+        gateway = gateway_factory(config)
+        for _ in range(3):
+            with Simulator(port=reserved.number) as restarted:
+                for _ in range(2):  # on connections that the last one closed, then on kept ones
+                    statuses = calls_at_once(gateway, "events=4; gap=0.02", stream)
+                    assert statuses == [200] * 4
+                seen = restarted.requests()
+                assert len(seen) == 8, "nothing was sent twice"
+                assert any(request["nth_on_connection"] for request in seen), "none was kept"
+    finally:
+        reserved.release()
+
+
+def calls_at_once(gateway: Gateway, orders: str, stream: bool) -> list[int]:
+    with contextlib.ExitStack() as held:
+        begun = [
+            held.enter_context(
+                contextlib.closing(chat.begin(gateway, orders=orders, stream=stream, deadline=30))
+            )
+            for _ in range(4)
+        ]
+        answers = [connection.read() for connection in begun]
+    gateway.idle()  # its connections to the provider are free again
+    assert all(answer.clean_end for answer in answers)
+    return [answer.status for answer in answers]
 
 
 # --- in the middle of the answer ---------------------------------------------------------------

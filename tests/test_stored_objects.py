@@ -17,6 +17,7 @@ from harness.raw import response
 if TYPE_CHECKING:
     from harness.app import App, AppFactory
     from harness.raw import Answer, Scripted
+    from harness.redisserver import RedisServer
 
 JSON = "Content-Type: application/json"
 EVENTS = "Content-Type: text/event-stream"
@@ -46,11 +47,11 @@ targets = ["b"]
 class Two:
     """A gateway before two providers; requests without a model go to `b`."""
 
-    def __init__(self, app_factory: AppFactory, held: ExitStack) -> None:
+    def __init__(self, app_factory: AppFactory, held: ExitStack, env: dict[str, str]) -> None:
         self.sent = response(b"{}", JSON)
         self.a: Scripted = held.enter_context(raw.scripted(lambda _: self.sent))
         self.b: Scripted = held.enter_context(raw.scripted(lambda _: self.sent))
-        self.app: App = app_factory(CONFIG.format(a=self.a.url, b=self.b.url))
+        self.app: App = app_factory(CONFIG.format(a=self.a.url, b=self.b.url), env=env)
 
     def call(self, method: str, path: str, body: Any = None, key: str = "") -> Answer:
         content = b"" if body is None else json.dumps(body).encode()
@@ -67,10 +68,15 @@ class Two:
         return self.call(method, path, body).header("x-wrapper-provider")
 
 
-@pytest.fixture
-def two(app_factory: AppFactory) -> Iterator[Two]:
+@pytest.fixture(params=["sqlite", "redis"])
+def two(request: pytest.FixtureRequest, app_factory: AppFactory) -> Iterator[Two]:
+    env = {}
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        server.command("FLUSHALL")
+        env = {"WRAPPER_STORE": server.url}
     with ExitStack() as held:
-        yield Two(app_factory, held)
+        yield Two(app_factory, held, env)
 
 
 def whole(object_id: str, **fields: Any) -> bytes:

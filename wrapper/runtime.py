@@ -23,7 +23,7 @@ from wrapper.config import Settings, prices_path
 from wrapper.metering.pricing import Prices
 from wrapper.record import RequestRecord
 from wrapper.routing import Routes
-from wrapper.store import Deferred, Lease, StoreError, UsageStore, beside
+from wrapper.store import Deferred, Lease, StoreError, UsageStore, object_table
 from wrapper.store.objects import ObjectPlaces
 from wrapper.telemetry import Telemetry
 from wrapper.upstream import Upstream
@@ -55,7 +55,7 @@ class Runtime:
     ) -> None:
         self.store = store
         self.admission = Admission(store)
-        self.objects = ObjectPlaces(beside(settings.store, "-objects"))
+        self.objects = ObjectPlaces(object_table(settings.store, store))
         self.telemetry = telemetry
         self.scopes = Scopes()
         self.capacity = Capacity()

@@ -24,6 +24,7 @@ from wrapper.store.limits import (
     Subject,
     Violation,
 )
+from wrapper.store.objects import Table, TableFile
 from wrapper.store.sqlite import SqliteStore
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Violation",
     "beside",
     "is_shared",
+    "object_table",
     "open_store",
 ]
 
@@ -66,6 +68,14 @@ def open_store(url: str) -> UsageStore:
         f"WRAPPER_STORE: {url.partition(':')[0] or 'nothing'} is not supported;"
         " use sqlite:///data/usage.db or redis://host:6379/0"
     )
+
+
+def object_table(url: str, store: UsageStore) -> Table | None:
+    """Where the places of stored objects are kept: in Redis, or in a file beside the store."""
+    if is_redis(url):
+        return store if isinstance(store, Table) else None
+    path = beside(url, "-objects")
+    return None if path is None else TableFile(path)
 
 
 def is_shared(url: str) -> bool:

@@ -1,11 +1,12 @@
 """Where stored objects live: a small table from an object's id to the provider that created it.
 
-A file beside the ledger, shared by the workers of one host: buckets of a few fixed-size records,
-chosen by the id's hash. A new object takes the place of the oldest in its bucket, of a stored
-response before a file or a batch, so the file never grows beyond 8 MiB (about 262,000 objects).
+The table is buckets of a few fixed-size records, chosen by the id's hash: in a file beside the
+ledger that the workers of one host share, or in Redis as one string. A new object takes the place
+of the oldest in its bucket, of a stored response before a file or a batch, so the table never grows
+beyond 8 MiB (about 262,000 objects).
 
-Invariant: it is a hint and never a condition. Whatever fails here (no file, a full disk, a record
-that was overwritten), a request goes where it would go without the table.
+Invariant: it is a hint and never a condition. Whatever fails here (no table, a full disk, Redis
+that is away, a record that was overwritten), a request goes where it would go without the table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import struct
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
+
+from wrapper.store.base import StoreError
 
 BUCKETS: Final = 65536
 WAYS: Final = 4  # records of a bucket
@@ -30,59 +33,90 @@ _SHORT_LIVED: Final = {"response": 30 * 86400.0}
 log = logging.getLogger("wrapper")
 
 
-class ObjectPlaces:
-    """The table in the file `path`; None where there is none, as beside a store in Redis."""
+@runtime_checkable
+class Table(Protocol):
+    """Bytes by their place; those that were never written are zeros or missing at the end.
 
-    def __init__(self, path: Path | None) -> None:
+    Both methods may raise OSError or StoreError.
+    """
+
+    def read(self, offset: int, size: int) -> bytes: ...
+
+    def write(self, offset: int, data: bytes) -> None: ...
+
+    def close(self) -> None:
+        """Give back what is open; the next use opens it again."""
+
+
+class TableFile:
+    """The table in a file, which the first write creates."""
+
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
+
+    def read(self, offset: int, size: int) -> bytes:
+        try:
+            return os.pread(self._open(os.O_RDWR), size, offset)
+        except FileNotFoundError:
+            return b""
+
+    def write(self, offset: int, data: bytes) -> None:
+        os.pwrite(self._open(os.O_RDWR | os.O_CREAT), data, offset)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
+
+    def _open(self, flags: int) -> int:
+        if self._file is None:
+            self._file = os.open(self._path, flags | os.O_CLOEXEC, 0o600)
+        return self._file
+
+
+class ObjectPlaces:
+    """What is remembered in `table`; nothing where that is None."""
+
+    def __init__(self, table: Table | None) -> None:
+        self._table = table
         self._failing = False
 
     def remember(self, object_id: str, kind: str, provider: str) -> None:
         """An object of this kind was created at `provider`."""
+        if self._table is None:
+            return
         key, age = _hash(object_id, 16), _SHORT_LIVED.get(kind, 0.0)
         offset = _offset(key)
         try:
-            file = self._open(os.O_RDWR | os.O_CREAT)
-            if file is None:
-                return
-            records = _records(os.pread(file, _BUCKET_BYTES, offset))
+            records = _records(self._table.read(offset, _BUCKET_BYTES))
             way = min(range(WAYS), key=lambda way: (records[way][0] != key, records[way][2]))
             record = _RECORD.pack(key, _hash(provider, 8), time.time() - age)
-            os.pwrite(file, record, offset + way * _RECORD.size)
-        except OSError as error:
+            self._table.write(offset + way * _RECORD.size, record)
+        except (OSError, StoreError) as error:
             self._failed(error)
 
     def find(self, object_id: str, providers: Iterable[str]) -> str | None:
         """The one of `providers` that has created the object; None where that is not known."""
+        if self._table is None:
+            return None
         key = _hash(object_id, 16)
         try:
-            file = self._open(os.O_RDWR)
-            if file is None:
-                return None
-            records = _records(os.pread(file, _BUCKET_BYTES, _offset(key)))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
+            records = _records(self._table.read(_offset(key), _BUCKET_BYTES))
+        except (OSError, StoreError) as error:
             self._failed(error)
             return None
         places = {record[1] for record in records if record[0] == key}
         return next((name for name in providers if _hash(name, 8) in places), None)
 
     def close(self) -> None:
-        """Close the file; the next use opens it again."""
-        if self._file is not None:
-            os.close(self._file)
-        self._file = None
+        """Give back what is open; the next use opens it again."""
+        if self._table is not None:
+            self._table.close()
 
-    def _open(self, flags: int) -> int | None:
-        if self._file is None and self._path is not None:
-            self._file = os.open(self._path, flags | os.O_CLOEXEC, 0o600)
-        return self._file
-
-    def _failed(self, error: OSError) -> None:
+    def _failed(self, error: Exception) -> None:
         if not self._failing:
-            log.warning("cannot use %s: %s", self._path, error.strerror)
+            log.warning("cannot remember where objects are stored: %s", error)
         self._failing = True
 
 

@@ -60,6 +60,7 @@ RENEW_SECONDS = 10.0
 # For how long after a lost reply each heartbeat looks for leases that nobody holds, in seconds.
 DOUBT_SECONDS = 30.0
 REAP_BATCH = 500  # as in lua/common.lua
+_OBJECTS = f"{PREFIX}:objects"
 
 
 class Settlement(NamedTuple):
@@ -285,6 +286,18 @@ class RedisStore:
                 self._reap(leave=True)
         finally:
             self._link.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the table of objects; see `store.objects`."""
+        self._own()
+        [found] = self._link.commands([("GETRANGE", _OBJECTS, offset, offset + size - 1)])
+        table: bytes = found
+        return table
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write into the table of objects."""
+        self._own()
+        self._link.commands([("SETRANGE", _OBJECTS, offset, data)])
 
     def _own(self) -> None:
         """Forget what belongs to a parent process; its connections stay open for it."""

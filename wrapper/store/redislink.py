@@ -88,8 +88,8 @@ class Link:
         result: dict[str, Any] = msgspec.json.decode(self._with_connection(use))
         return result
 
-    def commands(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
-        """The replies to several commands that only read, in one round trip."""
+    def commands(self, commands: Sequence[tuple[str | int | bytes, ...]]) -> list[Any]:
+        """The replies to several commands that may be repeated, in one round trip."""
 
         def use(connection: ConnectionInterface) -> list[Any]:
             connection.send_packed_command(connection.pack_commands(commands))

@@ -19,6 +19,7 @@
 --   :due            zset  the same name -> the Unix time of the gateway's next question
 --   :booked:NAME    string, kept for 31 days: who has booked it
 --   :asked          string: the Unix time of the gateway's last question
+--   :objects        string: where stored objects live (store/objects.py; no script uses it)
 --   :file:NAME      string, kept for 31 days: what is known of an uploaded file
 --
 -- Money is in pico-USD up to 2^62, and a number of Lua is exact up to 2^53 only. So money is decimal
