@@ -117,6 +117,8 @@ def number(value: float, unit: str, decimals: int | None = None) -> str:
         return f"{value:,.{decimals or 0}f}"
     if unit == "none":
         return _plain(value, decimals)
+    if unit.startswith("suffix:"):
+        return f"{_plain(value, decimals)}{unit.removeprefix('suffix:')}"
     return _short(value, decimals)
 
 

@@ -46,17 +46,33 @@ class Persona:
     fault_every: int = 60
 
 
+# A key without a group has its place in the dashboards too: demo-intern.
+PRODUCT = 'group = "product"\nowner = "product team"\n'
+DATA = 'group = "data"\nowner = "data team"\n'
+GROUPS = """\
+[defaults]
+budget_period = "day"
+
+[groups.product]
+budget_usd = 5
+budget_period = "day"
+
+[groups.data]
+tokens_per_minute = 5_000_000
+"""
 PERSONAS = (
-    Persona("demo-web-app", 40, ("fast", "fast", "gpt-6-luna"), 600, 150, faults=("status=503",)),
+    Persona("demo-web-app", 40, ("fast", "fast", "gpt-6-luna"), 600, 150, faults=("status=503",),
+            limits=PRODUCT + "budget_usd = 2\nrequests_per_minute = 2_000\n"
+                   "tokens_per_minute = 2_000_000"),
     Persona("demo-support-bot", 22, ("gpt-6-luna", "openai/gpt-oss-120b"), 1500, 220,
-            faults=("cut=6", "status=429; retry-after=2")),
+            faults=("cut=6", "status=429; retry-after=2"), limits=PRODUCT),
     Persona("demo-reports", 10, ("openai/gpt-oss-120b", "gpt-6-sol"), 6000, 900, streams=False,
-            faults=("no-usage",), fault_every=30),
+            faults=("no-usage",), fault_every=30, limits=DATA + "budget_usd = 20"),
     Persona("demo-notebook", 8, ("gpt-6-sol", "gpt-6-sol", "llama-tuned-by-us"), 900, 400,
-            faults=("status=400", "leave"), fault_every=8),
-    Persona("demo-search", 16, ("text-embedding-3-small",), 300, 0, streams=False),
+            faults=("status=400", "leave"), fault_every=8, limits=DATA + "max_concurrent = 4"),
+    Persona("demo-search", 16, ("text-embedding-3-small",), 300, 0, streams=False, limits=PRODUCT),
     Persona("demo-intern", 4, ("openai/gpt-oss-20b", "openai/gpt-oss-20b", "gpt-6-sol"), 300, 80,
-            limits='models = ["openai/gpt-oss-*"]'),
+            limits='models = ["openai/gpt-oss-*"]\nrequests_per_minute = 10'),
     Persona("demo-old-phone-app", 1, ("fast",), limits="expires = 2020-01-01"),
 )  # fmt: skip
 WITHOUT_KEY = Persona("(no key)", 1, ("fast",))
@@ -106,7 +122,7 @@ class Traffic:
             if rounds and time.monotonic() >= began + rounds[0]:
                 rounds.pop(0)
                 for persona, model, fault in list(every_kind())[number::threads]:
-                    self._count(session, persona, model, fault, rng)
+                    self._count(session, persona, model, fault, rng, typical=True)
             persona = rng.choices(people, weights)[0]
             faulty = bool(persona.faults) and rng.random() * persona.fault_every < 1
             fault = rng.choice(persona.faults) if faulty else ""
@@ -120,9 +136,11 @@ class Traffic:
         model: str,
         fault: str,
         rng: random.Random,
+        *,
+        typical: bool = False,
     ) -> None:
         try:
-            result = self._call(session, persona, model, fault, rng)
+            result = self._call(session, persona, model, fault, rng, typical=typical)
         except requests.RequestException as problem:
             result = type(problem).__name__
         with self.lock:
@@ -135,9 +153,12 @@ class Traffic:
         model: str,
         fault: str,
         rng: random.Random,
+        *,
+        typical: bool,
     ) -> str:
-        prompt = max(1, round(rng.lognormvariate(0, 0.5) * persona.prompt))
-        completion = round(rng.lognormvariate(0, 0.5) * persona.completion)
+        spread = 0.0 if typical else 0.5
+        prompt = max(1, round(rng.lognormvariate(0, spread) * persona.prompt))
+        completion = round(rng.lognormvariate(0, spread) * persona.completion)
         large = not model.startswith(("fast", "openai/gpt-oss-20b", "gpt-6-luna", "text-"))
         # One of the models is the company's own, unknown to the simulator.
         orders = ["any-model", f"delay={rng.lognormvariate(-1.0 if large else -2.2, 0.4):.3f}"]
@@ -146,9 +167,9 @@ class Traffic:
             events = max(2, completion // 8)
             gap = rng.lognormvariate(-2.6 if large else -3.2, 0.3)
             orders += [f"completion={completion}", f"events={events}", f"gap={gap:.3f}"]
-        if rng.random() < 0.3:
+        if typical or rng.random() < 0.3:
             orders.append("cached")
-        stream = persona.streams and rng.random() < 0.9
+        stream = persona.streams and (typical or rng.random() < 0.9)
         if fault and fault != "leave":
             orders.append(fault)
         headers = {"x-sim": "; ".join(orders), "x-sim-book": persona.name}
@@ -204,7 +225,8 @@ def make_keys(file: Path) -> dict[str, str]:
     digests = {name: hashlib.sha256(secret.encode()).hexdigest() for name, secret in keys.items()}
     blocks = [f'[keys.{p.name}]\nsha256 = "{digests[p.name]}"\n{p.limits}\n' for p in PERSONAS]
     new = file.with_name(file.name + ".new")
-    new.write_text("# Written by tools/traffic.py at its start.\n\n" + "\n".join(blocks))
+    text = f"# Written by tools/traffic.py at its start.\n\n{GROUPS}\n"
+    new.write_text(text + "\n".join(blocks))
     new.replace(file)
     return keys
 

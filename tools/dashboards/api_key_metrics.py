@@ -22,11 +22,13 @@ from tools.dashboards.parts import (
 from tools.dashboards.queries import CHOSEN, FIRING, PROVIDERS, added, average, forecast, grown
 
 COST, CALLS, TOKENS = "api_key_cost_usd", "api_key_requests", "token_usage"
+KINDS, BOUNDED = "api_key_cost_by_kind_usd", "api_key_cost_bounded_usd"
 PROMPT, COMPLETION, CACHED = (f"token_usage_{kind}" for kind in ("prompt", "completion", "cached"))
 WITH_KEY = f'{CHOSEN}, api_key!="none"'
 COMPLETED = f'{CHOSEN}, outcome="completed"'
 NOT_COMPLETED = f'{CHOSEN}, outcome!="completed"'
 PAIRS = f'{PROVIDERS}, model=~"$model"'
+ONLY_KEY = 'api_key=~"$api_key"'
 BY_KEY = (KEY_LINK[0], KEY_LINK[1] + "${__field.labels.api_key}")
 BY_ROW = (KEY_LINK[0], KEY_LINK[1] + "${__data.fields.Key}")
 MONTH = "$__range"
@@ -115,21 +117,42 @@ def healthy(width: int = 6) -> Panel:
     )  # fmt: skip
 
 
-def not_in_cost(width: int, chosen: str = CHOSEN) -> Panel:
+def not_in_cost(width: int) -> Panel:
     """How much the spend leaves out."""
     metered = PROVIDERS + ', reason!~"not_metered_type"'
     return number(
         "Not in cost",
         [
+            Line(bounded("high"), "broken off, at most", unit=USD),
             Line(f"sum({added('unpriced_responses', MONTH, PAIRS)}) or vector(0)", "no price"),
             Line(f"sum({added('unmetered_responses', MONTH, metered)}) or vector(0)", "no usage"),
         ],
-        "Answers of this month without a known price, and those whose use could not be read",
-        more="The spend is too low by what they cost. Of all keys: neither is counted by key.",
+        "What the spend leaves out this month: what calls that broke off or were given up cost at "
+        "most, answers without a known price, and answers whose use could not be read",
+        more="Calls that broke off, selected time has both bounds. The other two are numbers of "
+        "answers, of all keys: they are not counted by key.",
         width=width,
-        steps=((None, "green"), (1, "orange")),
+        steps=((None, "green"), (0.005, "orange")),
         month=0,
     )
+
+
+def bounded(bound: str, chosen: str = CHOSEN) -> str:
+    """What calls that broke off have cost this month, at least (low) or at most (high)."""
+    either = f'{chosen}, bound="{bound}"'
+    return f"sum({grown(BOUNDED, MONTH, either)}) or vector(0)"
+
+
+def kinds(width: int, chosen: str) -> Panel:
+    """What the cost is for: the kinds of tokens, in dollars."""
+    return bars(
+        "Paid for",
+        Line(f"sort_desc(sum by (kind) ({grown(KINDS, MONTH, chosen)}) > 0)", "{{kind}}"),
+        "Input, cached input, cache writes and output in dollars, this month; other: audio by "
+        "length, tools, characters",
+        more="Not counted by provider and model.",
+        width=width, month=0,
+    )  # fmt: skip
 
 
 FIRST_SCREEN = Section(
@@ -240,6 +263,45 @@ def per_day(label: str) -> Panel:
     )
 
 
+def kinds_per_day(chosen: str) -> Panel:
+    """Bars of cost by kind, one for each day."""
+    return chart(
+        "Cost per day by kind",
+        Line(f"sum by (kind) ({added(KINDS, '1d', chosen, ahead=True)})", "{{kind}}"),
+        "What was spent in each day (UTC) on input, cached input, cache writes and output",
+        more="other: audio by length, tools, characters. The last bar still grows.",
+        unit=USD,
+        bars=True,
+        stacked=True,
+        interval="1d",
+        days=30,
+    )
+
+
+def kind(name: str) -> str:
+    """What each key's tokens of a kind cost this month."""
+    either = f'{ONLY_KEY}, kind="{name}"'
+    return by("api_key", grown(KINDS, MONTH, either))
+
+
+KINDS_BY_KEY = rows(
+    "Paid for, by key, this month",
+    [
+        Column("Key", label="api_key", width=100, link=BY_ROW),
+        *(
+            Column(title, kind(name), unit=USD, width=68)
+            for title, name in (
+                ("Input", "input"), ("Cached", "cached_input"), ("To cache", "cache_write"),
+                ("Output", "output"), ("Other", "other"),
+            )
+        ),
+    ],
+    "What the cost of each key is for: input, cached input, writes to the cache and output",
+    more="Other: audio by length, tools, characters. Not counted by provider and model.",
+    width=12, sort="Output", month=0,
+)  # fmt: skip
+
+
 def per_hour(title: str, metric: str, label: str, what: str, unit: str) -> Panel:
     """A line of the last hour's sum at each moment."""
     chosen = WITH_KEY if metric == CALLS else CHOSEN
@@ -253,7 +315,13 @@ def per_hour(title: str, metric: str, label: str, what: str, unit: str) -> Panel
     )
 
 
-PER_DAY = Section("Per day, the last 30", [Row(9, [per_day("api_key"), per_day("model")])])
+PER_DAY = Section(
+    "Per day, the last 30",
+    [
+        Row(9, [per_day("api_key"), per_day("model")]),
+        Row(8, [KINDS_BY_KEY, kinds_per_day(ONLY_KEY)]),
+    ],
+)
 PER_HOUR = Section(
     "Per hour",
     [
@@ -345,7 +413,33 @@ DETAIL = Section(
     ],
 )  # fmt: skip
 
-ONLY_KEY = 'api_key=~"$api_key"'
+REASONS = (
+    "no_usage: a whole answer without it. unreadable, encoding, too_large: it could not be read. "
+    "not_metered_type: audio and files, which have none. not_reported: a format that has none. "
+    "deferred: work that is done later and not followed. never_finished, not_found: background "
+    "responses, batches and videos whose end nobody has seen. unknown_endpoint: a POST to a path "
+    "that the gateway does not know."
+)
+BROKEN_OFF = rows(
+    "Calls that broke off, selected time",
+    [
+        Column("Key", label="api_key", width=120, link=BY_ROW),
+        Column("Model", label="model", width=150),
+        Column("Calls", by("api_key, model", grown("api_key_bounded_requests", MONTH)), unit=NUMBER, width=80),
+        *(
+            Column(title, by("api_key, model", grown(metric, MONTH, f'{CHOSEN}, bound="{bound}"')), unit=unit, width=width)
+            for title, metric, bound, unit, width in (
+                ("Tokens, least", "token_usage_bounded", "low", SHORT, 110),
+                ("Tokens, most", "token_usage_bounded", "high", SHORT, 110),
+                ("Cost, least", BOUNDED, "low", USD, 100),
+                ("Cost, most", BOUNDED, "high", USD, 100),
+            )
+        ),
+    ],
+    "Calls that were given up or broke off before their use was told: it lies between these bounds",
+    more="They are in no sum of tokens or cost; budgets count the high end.",
+    sort="Cost, most", nothing="no call broke off",
+)  # fmt: skip
 WRONG = Section(
     "What was refused, and what went wrong",
     [
@@ -397,6 +491,7 @@ WRONG = Section(
                     Line(f"sum by (provider, reason) ({added('unmetered_responses', '$__interval', PROVIDERS)})", "{{provider}}: {{reason}}"),
                     "Answers that were delivered but whose use could not be read: tokens and cost "
                     "are too low by them",
+                    more=REASONS,
                     bars=True, stacked=True, interval="5m", width=8, nothing="all were metered",
                 ),
                 chart(
@@ -407,6 +502,7 @@ WRONG = Section(
                 ),
             ],
         ),
+        Row(7, [BROKEN_OFF]),
     ],
 )  # fmt: skip
 

@@ -10,8 +10,10 @@ from tools.dashboards.api_key_metrics import (
     RED,
     TOKENS,
     answered,
+    bounded,
     budgets,
     cost_columns,
+    kinds,
 )
 from tools.dashboards.board import Board, Row, Section, Variable
 from tools.dashboards.parts import (
@@ -44,9 +46,9 @@ SUMMARY = Section(
     [
         Row(4, [
             number(
-                "Month so far", f"sum({grown(COST, MONTH, KEY)})",
+                "This month", f"sum({grown(COST, MONTH, KEY)})",
                 "What the key has cost this month (UTC)",
-                more="Answers without a known price count as 0.", unit=USD, width=5, month=0,
+                more="Answers without a known price count as 0.", unit=USD, width=4, month=0,
             ),
             number(
                 "Forecast", forecast(COST, KEY), "What the whole month will cost",
@@ -58,14 +60,26 @@ SUMMARY = Section(
                 unit=USD, width=4, month=1,
             ),
             number(
-                "Budget left", f"min({budgets(', ' + OWN)[0]})",
-                "What is left of the key's budget in its period",
-                unit=PERCENT, width=5, steps=HALVES, nothing="no budget",
+                "Broken off",
+                [
+                    Line(bounded("low", KEY), "at least"),
+                    Line(bounded("high", KEY), "at most"),
+                ],
+                "What calls that broke off or were given up this month have cost: not in the month "
+                "so far, because only its bounds are known",
+                more="Budgets count the high end.",
+                unit=USD, width=4, steps=((None, "green"), (0.005, "orange")), month=0,
             ),
             number(
-                "Answered, 24 h", f"sum({answered('api_key', '24h', KEY)})",
+                "Budget", f"100 * min({budgets(', ' + OWN)[0]})",
+                "What is left of the key's budget in its period",
+                unit="suffix: % left", width=4, decimals=0, nothing="no budget",
+                steps=((None, "red"), (10, "orange"), (25, "green")),
+            ),
+            number(
+                "Answered", f"sum({answered('api_key', '24h', KEY)})",
                 "Of the key's accepted calls of the last 24 hours, those answered to their end",
-                unit=PERCENT, width=6, steps=((None, "red"), (0.95, "orange"), (0.99, "green")),
+                unit=PERCENT, width=4, steps=((None, "red"), (0.95, "orange"), (0.99, "green")),
                 to=HEALTH_LINK,
             ),
         ]),
@@ -109,9 +123,9 @@ SUMMARY = Section(
 )  # fmt: skip
 
 
-def _per_hour(metric: str, title: str, shows: str, unit: str) -> Panel:
+def _per_hour(metric: str, title: str, shows: str, unit: str, width: int = 12) -> Panel:
     line = Line(f"sum by (model) ({added(metric, '1h', KEY)})", "{{model}}")
-    return chart(title, line, shows, unit=unit, interval="1m")
+    return chart(title, line, shows, unit=unit, interval="1m", width=width)
 
 
 COST_PER_DAY = chart(
@@ -119,7 +133,7 @@ COST_PER_DAY = chart(
     Line(f"sum by (model) ({added(COST, '1d', KEY, ahead=True)})", "{{model}}"),
     "What was spent in each day (UTC), one model on top of the other",
     more="The last bar still grows.",
-    unit=USD, bars=True, stacked=True, interval="1d", days=30,
+    unit=USD, bars=True, stacked=True, interval="1d", days=30, width=10,
 )  # fmt: skip
 
 
@@ -138,7 +152,8 @@ USE = Section(
     [
         Row(8, [
             COST_PER_DAY,
-            _per_hour(COST, "Cost per hour by model", "At each moment: the cost of the hour before it", USD),
+            _per_hour(COST, "Cost per hour by model", "At each moment: the cost of the hour before it", USD, 10),
+            kinds(4, KEY),
         ]),
         Row(7, [MODELS]),
         Row(8, [

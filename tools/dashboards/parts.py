@@ -53,6 +53,7 @@ class Line:
 
     expr: str
     name: str = "__auto"
+    unit: str = ""  # its own, where it differs from its panel's
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,9 @@ def number(
         texts(shown or {}) or (money() if unit == USD else [])
     )
     panel.color_scheme(builders.FieldColor().mode(models.FieldColorModeId.THRESHOLDS))
+    for line in lines:
+        if line.unit:
+            panel.override_by_name(line.name, _format(line.unit, None))
     mode = common.BigValueColorMode
     panel.color_mode(mode.BACKGROUND if filled else mode.VALUE)
     panel.graph_mode(common.BigValueGraphMode.NONE).justify_mode(common.BigValueJustifyMode.CENTER)
@@ -234,7 +238,7 @@ def _cell(column: Column) -> list[models.DynamicConfigValue]:
     """The settings of a column."""
     growing = not (column.expr or column.fixed)
     width = _value("custom.minWidth" if growing else "custom.width", column.width)
-    settings = [width, *_format(column), *_bar(column)]
+    settings = [width, *_format(column.unit, column.decimals), *_bar(column)]
     if column.steps:
         if not column.bar:
             settings.append(_value("custom.cellOptions", {"type": "color-text"}))
@@ -250,14 +254,14 @@ def _cell(column: Column) -> list[models.DynamicConfigValue]:
     return settings
 
 
-def _format(column: Column) -> list[models.DynamicConfigValue]:
-    if not column.unit:
+def _format(unit: str, decimals: int | None) -> list[models.DynamicConfigValue]:
+    if not unit:
         return []
-    digits = _decimals(column.unit) if column.decimals is None else column.decimals
-    settings = [_value("unit", column.unit)]
+    digits = _decimals(unit) if decimals is None else decimals
+    settings = [_value("unit", unit)]
     if digits is not None:
         settings.append(_value("decimals", digits))
-    if column.unit == USD and digits is not None:
+    if unit == USD and digits is not None:
         settings.append(_value("mappings", money(digits)))
     return settings
 
