@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import chat, programs
+from harness import chat, programs, websocket
 from harness.defaults import KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway
 from harness.poll import eventually
@@ -124,3 +124,24 @@ def test_an_answer_until_close_that_is_cut_without_tls_own_end_is_no_whole_answe
     """Anybody on the way could have cut it: TLS says its end itself (RFC 8446 section 6.1)."""
     answer = chat.call(tls.gateway, orders="framing=no-length; reset=3; events=9", stream=True)
     assert not answer.clean_end
+
+
+def test_a_websocket_to_a_provider_behind_tls(tls: Behind) -> None:
+    """Large messages both ways at once, and no waiting for the provider when the client leaves."""
+    book, size = chat.mark(), 400_000
+    told = (("x-sim-book", book), ("x-sim", f"events=6; size={size}"))
+    key, at = tls.gateway.secrets["web-app"], "/v1/realtime?model=m"
+    with websocket.connect(tls.gateway.port, at, *told, key=key) as client:
+        client.event("session.created")
+        create = websocket.text({"type": "response.create"}, masked=True)
+        sound = {"type": "input_audio_buffer.append", "audio": "A" * size}
+        client.send(create + websocket.text(sound, masked=True) + create)
+        for _ in range(2):
+            assert len(client.event("response.output_text.done")["text"]) == 6 * size
+            assert client.event("response.done")["response"]["status"] == "completed"
+    eventually(
+        lambda: all(each["outcome"] for each in tls.simulator.requests(book=book)),
+        what="the end of the provider's session",
+    )
+    usages = [each["usage"] for each in tls.simulator.requests(book=book)]
+    assert [usage and usage["completion"] for usage in usages] == [None, 6, 6]

@@ -95,6 +95,7 @@ LIMITED: dict[str, dict[str, Any]] = {
     "poor": {"budget_usd": 0.01, "budget_period": "total"},
     "voice-only": {"models": ["gpt-realtime", "fast", "gpt-6-*"]},
     "paced": {"requests_per_minute": 2},
+    "leaving": {},
 }
 REALTIME = "/v1/realtime?model=gpt-realtime"
 
@@ -684,6 +685,21 @@ def test_each_response_counts_as_a_request_of_the_minute(gateway: Gateway, book:
         assert (closed.code, closed.reason.split(":")[0]) == (1008, "rate_limit_exceeded")
     *_, own = lines_of(gateway, client, 2)
     assert own["outcome"] == "rejected"
+
+
+def test_a_key_that_is_revoked_ends_its_session_with_the_next_response(
+    gateway: Gateway, book: str
+) -> None:
+    key = gateway.secrets["leaving"]
+    with connect(gateway.port, REALTIME, *told(book).items(), key=key) as client:
+        client.event("session.created")
+        gateway.revoke("leaving")
+        client.send(text({"type": "response.create"}, masked=True))
+        closed = client.closed()
+        assert (closed.code, closed.reason.split(":")[0]) == (1008, "invalid_api_key")
+    response, own = lines_of(gateway, client, 1)
+    assert (response["outcome"], own["outcome"]) == ("completed", "rejected")
+    assert response["prompt_tokens"] > 0
 
 
 def test_each_response_has_a_model_of_this_provider(

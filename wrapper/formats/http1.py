@@ -202,10 +202,12 @@ class Connection:
         if self.reusable:
             self.idle_since = clock()
 
-    def half_close(self) -> None:
-        """Nothing more is sent; the peer may still send. TLS has no such state."""
-        if not isinstance(self.sock, ssl.SSLSocket):
-            self.sock.shutdown(socket.SHUT_WR)
+    def half_close(self) -> bool:
+        """Nothing more is sent; whether the peer may still send. TLS has no such state."""
+        if isinstance(self.sock, ssl.SSLSocket):
+            return False
+        self.sock.shutdown(socket.SHUT_WR)
+        return True
 
     def close(self) -> None:
         self.reusable = False

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from wrapper import errors
-from wrapper.auth import Principal
+from wrapper.auth import Principal, expired
 from wrapper.endpoints import NO_USAGE, Endpoint
 from wrapper.formats.websocket import Message
 from wrapper.metering import ExtractedUsage, content_begins
@@ -133,9 +133,16 @@ class SocketUsage:
         finalize(record, self._context.runtime, self._context.snapshot)
 
     def _count_against_limits(self, record: RequestRecord) -> errors.GatewayError | None:
-        """Reserve what a response has used; the error where there was no room for it."""
-        key, snapshot = self._principal.key, self._context.snapshot
-        if key is None or not snapshot.limits.any:
+        """Reserve what a response has used; the error where there was no room for it, or where the
+        key is not valid any more: the configuration is the present one.
+        """
+        key, snapshot = self._principal.key, self._context.runtime.snapshot
+        if key is None:
+            return None
+        now = snapshot.settings.keys.get(key.name)
+        if now is None or key.sha256 not in now.sha256s or expired(now):
+            return errors.InvalidApiKey("The API key has been revoked, or has expired.")
+        if not snapshot.limits.any:
             return None
         provider = snapshot.limits.of_provider(record.provider)
         subjects = [*snapshot.limits.of_key(key.name), *filter(None, [provider])]

@@ -12,7 +12,7 @@ code    why
 ======  ===========================================================================
 1001    nothing passed for `idle_timeout`, or the session has lasted `total_timeout`
 1002    bytes that are no WebSocket frames, from a client whose messages are read
-1008    a limit or a budget of the key has no room for more
+1008    a limit or a budget of the key has no room for more, or the key is revoked
 1009    a message that is read is larger than `max_body_bytes`
 1011    the provider's connection broke off
 1012    the worker stops: connect again
@@ -127,7 +127,7 @@ class Direction:
         self._waiting: deque[tuple[bytes, bool]] = deque()
         self._over = False  # the gateway has sent its Close frame
         self.sent = 0
-        self.ended = ""  # why nothing more comes: "close", "eof", "stuck" or "gateway"
+        self.ended = ""  # why nothing more comes: "close", "eof", "gone", "stuck" or "gateway"
         self.code = 0  # of the Close frame
 
     def forward(self, data: bytes) -> list[Message]:
@@ -317,7 +317,8 @@ class SocketBody:
             except TimeoutError:  # `_watch` says for how long nothing may come
                 continue
             except OSError:
-                data = b""
+                direction.ended = direction.ended or "gone"
+                return
             if not data:
                 direction.ended = direction.ended or "eof"
                 return
@@ -382,7 +383,7 @@ class SocketBody:
     def _finish(self, pumps: Beside) -> None:
         """What is left to do once a direction has ended, or the session has to end."""
         record, up, down = self._context.record, self._up, self._down
-        if self._end is None and down.ended == "eof" and not up.ended:
+        if self._end is None and down.ended in ("eof", "gone") and not up.ended:
             record.failed(errors.UpstreamInterrupted.reason)
             reason = "the provider's connection broke off"
             self._end = _End(Close(websocket.INTERNAL, reason), errors.UpstreamInterrupted.code)
@@ -398,9 +399,9 @@ class SocketBody:
             self._wait(pumps, CLOSING)
         else:  # the client has gone, or takes nothing
             record.aborted()
-            with contextlib.suppress(OSError, ValueError):
-                self._response.connection.half_close()
-            self._wait(pumps, HALF_CLOSED)
+            with contextlib.suppress(OSError):
+                if up.ended == "eof" and self._response.connection.half_close():
+                    self._wait(pumps, HALF_CLOSED)
 
     def _close_both(self, close: Close) -> None:
         """Tell both sides, where their bytes stand between two frames now or in a moment."""
