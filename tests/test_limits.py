@@ -661,13 +661,15 @@ FAILING = {
 }
 
 
-def _check_failing(app: App) -> None:
+def _check_failing(app: App, usage: int) -> None:
     failures = scrape(app).value("store_failures_total")
     no = call(app)
     assert (no.status, chat.error(no)["code"]) == (503, "store_unavailable")
     assert int(no.header("retry-after") or 0) >= 1
     assert call(app, "mate").status == 200
     assert call(app, "free").status == 200
+    asked = app.exchange(raw.request(app.port, "GET", "/usage", key=app.secrets["web"]))
+    assert asked.status == usage
     assert scrape(app).value("store_failures_total") >= failures + 3
     ready = app.exchange(raw.request(app.port, "GET", "/readyz"))
     assert json.loads(ready.body)["store"] == "failing"
@@ -693,9 +695,26 @@ def test_while_another_program_locks_the_file_only_keys_with_limits_are_refused(
     other = sqlite3.connect(app.directory / "usage.db", isolation_level=None)
     with contextlib.closing(other):
         other.execute("BEGIN IMMEDIATE")
-        _check_failing(app)
+        _check_failing(app, usage=200)  # a lock stops writers alone
         other.execute("COMMIT")
         _check_recovered(app)
+
+
+@pytest.mark.usefixtures("soon")
+def test_without_the_store_an_accounts_limits_refuse_no_key_without_limits(
+    make: Make, redis_server: RedisServer
+) -> None:
+    redis_server.command("FLUSHALL")
+    keys = {"web": {"requests_per_minute": 100}, "mate": {}}
+    limits = "requests_per_minute = 100"
+    app = make(keys, groq=limits, openai=limits, env={"WRAPPER_STORE": redis_server.url})
+    redis_server.stop()
+    try:
+        assert [call(app, key).status for key in ("web", "mate")] == [503, 200]
+        assert call(app, "mate", model="failing").status == 200
+    finally:
+        redis_server.start()
+    eventually(lambda: call(app).status == 200, what="the store is used again")
 
 
 @pytest.mark.usefixtures("soon")
@@ -707,7 +726,7 @@ def test_without_redis_only_keys_with_limits_are_refused(
     assert call(app).status == 200
     redis_server.stop()
     try:
-        _check_failing(app)
+        _check_failing(app, usage=503)
     finally:
         redis_server.start()
     _check_recovered(app)

@@ -211,7 +211,7 @@ class Overloaded(GatewayError):
 
 
 class StoreUnavailable(GatewayError):
-    """The store of limits cannot be reached, and this key's limits must hold."""
+    """The store cannot be reached, and this key's limits must hold, or its usage was asked for."""
 
     status = 503
     type = "api_error"
@@ -219,7 +219,7 @@ class StoreUnavailable(GatewayError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The store of limits is out of reach; try again shortly.",
+            "The store of usage and limits is out of reach; try again shortly.",
             headers=(("Retry-After", "2"),),
         )
 

@@ -101,9 +101,8 @@ class Runtime:
         self.store_failing = True
 
     def store_works(self) -> None:
-        """The store has taken what it was given."""
-        if self.store_failing:
-            log.info("the store can be used again")
+        """The store has taken what it was given, after it had failed."""
+        log.info("the store can be used again")
         self.store_failing = False
 
 

@@ -85,8 +85,8 @@ def usage() -> Response:
         totals, rows = _totals(store, begin, name)
         limits = _limits(context, key)
     except StoreError as error:
-        log.error("cannot read the usage table: %s", error)
-        raise errors.InternalError("The usage table cannot be read at the moment.") from None
+        context.runtime.store_failed(error)
+        raise errors.StoreUnavailable() from None
     return _json(
         {
             "object": "usage",

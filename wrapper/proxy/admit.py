@@ -5,7 +5,8 @@ upper estimate of what the request may use, or refuses the request. Without limi
 estimated and no store is asked. Callers with their own provider key have no limits here.
 
 Invariant: a request that reaches a provider has a lease in every limit that holds for it, except
-where the store is out of reach and the key says `store_failure = "allow"`; the lease is on the
+where the store is out of reach and the key has no limits itself (its provider's account has), or
+says `store_failure = "allow"`; the lease is on the
 record, and `finalize` settles it, whatever happens in between.
 """
 
@@ -67,8 +68,8 @@ def admit(
             continue
         except StoreError as error:
             context.runtime.store_failed(error)
-            if key.store_failure == "allow":
-                return attempts
+            if key.store_failure == "allow" or not own.subjects:
+                return attempts[index:]
             raise errors.StoreUnavailable() from None
         context.record.lease = lease
         context.record.dry_run += [_code(violation.reason) for violation in lease.dry_run]
@@ -94,7 +95,8 @@ def move(context: RequestContext, attempt: UpstreamAttempt) -> None:
         ) from None
     except StoreError as error:
         context.runtime.store_failed(error)
-        if snapshot.settings.keys[context.record.api_key].store_failure != "allow":
+        key = snapshot.settings.keys[context.record.api_key]
+        if key.store_failure != "allow" and snapshot.limits.of_key(key.name):
             raise errors.StoreUnavailable() from None
 
 

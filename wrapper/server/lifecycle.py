@@ -251,7 +251,8 @@ def _heartbeat(runtime: Runtime) -> None:
         except StoreError as error:
             runtime.store_failed(error)
         else:
-            runtime.store_works()
+            if runtime.store_failing:
+                runtime.store_works()
 
 
 def worker_exited(pid: int) -> None:
