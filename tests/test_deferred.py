@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -380,6 +381,38 @@ def test_a_booking_is_a_line_of_the_log(world: World, capsys: pytest.CaptureFixt
     assert booking["api_key"] == "web-app"
     assert booking["prompt_tokens"] == 300
     assert booking["cost_usd"] == COST / 1e12
+
+
+def test_a_worker_that_stops_asks_no_more(world: World) -> None:
+    world.create()
+    world.answers(**ended())
+    world.app.runtime.store._wall = lambda: time.time() + 1000
+    asker = world.asker()
+    asker.stop()
+    asker.run()
+    assert world.sums()[MODEL].total == 0
+    asker, ask = world.asker(), world.asker().ask_once
+    asker.ask_once = lambda: (ask(), asker.stop())[0]  # type: ignore[method-assign]
+    asker.run()
+    assert world.sums()[MODEL].total == 350
+
+
+def test_an_error_while_asking_does_not_end_the_asking(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.create()
+    world.app.runtime.store._wall = lambda: time.time() + 1000
+    with monkeypatch.context() as broken:
+        broken.setattr("wrapper.proxy.asker.object_target", lambda _: 1 / 0)
+        logging.getLogger("wrapper").disabled = True
+        try:
+            assert world.asker().ask_once()
+        finally:
+            logging.getLogger("wrapper").disabled = False
+    world.answers(**ended())
+    world.app.runtime.store._wall = lambda: time.time() + 2000
+    assert world.asker().ask_once()
+    assert world.sums()[MODEL].total == 350
 
 
 # Videos

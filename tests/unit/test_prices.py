@@ -302,6 +302,11 @@ def test_the_reviewed_prices_have_a_source_and_a_date_and_are_in_the_file() -> N
     for line in tomllib.loads(REVIEWED.read_text())["price"]:
         assert re.match(r"https://|genai-prices \d", line["source"])
         assert isinstance(line["date"], date)
+        if "times" in line:
+            regions = tables[line["provider"]]["regions"]
+            place = next(name for name in ("host", "geo") if name in line)
+            assert line["times"] in [each["times"] for each in regions if place in each]
+            continue
         models = tables[line["provider"]]["models"]
         for model in models.values() if line["model"] == "*" else (models[line["model"]],):
             if "unit" in line:
@@ -323,6 +328,58 @@ def test_a_model_that_answered_under_an_unknown_name_has_the_operators_price(fil
     assert cost("mine", "/models/mine.gguf") == 3_000_000
     assert cost("unknown", "mine") == 3_000_000
     assert cost("unknown", "unknown-2026-01-01") is None
+
+
+@pytest.mark.parametrize(
+    ("host", "asked", "served", "percent"),
+    [
+        ("api.openai.com", "gpt-5.4", "gpt-5.4-2026-03-05", 100),
+        ("eu.api.openai.com", "gpt-5.4", "gpt-5.4-2026-03-05", 110),
+        ("eu.api.openai.com", "gpt-5.4", "", 110),
+        ("us.api.openai.com", "gpt-6-luna", "gpt-6-luna", 110),
+        ("eu.api.openai.com", "gpt-5.2", "gpt-5.2-2025-12-11", 100),
+        ("eu.api.openai.com", "gpt-4o", "gpt-4o-2024-08-06", 100),
+        ("eu.api.openai.com", "text-embedding-3-small", "", 100),
+    ],
+)
+def test_newer_models_cost_more_at_openais_regional_addresses(
+    host: str, asked: str, served: str, percent: int
+) -> None:
+    prices = Prices.load(SHIPPED, {})
+    usage = Usage(1000, 100, 1100, cached=300, service_tier="batch")
+    if asked.startswith("text"):
+        usage = Usage(1000, 0, 1000)
+    found = prices.price("openai", host, asked, served, usage)
+    listed = prices.price("openai", "api.openai.com", asked, served, usage)
+    assert listed.cost
+    assert found.cost == listed.cost * percent // 100
+    assert sum(found.kinds) == found.cost
+
+
+def test_an_operators_own_price_holds_in_every_region() -> None:
+    own = {"gpt-5.4": Price(Decimal(1), Decimal(1), Decimal(1))}
+    prices = Prices.load(SHIPPED, own)
+    assert prices.cost("openai", "eu.api.openai.com", "gpt-5.4", Usage(1, 0, 1)) == 10**6
+
+
+def test_inference_in_a_geo_costs_more() -> None:
+    prices = Prices.load(SHIPPED, {})
+
+    def cost(tier: str) -> int | None:
+        usage = Usage(100, 10, 110, cached=40, cache_write=20, service_tier=tier)
+        return prices.cost("anthropic", "api.anthropic.com", "claude-opus-4-6", usage)
+
+    standard = cost("standard")
+    assert standard
+    assert cost("standard in us") == standard * 11 // 10
+    assert cost("standard in mars") is None
+
+
+def test_a_region_that_cannot_be_read_is_a_problem(file: Path) -> None:
+    for entry in ('"x"', '[{ host = "x" }]', "[{ times = 1.1, host = 1 }]", "[1]"):
+        file.write_text(f"[providers.x]\nregions = {entry}\n")
+        with pytest.raises(ConfigError, match="regions"):
+            Prices.load(file, {})
 
 
 def test_the_same_package_on_the_same_day_makes_the_same_file(tmp_path: Path) -> None:

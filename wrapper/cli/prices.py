@@ -48,7 +48,7 @@ PROVIDERS = {
     "xai": "api.x.ai",
 }
 IDS = {"xai": "x-ai"}  # the package's name, where it is another
-MORE_HOSTS = {"together": ("api.together.ai",)}
+MORE_HOSTS = {"together": ("api.together.ai", "us-api.together.ai", "ca-api.together.ai")}
 
 # The name of a price here and in the package, in the order of the file.
 NAMES = {
@@ -113,7 +113,10 @@ def render(at: datetime) -> str:
     lines = [HEADER.format(version=version("genai-prices"), day=at.date().isoformat())]
     for name, host in PROVIDERS.items():
         hosts = ", ".join(json.dumps(each) for each in (host, *MORE_HOSTS.get(name, ())))
-        lines += [f"[providers.{name}]", f"match = [{hosts}]", "", f"[providers.{name}.models]"]
+        lines += [f"[providers.{name}]", f"match = [{hosts}]"]
+        if found := regions(name):
+            lines.append(f"regions = {inline(found)}")
+        lines += ["", f"[providers.{name}.models]"]
         models = entries(known[IDS.get(name, name)], at)
         add_reviewed(name, models)
         lines += [f"{json.dumps(model)} = {inline(models[model])}" for model in sorted(models)]
@@ -135,10 +138,29 @@ def entries(provider: Provider, at: datetime) -> dict[str, Entry]:
     return found
 
 
+def regions(provider: str) -> list[Entry]:
+    """Where the provider's tokens cost more, from the reviewed table."""
+    found = []
+    for line in reviewed():
+        if line["provider"] == provider and "times" in line:
+            names = ("host", "geo", "times", "models", "released")
+            entry = {name: line[name] for name in names if name in line}
+            if "released" in entry:
+                entry["released"] = entry["released"].isoformat()
+            found.append(entry)
+    return found
+
+
+def reviewed() -> list[Entry]:
+    """The lines of the reviewed table."""
+    lines: list[Entry] = tomllib.loads(REVIEWED.read_text("utf-8"), parse_float=Decimal)["price"]
+    return lines
+
+
 def add_reviewed(provider: str, models: dict[str, Entry]) -> None:
     """Put the lines of the reviewed table into the prices of a provider."""
-    for line in tomllib.loads(REVIEWED.read_text("utf-8"), parse_float=Decimal)["price"]:
-        if line["provider"] != provider:
+    for line in reviewed():
+        if line["provider"] != provider or "times" in line:
             continue
         if line["model"] == "*":
             entries_ = list(models.values())

@@ -8,9 +8,11 @@ zero.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -240,11 +242,62 @@ def _highest(rate: Rate, names: tuple[str, ...]) -> int:
 STANDARD_TIERS = frozenset({"", "default", "auto", "standard", "on_demand"})
 
 
+class Region(NamedTuple):
+    """Where tokens cost `percent` of the list price: at a `host` (`*.api.openai.com`), or in a
+    `geo` that responses name.
+
+    It holds for `models` (globs) and for those whose dated name is of `released` or later; for all
+    where it says neither.
+    """
+
+    percent: int
+    host: str = ""
+    geo: str = ""
+    models: tuple[str, ...] = ()
+    released: str = ""
+
+    def covers(self, model: str) -> bool:
+        """Whether it holds for this model."""
+        dated = _DATED.search(model)
+        if self.released and dated:
+            return dated[1].replace("-", "") >= self.released.replace("-", "")
+        if self.models:
+            return any(fnmatchcase(model, each) for each in self.models)
+        return not self.released
+
+
+_DATED = re.compile(r"[-@](20\d\d-?[01]\d-?[0-3]\d)(?!\d)", re.ASCII)
+
+
+def in_region(prices: ModelPrices, percent: int) -> ModelPrices:
+    """Prices with other costs of tokens and seconds; units cost the same everywhere."""
+    tiers = {name: _times(rates, percent) for name, rates in prices.service_tiers.items()}
+    return prices._replace(rates=_times(prices.rates, percent), service_tiers=tiers)
+
+
+def _times(rates: Rates, percent: int) -> Rates:
+    return tuple(
+        Rate(
+            rate.above,
+            *(None if each is None else (each * percent + 50) // 100 for each in rate[1:]),
+        )
+        for rate in rates
+    )
+
+
 class Table(NamedTuple):
     """The prices of one provider."""
 
     hosts: tuple[str, ...]
     models: dict[str, ModelPrices]
+    regions: tuple[Region, ...] = ()
+
+    def at(self, host: str, model: str, prices: ModelPrices) -> ModelPrices:
+        """The prices of a model of this table at one of the provider's hosts."""
+        for region in self.regions:
+            if region.host and fnmatchcase(host, region.host) and region.covers(model):
+                return in_region(prices, region.percent)
+        return prices
 
 
 _read: dict[tuple[str, int, int, int], dict[str, Table]] = {}
@@ -289,6 +342,17 @@ def _unreadable(path: Path, error: Exception) -> Problem:
     return Problem(str(path), "", f"cannot be read: {reason}", "`make prices` writes a new one")
 
 
+def _with_geos(prices: ModelPrices, model: str, regions: tuple[Region, ...]) -> ModelPrices:
+    """With the service tiers of regions that responses name, such as "standard in us"."""
+    tiers = dict(prices.service_tiers)
+    for region in regions:
+        if region.geo and region.covers(model):
+            local = in_region(prices, region.percent)
+            for name, rates in {**local.service_tiers, "standard": local.rates}.items():
+                tiers[f"{name} in {region.geo}"] = rates
+    return prices._replace(service_tiers=tiers)
+
+
 class _Reader:
     """Reads the tables of the file and collects every problem."""
 
@@ -306,14 +370,35 @@ class _Reader:
                 self._problem(f"{where}.match", "is not a list of host names")
                 hosts = []
             models = self._table(content.get("models", {}), f"{where}.models")
-            found[name] = Table(
-                tuple(host.lower() for host in hosts),
-                {
-                    model.lower(): self._model(entry, f'{where}.models."{model}"')
-                    for model, entry in models.items()
-                },
-            )
+            regions = self._regions(content.get("regions", []), f"{where}.regions")
+            priced = {
+                model.lower(): _with_geos(
+                    self._model(entry, f'{where}.models."{model}"'), model.lower(), regions
+                )
+                for model, entry in models.items()
+            }
+            found[name] = Table(tuple(host.lower() for host in hosts), priced, regions)
         return found
+
+    def _regions(self, entries: object, where: str) -> tuple[Region, ...]:
+        if not isinstance(entries, list):
+            self._problem(where, "is not a list of tables")
+            return ()
+        found = []
+        for entry in entries:
+            table = self._table(entry, where)
+            times = self._number(table.get("times"), f"{where}.times", 10)
+            texts = {name: table.get(name, "") for name in ("host", "geo", "released")}
+            models = table.get("models", [])
+            if times is None or not all(isinstance(text, str) for text in texts.values()):
+                self._problem(where, "needs times, and host or geo")
+            elif not isinstance(models, list) or not all(isinstance(each, str) for each in models):
+                self._problem(f"{where}.models", "is not a list of globs")
+            else:
+                names = {name: str(text).lower() for name, text in texts.items()}
+                globs = tuple(each.lower() for each in models)
+                found.append(Region(round(times * 100), models=globs, **names))
+        return tuple(found)
 
     def _model(self, entry: object, where: str) -> ModelPrices:
         base = self._table(entry, where)

@@ -14,7 +14,9 @@ billed apart. `audio_hour` is USD per hour of audio, `minimum_seconds` the short
 `service_tiers` holds the prices of flex, priority, batch, each a table like that of the model, or
 the name of another tier ("standard" is the model's own) whose prices they are. `units` holds USD
 for one of what is counted beside tokens: `character` (speech), `web_search`, `file_search`,
-`video_second 720x1280`, … A name that ends with `*` is a prefix.
+`video_second 720x1280`, … A name that ends with `*` is a prefix. `regions` of a provider are where
+its tokens cost more: `times` the list price at a `host`, or in a `geo` that responses name, for
+`models` (globs) and for dated names that were `released` then or later.
 
 Cost is counted in whole pico-USD (1e-12 USD): 0.05 USD per million tokens are 50,000 of them per
 token, so sums never round.
@@ -46,6 +48,7 @@ from wrapper.metering.usage import Usage
 # Model names come from responses, so the cache is bounded.
 MAX_CACHED = 4096
 
+_NO_TABLE = Table((), {})
 _DATE = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|20\d{6})\Z", re.ASCII)
 
 _VERSION = re.compile(r"[-@]\d{3,}[\d-]*", re.ASCII)
@@ -163,7 +166,7 @@ class Prices:
 
     def names(self, provider: str, host: str) -> set[str]:
         """The models that are listed with a price for this provider."""
-        listed = self._overrides.keys() | self._models(provider, host).keys()
+        listed = self._overrides.keys() | self._table(provider, host).models.keys()
         return {name for name in listed if not name.endswith("*")}
 
     def _find(self, provider: str, host: str, asked: str, served: str) -> ModelPrices | None:
@@ -173,22 +176,24 @@ class Prices:
         that the operator has set for the model that was asked; the list price of that only where
         the served one is a numbered version of it.
         """
-        listed = self._models(provider, host)
-        found = _match(self._overrides, served) or _match(listed, served)
-        if found is None and asked != served:
+        table = self._table(provider, host)
+        found = _match(self._overrides, served)
+        if found is not None:
+            return found
+        listed = _match(table.models, served)
+        if listed is None and asked != served:
             found = _match(self._overrides, asked)
             if found is None and _VERSION.fullmatch(served.removeprefix(asked)):
-                found = _match(listed, asked)
-        return found
+                listed = _match(table.models, asked)
+        return found or (listed and table.at(host.lower(), served, listed))
 
-    def _models(self, provider: str, host: str) -> Mapping[str, ModelPrices]:
+    def _table(self, provider: str, host: str) -> Table:
         """The table that matches the provider's host, else the one with the provider's name."""
         host = host.lower()
         for table in self._tables.values():
             if any(host == name or host.endswith("." + name) for name in table.hosts):
-                return table.models
-        named = self._tables.get(provider)
-        return named.models if named else {}
+                return table
+        return self._tables.get(provider, _NO_TABLE)
 
 
 def _match(models: Mapping[str, ModelPrices], model: str) -> ModelPrices | None:
