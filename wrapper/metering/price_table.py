@@ -342,15 +342,12 @@ def _unreadable(path: Path, error: Exception) -> Problem:
     return Problem(str(path), "", f"cannot be read: {reason}", "`make prices` writes a new one")
 
 
-def _with_geos(prices: ModelPrices, model: str, regions: tuple[Region, ...]) -> ModelPrices:
-    """With the service tiers of regions that responses name, such as "standard in us"."""
-    tiers = dict(prices.service_tiers)
-    for region in regions:
-        if region.geo and region.covers(model):
-            local = in_region(prices, region.percent)
-            for name, rates in {**local.service_tiers, "standard": local.rates}.items():
-                tiers[f"{name} in {region.geo}"] = rates
-    return prices._replace(service_tiers=tiers)
+def _with_geo(prices: ModelPrices, region: Region) -> ModelPrices:
+    """With the service tiers of a region that responses name, such as "standard in us"."""
+    local = in_region(prices, region.percent)
+    tiers = {**local.service_tiers, "standard": local.rates}
+    named = {f"{name} in {region.geo}": rates for name, rates in tiers.items()}
+    return prices._replace(service_tiers={**prices.service_tiers, **named})
 
 
 class _Reader:
@@ -372,11 +369,15 @@ class _Reader:
             models = self._table(content.get("models", {}), f"{where}.models")
             regions = self._regions(content.get("regions", []), f"{where}.regions")
             priced = {
-                model.lower(): _with_geos(
-                    self._model(entry, f'{where}.models."{model}"'), model.lower(), regions
-                )
+                model.lower(): self._model(entry, f'{where}.models."{model}"')
                 for model, entry in models.items()
             }
+            for geo in (region for region in regions if region.geo):
+                priced.update(
+                    (model, _with_geo(prices, geo))
+                    for model, prices in priced.items()
+                    if geo.covers(model)
+                )
             found[name] = Table(tuple(host.lower() for host in hosts), priced, regions)
         return found
 
