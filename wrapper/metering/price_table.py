@@ -293,10 +293,16 @@ class Table(NamedTuple):
     regions: tuple[Region, ...] = ()
 
     def at(self, host: str, model: str, prices: ModelPrices) -> ModelPrices:
-        """The prices of a model of this table at one of the provider's hosts."""
+        """The prices of a model of this table at one of the provider's hosts, and in the geos that
+        responses name.
+        """
         for region in self.regions:
-            if region.host and fnmatchcase(host, region.host) and region.covers(model):
-                return in_region(prices, region.percent)
+            if not region.covers(model):
+                continue
+            if region.geo:
+                prices = _with_geo(prices, region)
+            elif fnmatchcase(host, region.host):
+                prices = in_region(prices, region.percent)
         return prices
 
 
@@ -372,12 +378,6 @@ class _Reader:
                 model.lower(): self._model(entry, f'{where}.models."{model}"')
                 for model, entry in models.items()
             }
-            for geo in (region for region in regions if region.geo):
-                priced.update(
-                    (model, _with_geo(prices, geo))
-                    for model, prices in priced.items()
-                    if geo.covers(model)
-                )
             found[name] = Table(tuple(host.lower() for host in hosts), priced, regions)
         return found
 
