@@ -32,8 +32,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.runtime ## install and start the gateway on HOST:PORT (127.0.0.1:8080)
-	@$(BIN)/python -m wrapper demo-key --check-port
-	@exec env WRAPPER_DEMO=1 $(BIN)/gunicorn -c config/gunicorn.py wsgi:app
+	@exec env WRAPPER_DEMO=1 $(BIN)/python -m wrapper demo-key --check-port \
+		--then $(BIN)/gunicorn -c config/gunicorn.py wsgi:app
 
 test: $(VENV)/.dev ## every test; ARGS="-k name" for some
 	$(BIN)/python -m $(TESTS) $(ARGS)

@@ -55,6 +55,11 @@ logger_class = "wrapper.server.logging.GunicornLogger"  # one JSON object per li
 loglevel = _listen.log_level
 
 
+def when_ready(server: Any) -> None:
+    """In the master, when it listens."""
+    lifecycle.listening()
+
+
 def post_fork(server: Any, worker: Any) -> None:
     """In the new worker, before anything else."""
     lifecycle.worker_forked()

@@ -95,7 +95,9 @@ def test_make_run_in_an_empty_clone_prints_a_curl_line_that_streams(clone: Path)
             assert done.stdout.startswith("data: {")
             assert done.stdout.endswith("data: [DONE]\n\n")
             assert done.stdout.count("data: {") > 10
-            assert "simulated" in log.read_text()
+            text = log.read_text()
+            assert "simulated" in text
+            assert text.index("Listening at") < text.index(curl_line(log))
         secret = curl_line(log).partition("Bearer ")[2].partition("'")[0]
         assert secret not in (clone / "config" / "keys.toml").read_text()
 

@@ -106,7 +106,7 @@ def test_by_itself_it_is_the_current_month(metered: App) -> None:
 def test_a_time_that_is_none_is_the_callers_mistake(metered: App, since: str) -> None:
     status, answer = usage(metered, "web-app", f"?since={since}")
     assert status == 400
-    assert answer["error"]["param"] == "since"
+    assert (answer["error"]["param"], answer["error"]["code"]) == ("since", "invalid_query")
 
 
 def test_without_a_key_there_is_nothing_to_see(metered: App) -> None:

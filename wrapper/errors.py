@@ -5,7 +5,8 @@ the SDKs raise their own exception classes (https://platform.openai.com/docs/gui
 
     GatewayError
     ├── Unauthorized             401  InvalidApiKey, ApiKeyExpired
-    ├── BadRequest               400  InvalidJson, InvalidBody, InvalidPath, IncompleteBody
+    ├── BadRequest               400  InvalidJson, InvalidBody, InvalidQuery, InvalidPath,
+    │                             IncompleteBody
     ├── ModelNotAllowed          403
     ├── ModelNotPriced           403
     ├── EndpointNotAllowed       403
@@ -110,6 +111,12 @@ class InvalidJson(BadRequest):
 
 class InvalidBody(BadRequest):
     """JSON, but not what the endpoint takes."""
+
+
+class InvalidQuery(BadRequest):
+    """A query parameter of the gateway's own routes with a value that it cannot have."""
+
+    code = "invalid_query"
 
 
 class InvalidPath(BadRequest):

@@ -18,6 +18,14 @@ TIMEOUT = 1.0  # seconds for a slow reader of the request log; other requests ar
 SHORT = 0.02  # seconds for a slow reader of stderr; nothing else is done meanwhile
 
 
+def is_terminal(fd: int) -> bool:
+    """Whether a person reads what is written to `fd`."""
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
 def wait_for_reader(fd: int, seconds: float) -> bool:
     """Whether `fd` can be written to within that time."""
     return bool(select.select((), (fd,), (), seconds)[1])

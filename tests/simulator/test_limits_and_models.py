@@ -160,6 +160,7 @@ def test_an_unknown_model_is_a_404(strict: Simulator, path: str, body: dict[str,
     assert answer.status == 404
     assert (error["type"], error["code"]) == ("invalid_request_error", "model_not_found")
     assert "`made-up` does not exist" in error["message"]
+    assert "This is a simulated provider" in error["message"]
 
 
 def test_one_request_can_ask_for_any_model(strict: Simulator) -> None:

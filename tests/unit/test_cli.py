@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -25,7 +26,9 @@ from wrapper.auth import Keyring, digest
 from wrapper.cli import columns
 from wrapper.config import load
 from wrapper.config.example_models import GROQ_SMALL, OPENAI_SMALL
+from wrapper.config.loading import HINT_FD
 from wrapper.errors import ApiKeyExpired
+from wrapper.server import lifecycle
 from wrapper.store import Entry, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -785,6 +788,34 @@ def test_a_first_start_with_a_mistake_makes_no_key(run: Run, here: Path) -> None
     assert (code, out) == (1, "")
     assert "is not TOML" in err
     assert not (here / "config/keys.toml").exists()
+
+
+def test_the_line_is_printed_once_the_gateway_listens(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    became: list[tuple[str, list[str], dict[str, str]]] = []
+
+    def become(program: str, command: list[str], environ: dict[str, str]) -> None:
+        fd = os.dup(int(environ[HINT_FD]))  # the command would inherit it
+        became.append((program, command, {**environ, HINT_FD: str(fd)}))
+        raise OSError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "execvpe", become)
+    code, out, err = run("demo-key", "--then", "gunicorn", "-c", "config/gunicorn.py")
+    assert (code, err) == (1, "error: cannot start gunicorn: No such file or directory\n")
+    assert "shown only now: sk-" in out
+    assert "curl" not in out
+    ((program, command, environ),) = became
+    assert (program, command) == ("gunicorn", ["gunicorn", "-c", "config/gunicorn.py"])
+    secret = out.partition("shown only now: ")[2].split()[0]
+    assert secret not in " ".join([*command, *environ.values()])
+    monkeypatch.setattr(os, "environ", environ)
+    lifecycle.listening()
+    printed = capsys.readouterr().out
+    assert f"Bearer {secret}" in printed
+    assert printed.endswith("/docs\n\n")
+    lifecycle.listening()  # after a reload of gunicorn's own configuration
+    assert capsys.readouterr().out == ""
 
 
 # --- the program ---

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -16,7 +18,11 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.parser import RequestParser
 
+from wrapper.config import load
+from wrapper.metering.pricing import Prices
 from wrapper.server import lifecycle, room
+from wrapper.server.logging import JsonFormatter, TextFormatter, formatter
+from wrapper.server.reload import ConfigReloader
 from wrapper.server.worker import HeadTimeout, StrictRequest
 
 INFINITE = resource.RLIM_INFINITY
@@ -137,6 +143,41 @@ GunicornLogger(Config()).info("Listening at: %s", "here")
 GunicornLogger(Config()).exception("of gunicorn")
 fail()
 """
+
+
+def test_on_a_terminal_a_message_is_a_line_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(formatter(), JsonFormatter)
+    monkeypatch.setattr("wrapper.server.logging.is_terminal", lambda fd: fd == 2)
+    assert isinstance(formatter(), TextFormatter)
+    made = [
+        logging.LogRecord("x", level, "f", 1, "told %s", ("\x1b[2J\n",), None)
+        for level in (logging.INFO, logging.WARNING)
+    ]
+    told = [TextFormatter().format(record)[8:] for record in made]
+    assert told == [" told \\x1b[2J\\n", " warning: told \\x1b[2J\\n"]
+
+
+def test_the_demo_provider_is_no_provider_of_the_configuration(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "gateway.toml").write_text(
+        '[providers.groq]\nbase_url = "https://api.groq.com/openai/v1"\n'
+        'api_key = { env = "GROQ_API_KEY" }\n[[routes]]\nmodel = "*"\ntargets = ["groq"]\n'
+    )
+    environ = {
+        "WRAPPER_CONFIG": str(tmp_path / "gateway.toml"),
+        "WRAPPER_KEYS": str(tmp_path / "keys.toml"),
+    }
+    settings = load(environ, "http://127.0.0.1:1")
+    assert settings.stand_in in settings.providers
+    reloader = object.__new__(ConfigReloader)
+    snapshot = SimpleNamespace(settings=settings)
+    reloader._runtime = SimpleNamespace(snapshot=snapshot, apply=lambda *_: None)  # type: ignore[assignment]
+    reloader._prices, reloader._environ = Prices({}, {}), environ
+    reloader._accepted = tmp_path / "accepted"
+    with caplog.at_level(logging.INFO, "wrapper"):
+        reloader._apply(settings)
+    assert "configuration reloaded: 1 providers, 0 keys" in caplog.messages
 
 
 def test_whatever_goes_to_stderr_is_one_line_of_json() -> None:

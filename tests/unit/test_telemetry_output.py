@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from wrapper.metering import Usage
 from wrapper.output import Output, Stderr
 from wrapper.record import RequestRecord
-from wrapper.telemetry.request_log import encode, line
+from wrapper.telemetry.request_log import RequestLog, encode, line, text_line
 
 LINE = b"x" * 999 + b"\n"
 
@@ -125,3 +127,29 @@ def test_what_was_lost_on_stderr_is_counted_and_told(pipe: tuple[int, int]) -> N
     told, line = os.read(reading, 65536).decode().splitlines()[-2:]
     assert json.loads(told)["message"].endswith(f": {stderr.lost}")
     assert line == "half a line and the rest"
+
+
+def test_on_a_terminal_a_request_is_a_line_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = RequestRecord(method="POST", path="/v1/chat/completions", client="127.0.0.1")
+    record.api_key, record.provider, record.model = "web", "groq", "gpt\x1b[2J\u202e"
+    record.status, record.cost, record.usage = 200, 1_500_000, Usage(12, 30, 42)
+    record.outcome = "completed"
+    text = text_line(line(record)).decode()
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d  200  POST  /v1/chat/completions  key web  gpt\\u001b\[2J\\u202e at groq"
+        r"  12 \+ 30 tokens  0\.000002 USD  \d+ ms",
+        text,
+    )
+    monkeypatch.setattr("wrapper.telemetry.request_log.is_terminal", lambda fd: fd == 1)
+    written: list[bytes] = []
+    log = RequestLog()
+    monkeypatch.setattr(log._output, "write", written.append)
+    log.write(record)
+    assert written[0].decode().rpartition("  ")[0][8:] == text.rpartition("  ")[0][8:]
+
+
+def test_on_a_terminal_a_refusal_says_why() -> None:
+    record = RequestRecord(method="GET", path="/v1/models", client="127.0.0.1")
+    record.refused(401, "invalid_api_key")
+    text = text_line(line(record)).decode()
+    assert text[8:].startswith("  401  GET  /v1/models  invalid_api_key  ")

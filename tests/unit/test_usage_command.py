@@ -76,6 +76,16 @@ def test_the_table_shows_sums_and_what_is_missing_from_them(used: Run) -> None:
     assert "old" not in out
 
 
+def test_an_unknown_key_is_a_wrong_argument(used: Run, tmp_path: Path) -> None:
+    code, out, err = used("--key", "wbe")
+    assert (code, out) == (2, "")
+    assert err == "error: --key wbe: there is no such key; did you mean 'web'?\n"
+    assert used("--key", "old")[0] == 0  # revoked, but in the table
+    text = f'[keys.fresh]\nsha256 = "{"a" * 64}"\n'
+    (tmp_path / "keys.toml").write_text(text)
+    assert used("--key", "fresh")[0] == 0  # not used yet
+
+
 def test_csv_has_every_digit(used: Run) -> None:
     _, out, _ = used("--format", "csv", "--by", "key,day", "--since", "365d")
     rows = {row["key"]: row for row in csv.DictReader(io.StringIO(out))}

@@ -216,7 +216,7 @@ def _since(text: str | None, now: float) -> float:
     try:
         return since(text, now)
     except ValueError:
-        raise errors.InvalidBody(
+        raise errors.InvalidQuery(
             "'since' is such as 24h, 7d, 4w or 2026-11-01.", param="since"
         ) from None
 

@@ -1,6 +1,7 @@
 """`demo-key`: makes the first key and prints a curl line that works when pasted.
 
-`make run` calls it. It makes no key where there is a keys file.
+`make run` starts the gateway with it: then the curl line is printed once the gateway listens. It
+makes no key where there is a keys file.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from wrapper.cli import CommandError
 from wrapper.cli.keys import create_key
 from wrapper.config import ApiKey, Listen, Settings, keys_path, listen, load
 from wrapper.config.example_models import GROQ_SMALL, OPENAI_SMALL
+from wrapper.config.loading import HINT_FD
 from wrapper.errors import ModelNotFound
 from wrapper.routing import Routes
 
@@ -47,6 +49,13 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="fail if another program listens on HOST:PORT",
     )
+    parser.add_argument(
+        "--then",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="COMMAND",
+        help="become this command, which starts the gateway and prints the rest when it listens",
+    )
     parser.set_defaults(run=run)
 
 
@@ -60,14 +69,33 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         _print_demo_note(settings)
         print(f"The keys are in {path}, without their secrets. To make another one:")
         print(f"{_python()} -m wrapper keys create NAME")
-        print(f"To try one in the browser: http://{_address(where)}/docs\n")
+        hint = f"To try a key in the browser: http://{_address(where)}/docs\n\n"
+    else:
+        secret = create_key(environ, ApiKey(NAME, ""))
+        _print_demo_note(settings)
+        print(f"The key '{NAME}', shown only now: {secret}")
+        hint = (
+            f"Try it in another terminal:\n\n{curl(where, secret, model(settings))}\n\n"
+            f"or in the browser, with the key: http://{_address(where)}/docs\n\n"
+        )
+    if not args.then:
+        print(hint, end="")
         return 0
-    secret = create_key(environ, ApiKey(NAME, ""))
-    _print_demo_note(settings)
-    print(f"The key '{NAME}', shown only now: {secret}")
-    print(f"Try it in another terminal:\n\n{curl(where, secret, model(settings))}\n")
-    print(f"or in the browser, with the key: http://{_address(where)}/docs\n")
-    return 0
+    return _become(args.then, hint)
+
+
+def _become(command: list[str], hint: str) -> int:
+    """Replace this process by the gateway, which prints `hint`: in a pipe, as it has a secret."""
+    sys.stdout.flush()
+    reading, writing = os.pipe()
+    os.write(writing, hint.encode())
+    os.close(writing)
+    os.set_inheritable(reading, True)
+    try:
+        os.execvpe(command[0], command, {**os.environ, HINT_FD: str(reading)})  # noqa: S606
+    except OSError as error:
+        os.close(reading)
+        raise CommandError(f"cannot start {command[0]}: {error.strerror}") from error
 
 
 def _print_demo_note(settings: Settings) -> None:

@@ -14,8 +14,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from wrapper.cli import CommandError, cell_of_csv, columns, examples
+from wrapper.cli import ArgumentError, CommandError, cell_of_csv, columns, examples
 from wrapper.config import ApiKey, load_keys, store_url
+from wrapper.config.problems import suggest
 from wrapper.store import DIMENSIONS, PICO, StoreError, Sums, UsageStore, open_store, spans
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints the sums. Raises CommandError when the table cannot be read."""
     try:
         store = open_store(store_url(environ))
+        if args.key is not None:
+            _check_key(args.key, store, environ)
         rows = _totals(store, args, environ)
         total = store.totals(args.since, None, (), args.key)[0]
         store.close()
@@ -128,6 +131,16 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     else:
         _print_table(args, rows, total)
     return 0
+
+
+def _check_key(name: str, store: UsageStore, environ: Mapping[str, str]) -> None:
+    """Raises ArgumentError for a key that is neither in the keys file nor in the table."""
+    keys = load_keys(environ)
+    if name in keys or store.totals(key=name)[0].requests:
+        return
+    known = {*keys, *(row.group[0] for row in store.totals(by=("key",)))}
+    hint = suggest(name, known)
+    raise ArgumentError(f"--key {name}: there is no such key" + (f"; {hint}" if hint else ""))
 
 
 def _totals(

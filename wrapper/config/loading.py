@@ -38,6 +38,8 @@ DEFAULT_KEYS = "config/keys.toml"
 PRICES = "prices.toml"
 MODELS = "models.toml"
 DEMO = "demo"
+HINT_FD = "WRAPPER_HINT_FD"
+"""Names a descriptor, of a pipe with what `demo-key` has to say once the gateway listens."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _PROXIES = frozenset(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"))

@@ -1,8 +1,9 @@
 """Start and stop: what happens in gunicorn's master and in its workers, in this order.
 
 Master: `prepare` (environment, run directory, demo provider), `load_app` (load, check, restore
-the counters; the workers inherit the result). Worker: `worker_forked`, `start_worker`. Master,
-after a worker: `worker_exited`; at its own end the run directory is removed.
+the counters; the workers inherit the result), `listening`. Worker: `worker_forked`,
+`start_worker`. Master, after a worker: `worker_exited`; at its own end the run directory is
+removed.
 
 Invariant: a configuration that cannot be served is reported before anything listens, with exit
 code 1 and no traceback.
@@ -41,7 +42,7 @@ from wrapper.config import (
     load,
     needs_demo,
 )
-from wrapper.config.loading import prepare_keys
+from wrapper.config.loading import HINT_FD, prepare_keys
 from wrapper.config.prepared import Prepared
 from wrapper.config.watch import accept
 from wrapper.server.logging import protect_stderr, set_up_logging
@@ -210,6 +211,14 @@ def log_dead_routes(models: Sequence[str]) -> None:
     if models:
         named = ", ".join(models)
         log.warning("requests for %s get 502: no provider of these routes has a credential", named)
+
+
+def listening() -> None:
+    """The gateway listens: print what `demo-key` has left to say, once."""
+    found = os.environ.pop(HINT_FD, "")
+    if found.isdecimal():
+        with contextlib.suppress(OSError), os.fdopen(int(found)) as hint:
+            print(hint.read(), end="", flush=True)
 
 
 def worker_forked() -> None:

@@ -1,4 +1,5 @@
-"""The program's own log: one JSON object per line on stderr, in the shape of the request lines.
+"""The program's own log: one JSON object per line on stderr, in the shape of the request lines; on
+a terminal plain text for people.
 
 Invariant: nothing that runs in the gateway's processes writes there in another way, not even an
 error that nobody catches. (A start that fails prints its problems for people to read.)
@@ -17,7 +18,7 @@ from gevent.hub import Hub
 from gevent.monkey import get_original
 from gunicorn.glogging import Logger
 
-from wrapper.output import Stderr
+from wrapper.output import Stderr, is_terminal
 
 log = logging.getLogger("wrapper")
 
@@ -37,7 +38,7 @@ def set_up_logging(level: str) -> None:
     stdout is for the request lines.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(formatter())
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level.upper())
@@ -54,8 +55,23 @@ class GunicornLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's own messages, in the same form."""
 
     def _set_handler(self, log: Any, output: Any, fmt: Any, stream: Any = None) -> None:
-        formatter = JsonFormatter() if log is self.error_log else fmt
-        super()._set_handler(log, output, formatter, stream)
+        super()._set_handler(log, output, formatter() if log is self.error_log else fmt, stream)
+
+
+def formatter() -> logging.Formatter:
+    """JSON, and text where a person reads stderr."""
+    return TextFormatter() if is_terminal(2) else JsonFormatter()
+
+
+class TextFormatter(logging.Formatter):
+    """A record as a line of text, and its traceback below."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%H:%M:%S", time.localtime(record.created))
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        text = f"{at} {level}{record.getMessage()}"
+        text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
 class JsonFormatter(logging.Formatter):

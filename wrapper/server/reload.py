@@ -90,6 +90,8 @@ class ConfigReloader:
         with contextlib.suppress(OSError):
             accept(settings, self._environ, self._accepted)
         providers, keys = len(settings.providers), len(settings.keys)
+        if settings.stand_in:  # it is no provider of the configuration
+            providers -= 1
         telemetry.reloaded(success=True)
         log.info("configuration reloaded: %d providers, %d keys", providers, keys)
         if before.stand_in and not settings.stand_in:

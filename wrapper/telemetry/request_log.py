@@ -1,4 +1,5 @@
-"""The request log: each finished record as one JSON line on standard output.
+"""The request log: each finished record as one JSON line on standard output; on a terminal as a
+line of text for people.
 
 Invariant: no secret, query string or body gets into a line; no text from a caller or a provider
 makes it longer than a pipe takes at once, or holds characters that command a terminal. Where stdout
@@ -17,8 +18,8 @@ from typing import Any
 import msgspec
 
 from wrapper.metering import PICO
-from wrapper.output import Output
-from wrapper.record import RequestRecord
+from wrapper.output import Output, is_terminal
+from wrapper.record import NO_KEY, RequestRecord
 from wrapper.telemetry.instruments import LOST_LINES, METHODS, OTHER
 
 MAX_MODEL_LENGTH = 200  # characters of a name in the log; a caller may send megabytes
@@ -38,6 +39,7 @@ class RequestLog:
     def __init__(self, log_level: str = "info") -> None:
         self._min_status = _MIN_STATUS.get(log_level, 0)
         self._output = Output()
+        self._encode = text_line if is_terminal(1) else encode
         self._failing = False
 
     def write(self, record: RequestRecord) -> None:
@@ -45,7 +47,7 @@ class RequestLog:
         if record.status < self._min_status:
             return
         try:
-            self._output.write(encode(line(record)) + b"\n")
+            self._output.write(self._encode(line(record)) + b"\n")
         except OSError as error:
             LOST_LINES["stdout",].inc()
             if not self._failing:
@@ -67,6 +69,26 @@ def encode(fields: dict[str, Any]) -> bytes:
     if len(text) >= MAX_LINE and any(len(str(value)) > SHORT for value in fields.values()):
         return encode({name: _short(value) for name, value in fields.items()})
     return text
+
+
+def text_line(fields: dict[str, Any]) -> bytes:
+    """What matters of the fields in a line for people."""
+    at = time.strftime("%H:%M:%S", time.localtime())
+    parts = [at, str(fields["status"]), fields["method"], fields["path"]]
+    if fields["api_key"] != NO_KEY:
+        parts.append(f"key {fields['api_key']}")
+    if fields["model"]:
+        parts.append(f"{fields['model']} at {fields['provider'] or '-'}")
+    if fields["prompt_tokens"] is not None:
+        parts.append(f"{fields['prompt_tokens']} + {fields['completion_tokens']} tokens")
+    if fields["cost_usd"] is not None:
+        parts.append(f"{fields['cost_usd']:.6f} USD")
+    if fields["code"]:
+        parts.append(fields["code"])
+    if fields["outcome"] not in ("completed", "client_error", "rejected"):
+        parts.append(str(fields["outcome"]))
+    parts.append(f"{fields['duration_ms']:.0f} ms")
+    return _UNUSUAL.sub(_escape, "  ".join(parts)).encode()[:MAX_LINE]
 
 
 def _short(value: Any) -> Any:

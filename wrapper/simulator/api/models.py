@@ -61,7 +61,11 @@ def model(call: Call) -> Response:
 
 
 def _not_found(name: str) -> ApiError:
-    return ApiError(404, f"The model `{name}` does not exist or you do not have access to it.")
+    return ApiError(
+        404,
+        f"The model `{name}` does not exist or you do not have access to it. (This is a simulated"
+        " provider: GET /v1/models lists what it imitates.)",
+    )
 
 
 def _model(call: Call, name: str) -> dict[str, Any]:
