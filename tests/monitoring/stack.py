@@ -29,7 +29,26 @@ ROOT = Path(__file__).resolve().parents[2]
 DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
 RULES = sorted((ROOT / "prometheus" / "rules").glob("*.yml"))
 
+NATIVE = ("convert_classic_histograms_to_nhcb", "always_scrape_classic_histograms")
+
 Json = dict[str, Any]
+
+
+def major_version(program: str) -> int:
+    """Of `prometheus` or `promtool`: 2 or 3; one that was built without a version is newer."""
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"version (\d+)\.", told.stdout + told.stderr)
+    return int(found[1]) if found else 3
+
+
+def shipped_config(version: int) -> Json:
+    """prometheus.yml, for Prometheus 2 without what that does not know."""
+    config: Json = yaml.safe_load((ROOT / "prometheus" / "prometheus.yml").read_text())
+    if version < 3:
+        for job in config["scrape_configs"]:
+            for setting in NATIVE:
+                job.pop(setting, None)
+    return config
 
 
 class Prometheus:
@@ -37,6 +56,7 @@ class Prometheus:
 
     def __init__(self, *targets: str) -> None:
         self._program = require("prometheus")
+        self.version = major_version(self._program)
         self._port = processes.ReservedPort()
         self._directory = tempfile.TemporaryDirectory(prefix="prometheus-")
         self._process: subprocess.Popen[bytes] | None = None
@@ -45,7 +65,7 @@ class Prometheus:
         self._configure(list(targets))
 
     def _configure(self, targets: list[str]) -> None:
-        config = yaml.safe_load((ROOT / "prometheus" / "prometheus.yml").read_text())
+        config = shipped_config(self.version)
         config["rule_files"] = [str(path) for path in RULES]
         for job in config["scrape_configs"]:
             del job["static_configs"]

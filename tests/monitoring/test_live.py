@@ -242,6 +242,19 @@ def test_a_month_is_compared_from_a_few_samples_of_each_counter(stack: Stack) ->
     assert data["stats"]["samples"]["totalQueryableSamples"] <= 4 * series
 
 
+def test_a_native_histogram_has_the_quantiles_of_the_classic_one(stack: Stack) -> None:
+    if stack.prometheus.version < 3:
+        pytest.skip("Prometheus 2 does not convert histograms")
+    name, by_path = "http_request_duration_seconds", 'path="/v1/chat/completions"'
+    for metric, chosen in ((name, by_path), ("gen_ai_server_request_duration_seconds", "")):
+        native = f"histogram_quantile(0.9, sum({metric}{{{chosen}}}))"
+        classic = f"histogram_quantile(0.9, sum by (le) ({metric}_bucket{{{chosen}}}))"
+        found = eventually(partial(stack.prometheus.query, native), 20, what=native)
+        expected = stack.prometheus.query(classic)
+        value, other = (float(each[0]["value"][1]) for each in (found, expected))
+        assert value == pytest.approx(other)
+
+
 def test_the_annotations_are_queries(stack: Stack) -> None:
     for dashboard in dashboards():
         for event in dashboard["annotations"]["list"]:

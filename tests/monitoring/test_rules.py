@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from monitoring.stack import ROOT, RULES, rules
+from monitoring.stack import NATIVE, ROOT, RULES, major_version, rules, shipped_config
 
 from harness.programs import require
 
@@ -29,9 +29,19 @@ def promtool(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_promtool_accepts_the_configuration() -> None:
+def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
     # The file with the token is in the container alone; the rules are checked below.
-    promtool("check", "config", "--syntax-only", PROMETHEUS / "prometheus.yml")
+    file = tmp_path / "prometheus.yml"
+    file.write_text(yaml.safe_dump(shipped_config(major_version(require("promtool")))))
+    promtool("check", "config", "--syntax-only", file)
+
+
+def test_histograms_are_kept_as_native_ones_beside_the_classic_ones() -> None:
+    """The two settings of Prometheus 3 that do it; without the second one, the dashboards' own
+    series are missing.
+    """
+    (job,) = (j for j in shipped_config(3)["scrape_configs"] if j["job_name"] == "wrapper")
+    assert [job[setting] for setting in NATIVE] == [True, True]
 
 
 def test_promtool_accepts_the_rules() -> None:
