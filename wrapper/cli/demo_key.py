@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from wrapper.cli import CommandError
-from wrapper.cli.keys import create_key
+from wrapper.cli.key_create import create_key
 from wrapper.config import ApiKey, Listen, Settings, keys_path, listen, load
 from wrapper.config.example_models import GROQ_SMALL, OPENAI_SMALL
 from wrapper.config.loading import HINT_FD
