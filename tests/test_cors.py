@@ -70,6 +70,7 @@ def test_a_browser_may_read_the_answer_and_the_headers_that_matter(app: App) -> 
         "x-request-id",
         "retry-after",
         "x-wrapper-provider",
+        "x-wrapper-cost-usd",
         "x-ratelimit-remaining-requests",
         "x-ratelimit-remaining-tokens",
         "x-ratelimit-reset-requests",

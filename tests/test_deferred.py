@@ -100,6 +100,22 @@ def world(app_factory: AppFactory) -> Iterator[World]:
         yield World(app_factory, held)
 
 
+def test_its_key_finds_what_it_used_by_the_id_of_the_object(world: World) -> None:
+    def found(request_id: str | None) -> tuple[int, Any]:
+        answer = world.call("GET", f"/usage/requests/{request_id}")
+        return answer.status, json.loads(answer.body)
+
+    world.answers(id="resp_1", object="response", status="queued", background=True, usage=None)
+    created = world.call("POST", "/v1/responses", BODY)
+    status, use = found(created.header("x-request-id"))
+    assert (status, use["deferred"], "cost_usd" in use) == (200, "resp_1", False)
+    assert found("resp_1")[0] == 404
+    world.answers(**ended())
+    assert world.call("GET", "/v1/responses/resp_1").status == 200
+    status, use = found("resp_1")
+    assert (status, use["cost_usd"], use["prompt_tokens"]) == (200, COST / 10**12, 300)
+
+
 def ended(name: str = "resp_1", **changes: Any) -> dict[str, Any]:
     made = {"id": name, "object": "response", "status": "completed", "model": f"{MODEL}-2026-01-01"}
     return {**made, "usage": USED, **changes}

@@ -38,7 +38,15 @@ log = logging.getLogger("wrapper")
 # What SDKs read, by name for browsers that do not know "*" yet; which covers all as no credentials
 # are allowed (https://fetch.spec.whatwg.org/#http-access-control-expose-headers).
 EXPOSED = [
-    *("*", "x-request-id", "x-wrapper-provider", "Server-Timing", "Retry-After", "retry-after-ms"),
+    *(
+        "*",
+        "x-request-id",
+        "x-wrapper-provider",
+        "x-wrapper-cost-usd",
+        "Server-Timing",
+        "Retry-After",
+        "retry-after-ms",
+    ),
     *(
         "x-should-retry",
         "openai-processing-ms",

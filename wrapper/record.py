@@ -165,7 +165,8 @@ class RequestRecord:
             self.aborted()
         elif extracted.error and self.status < 300:
             self.failed("error_event")
-        # What is shown of a stored response was counted when that was made.
+        # What is shown of a stored response was counted when that was made, and what goes on after
+        # the request is counted when it has ended.
         used = not endpoint.reports_stored_usage and self.deferred is None
         if used and extracted.usage is not None:
             self.usage = extracted.usage

@@ -17,7 +17,18 @@ from harness.redisserver import RedisServer
 from wrapper.admission import Admission
 from wrapper.metering import Usage
 from wrapper.metering.bounds import Bounds
-from wrapper.store import Demand, Entry, Lease, Limits, Refused, Subject, Sums, UsageStore
+from wrapper.store import (
+    Demand,
+    Entry,
+    Lease,
+    Limits,
+    Refused,
+    Subject,
+    Sums,
+    UsageStore,
+    recent,
+    redisledger,
+)
 from wrapper.store.redis import RedisStore
 from wrapper.store.sqlite import SqliteStore
 
@@ -655,6 +666,30 @@ def test_both_stores_sum_the_ledger_alike(world: World, store: UsageStore) -> No
     assert store.totals(key="nobody", by=("day",)) == []
     with pytest.raises(ValueError, match="cannot group by 'colour'"):
         store.totals(by=("colour",))
+
+
+def test_what_the_last_requests_have_used_is_kept_for_their_key(
+    world: World, store: UsageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (recent, redisledger):
+        monkeypatch.setattr(module, "KEPT_ROWS", 5)
+    for number in range(8):
+        world.passes(1, store)
+        store.settle(entry(world, at=world.wall, recent=(f"req_{number}", str(number))))
+    store.settle(entry(world, at=world.wall, key="batch", recent=("req_7", "another")))
+    store.settle(entry(world, at=world.wall), store.admit([key()], Demand()))
+    world.passes(recent.TRIM_SECONDS + 5, store)
+    assert store.recent("web", "req_2") is None
+    assert [store.recent("web", f"req_{number}") for number in (4, 7)] == ["4", "7"]
+    assert store.recent("batch", "req_7") == "another"
+    assert store.recent("batch", "req_6") is None
+    store.settle(entry(world, at=world.wall, recent=("req_7", "again")))
+    assert store.recent("web", "req_7") == "again"
+    if isinstance(store, SqliteStore):  # Redis has clocks of its own
+        world.wall += recent.KEPT_SECONDS - 60
+        assert store.recent("web", "req_7") == "again"
+        world.wall += 61
+        assert store.recent("web", "req_7") is None
 
 
 def test_what_can_never_be_written_still_ends_its_lease(world: World, store: UsageStore) -> None:

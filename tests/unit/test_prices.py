@@ -12,6 +12,7 @@ import pytest
 
 from wrapper.config import ConfigError, Price
 from wrapper.metering import Usage
+from wrapper.metering.price_table import Priced, Rate, with_plain
 from wrapper.metering.pricing import MAX_CACHED, Prices, undated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -390,3 +391,20 @@ def test_the_same_package_on_the_same_day_makes_the_same_file(tmp_path: Path) ->
     assert maker.main([str(made)]) == 0
     assert tomllib.loads(made.read_text())["providers"].keys() == maker.PROVIDERS.keys()
     Prices.load(made, {})
+
+
+def test_text_alone_costs_the_same_by_the_short_way() -> None:
+    """The usual rate is priced without looking at audio, images and cache writes."""
+    rate = Rate(input=3, cached_input=1, output=7, image_input=3, cached_image=1)
+    plain = with_plain(rate)
+    assert plain.plain
+    for prompt, cached, completion in ((10, 0, 4), (10, 4, 0), (10, 12, 4), (0, 0, 0)):
+        usage = Usage(prompt, completion, prompt + completion, cached=cached)
+        assert plain.price(usage) == rate.price(usage)
+    for other in ({"seconds": 2.0}, {"cache_write": 3}, {"audio_prompt": 1}, {"unreadable": "x"}):
+        usage = Usage(10, 4, 14)._replace(**other)
+        assert (
+            plain.price(usage) == rate.price(usage) != Priced(10 * 3 + 4 * 7, None, (30, 0, 0, 28))
+        )
+    for apart in ({"audio_input": 9}, {"audio_output": 9}, {"image_input": 9}, {"input": None}):
+        assert not with_plain(rate._replace(**apart)).plain

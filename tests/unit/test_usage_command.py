@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from wrapper.__main__ import main
-from wrapper.cli.usage import decimal_usd, short_usd, since
-from wrapper.metering import Usage
+from wrapper.cli.usage import short_usd, since
+from wrapper.metering import Usage, exact_usd
 from wrapper.store import Entry, open_store
 
 Run = Callable[..., tuple[int, str, str]]
@@ -199,4 +199,4 @@ def test_money_is_shown_with_the_digits_that_say_something(
     pico: int, short: str, exact: str
 ) -> None:
     assert short_usd(pico) == short
-    assert decimal_usd(pico) == exact
+    assert exact_usd(pico) == exact

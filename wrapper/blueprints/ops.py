@@ -5,6 +5,8 @@ from __future__ import annotations
 import hmac
 import logging
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 from flask import Blueprint, Response, current_app, request
@@ -21,6 +23,8 @@ from wrapper.telemetry.limits import key_families, limit_families
 
 bp = Blueprint("ops", __name__)
 log = logging.getLogger("wrapper")
+
+T = TypeVar("T")
 
 
 @bp.get("/healthz")
@@ -102,19 +106,40 @@ def usage() -> Response:
     )
 
 
+@bp.get("/usage/requests/<request_id>")
+def usage_of_request(request_id: str) -> Response:
+    """What one of the calling key's last requests has used, by the id that its response had."""
+    context = request_context()
+    key = context.snapshot.settings.keys[authenticate(context).name]
+    try:
+        found = _read(context.runtime.store, lambda store: store.recent(key.name, request_id))
+    except StoreError as error:
+        log.error("cannot read the usage table: %s", error)
+        raise errors.InternalError("The usage table cannot be read at the moment.") from None
+    if found is None:
+        raise errors.UnknownUrl(
+            "No request of this API key with this id has used anything in the last 7 days."
+        )
+    return Response(found, mimetype="application/json")
+
+
 def _totals(store: UsageStore, begin: float, key: str) -> tuple[list[Sums], list[Sums]]:
     """The key's sums, in all and by model. They may take a while, and any key may ask for them."""
-    reader = store.reader()
 
-    def read() -> tuple[list[Sums], list[Sums]]:
-        asked = reader or store
+    def read(asked: UsageStore) -> tuple[list[Sums], list[Sums]]:
         totals = asked.totals(since=begin, key=key)
         return totals, asked.totals(since=begin, by=("provider", "model"), key=key)
 
+    return _read(store, read)
+
+
+def _read(store: UsageStore, read: Callable[[UsageStore], T]) -> T:
+    """What `read` finds in the store, while the other requests go on."""
+    reader = store.reader()
     if reader is None:
-        return read()
+        return read(store)
     try:
-        return in_thread(read)
+        return in_thread(lambda: read(reader))
     finally:
         in_thread(reader.close)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from wrapper.cli import ArgumentError, CommandError, cell_of_csv, columns, examples
 from wrapper.config import ApiKey, load_keys, store_url
 from wrapper.config.problems import suggest
+from wrapper.metering import exact_usd
 from wrapper.store import DIMENSIONS, PICO, StoreError, Sums, UsageStore, open_store, spans
 
 if TYPE_CHECKING:
@@ -176,11 +177,11 @@ def _exact(sums: Sums) -> tuple[str, ...]:
     return (
         *map(str, numbers),
         f"{sums.seconds:g}",
-        decimal_usd(sums.cost),
+        exact_usd(sums.cost),
         *map(str, (sums.unmetered, sums.unpriced)),
         *map(str, (sums.bounded, sums.tokens_low, sums.tokens_high)),
-        *map(decimal_usd, (sums.cost_low, sums.cost_high)),
-        *map(decimal_usd, sums.cost_by_kind),
+        *map(exact_usd, (sums.cost_low, sums.cost_high)),
+        *map(exact_usd, sums.cost_by_kind),
     )
 
 
@@ -248,9 +249,3 @@ def short_usd(pico: int) -> str:
         return f"{pico / PICO:,.2f}"
     digits = 15 - len(str(pico))
     return f"{pico / PICO:.{digits}f}"
-
-
-def decimal_usd(pico: int) -> str:
-    """USD, exact: 1234567 pico-USD are 0.000001234567."""
-    whole, rest = divmod(pico, PICO)
-    return f"{whole}.{rest:012d}".rstrip("0").rstrip(".")

@@ -16,6 +16,7 @@ from wrapper.metering.usage import (
     Sight,
     Usage,
     UsageExtractor,
+    exact_usd,
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Usage",
     "UsageExtractor",
     "content_begins",
+    "exact_usd",
     "extractor_for",
     "set_include_usage",
 ]

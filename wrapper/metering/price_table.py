@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wrapper.config import ConfigError, Problem
 from wrapper.metering.usage import PICO, Usage
@@ -62,7 +62,8 @@ def added_kinds(one: Kinds, other: Kinds) -> Kinds:
 class Rate(NamedTuple):
     """Pico-USD per token (`audio_hour`: per hour); None where there is no price.
 
-    It applies to prompts of more than `above` tokens.
+    It applies to prompts of more than `above` tokens. `plain`: there is a price for text, and what
+    audio and images cost is the same; `with_plain` says so at load time.
     """
 
     above: int = -1
@@ -78,9 +79,16 @@ class Rate(NamedTuple):
     audio_output: int | None = None
     image_output: int | None = None
     audio_hour: int | None = None
+    plain: bool = False
 
     def price(self, usage: Usage, minimum_seconds: int = 0) -> Priced:
         """What the tokens and seconds of `usage` cost."""
+        if self.plain and not any(usage[5:14]) and not usage.unreadable:  # text alone, the usual
+            cached = min(usage.cached, usage.prompt)
+            fresh = (usage.prompt - cached) * self.input  # type: ignore[operator]
+            read = cached * self.cached_input  # type: ignore[operator]
+            output = usage.completion * self.output  # type: ignore[operator]
+            return Priced(fresh + read + output, None, (fresh, read, 0, output))
         unknown = self._unknown(usage)
         if unknown is not None:
             return Priced(None, unknown)
@@ -155,6 +163,22 @@ class Rate(NamedTuple):
         if usage.image_prompt and (self.image_input, self.cached_image) != text:
             return "cached_image"
         return None
+
+
+def with_plain(rate: Rate) -> Rate:
+    """The rate that knows whether it is `plain`."""
+    return rate._replace(plain=_is_plain(rate._asdict()))
+
+
+def _is_plain(prices: Mapping[str, int | None]) -> bool:
+    input_, output = prices["input"], prices["output"]
+    return (
+        not (input_ is None or output is None or prices["cached_input"] is None)
+        and prices["audio_input"] in (None, input_)
+        and prices["image_input"] in (None, input_)
+        and prices["audio_output"] in (None, output)
+        and prices["image_output"] in (None, output)
+    )
 
 
 # Details that are part of something else at the same price.
@@ -276,13 +300,10 @@ def in_region(prices: ModelPrices, percent: int) -> ModelPrices:
 
 
 def _times(rates: Rates, percent: int) -> Rates:
-    return tuple(
-        Rate(
-            rate.above,
-            *(None if each is None else (each * percent + 50) // 100 for each in rate[1:]),
-        )
-        for rate in rates
-    )
+    def times(prices: Iterable[Any]) -> Iterator[Any]:
+        return (None if each is None else (each * percent + 50) // 100 for each in prices)
+
+    return tuple(with_plain(Rate(rate.above, *times(rate[1:-1]))) for rate in rates)
 
 
 class Table(NamedTuple):
@@ -458,6 +479,7 @@ class _Reader:
         return Rate(
             above=-1 if above is None else int(above),
             audio_hour=None if hour is None else round(hour * PICO),
+            plain=_is_plain(prices),
             **prices,
         )
 

@@ -42,6 +42,7 @@ from wrapper.metering.price_table import (
     added_kinds,
     pico,
     read,
+    with_plain,
 )
 from wrapper.metering.usage import Usage
 
@@ -222,4 +223,4 @@ def _from_override(price: Price) -> ModelPrices:
         audio_output=output,
         image_output=output,
     )
-    return ModelPrices((rate,), any_tier=True)
+    return ModelPrices((with_plain(rate),), any_tier=True)

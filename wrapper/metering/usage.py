@@ -17,6 +17,13 @@ from typing import NamedTuple, Protocol
 
 PICO = 10**12  # pico-USD in a USD
 
+
+def exact_usd(pico: int) -> str:
+    """USD, exact: 1234567 pico-USD are 0.000001234567."""
+    whole, rest = divmod(pico, PICO)
+    return f"{whole}.{rest:012d}".rstrip("0").rstrip(".")
+
+
 # Reasons, the label values of `unmetered_responses_total`.
 NO_USAGE = "no_usage"  # a complete response that reports none
 UNREADABLE = "unreadable"  # not JSON, broken compression, numbers that cannot be counts

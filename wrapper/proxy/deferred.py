@@ -23,8 +23,9 @@ from urllib.parse import quote
 from wrapper.metering import ExtractedUsage, Sight, Usage
 from wrapper.metering.batch_output import BATCH_TIER
 from wrapper.metering.sights import ENDED, PENDING, Shown
-from wrapper.metering.usage import NO_USAGE
+from wrapper.metering.usage import NO_USAGE, added
 from wrapper.proxy.batches import BATCH, input_of
+from wrapper.proxy.recent import recent_request
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.record import COMPLETED, MAX_NAME, NO_MODEL, RequestRecord
@@ -243,6 +244,8 @@ def book(
         )
         for booking in bookings
     ]
+    if entries:
+        entries[-1] = entries[-1]._replace(recent=_recent(deferred, bookings))
     if not runtime.store.book(deferred, entries):
         return False
     for booking in bookings:
@@ -258,6 +261,22 @@ def book(
         record.outcome = COMPLETED
         runtime.telemetry.booked(record, booking.model or NO_MODEL)
     return True
+
+
+def _recent(deferred: Deferred, bookings: Sequence[Booking]) -> tuple[str, str] | None:
+    """What the object has used in all, for its key."""
+    record = RequestRecord("", PATH, request_id=deferred.id[:MAX_NAME], outcome=COMPLETED)
+    record.provider = deferred.provider
+    record.model = bookings[0].model if len(bookings) == 1 else ""
+    cost: int | None = 0
+    for booking in bookings:
+        if booking.usage is not None:
+            record.usage = added(record.usage, booking.usage) if record.usage else booking.usage
+        record.unmetered = record.unmetered or booking.unmetered
+        record.unpriced = record.unpriced or booking.unpriced
+        cost = None if cost is None or booking.cost is None else cost + booking.cost
+    record.cost = cost
+    return recent_request(record)
 
 
 def _sight_of_stream(object_id: str, found: ExtractedUsage) -> Sequence[Sight]:

@@ -12,9 +12,9 @@ import time
 
 from wrapper.auth import CLIENT
 from wrapper.cancellation import CancelScope
-from wrapper.metering import Usage
-from wrapper.metering.bounds import Asked, bounds
-from wrapper.record import MAX_NAME, NO_KEY, RequestRecord
+from wrapper.proxy.cost import bound
+from wrapper.proxy.recent import recent_request
+from wrapper.record import NO_KEY, RequestRecord
 from wrapper.runtime import Runtime, Snapshot
 from wrapper.store import Entry, StoreError
 
@@ -34,12 +34,13 @@ def finalize(
     try:
         if counts and metering:
             if record.usage is not None:
-                host = snapshot.upstreams[record.provider].host
-                record.cost, record.unpriced, record.cost_by_kind = snapshot.prices.price(
-                    record.provider, host, record.model, record.served_model, record.usage
-                )
+                if record.cost is None and record.unpriced is None:  # else it was known at once
+                    host = snapshot.upstreams[record.provider].host
+                    record.cost, record.unpriced, record.cost_by_kind = snapshot.prices.price(
+                        record.provider, host, record.model, record.served_model, record.usage
+                    )
             elif record.bounded is not None:
-                _bound(record, snapshot)
+                bound(record, snapshot)
             elif record.unmetered is not None:
                 record.cost = runtime.admission.bound(record.lease)
             _settle(record, runtime, model)
@@ -51,30 +52,6 @@ def finalize(
             telemetry.log.write(record)
         finally:
             telemetry.request_ended(record, proxy_request=counts)
-
-
-def _bound(record: RequestRecord, snapshot: Snapshot) -> None:
-    """Between what the request has used that was given up, or whose response broke off."""
-    upstream, served = snapshot.upstreams[record.provider], ""
-    if record.seen is not None:
-        served = (record.seen.model or "")[:MAX_NAME]
-    unpriced: list[str] = []
-
-    def cost(usage: Usage) -> int | None:
-        found = snapshot.prices.price(record.provider, upstream.host, record.model, served, usage)
-        if found.unpriced is not None:
-            unpriced.append(found.unpriced)
-        return found.cost
-
-    default = upstream.provider.default_output_tokens
-    record.bounds = bounds(
-        Asked(record.bytes_in, record.output_fields, record.media, record.input_only),
-        record.seen,
-        snapshot.settings.server.default_output_tokens if default is None else default,
-        cost,
-    )
-    if record.bounds.cost_high is None:
-        record.unpriced = unpriced[0]
 
 
 def _settle(record: RequestRecord, runtime: Runtime, model: str) -> None:
@@ -96,6 +73,7 @@ def _settle(record: RequestRecord, runtime: Runtime, model: str) -> None:
         deferred=record.deferred is not None,
         cost_by_kind=record.cost_by_kind,
         bounds=record.bounds,
+        recent=recent_request(record) if record.relayed and record.api_key != CLIENT else None,
     )
     try:
         runtime.admission.settle(entry, record.lease)

@@ -31,12 +31,14 @@ from wrapper.metering import (
     Usage,
     UsageExtractor,
     content_begins,
+    exact_usd,
     extractor_for,
 )
 from wrapper.metering.stream import StreamExtractor
 from wrapper.proxy.admit import with_rate_limits
 from wrapper.proxy.batches import FILE, remember_file
 from wrapper.proxy.body import SMALL
+from wrapper.proxy.cost import price
 from wrapper.proxy.deferred import remember, saw_end_of_request
 from wrapper.proxy.forward import Forwarded, interrupted
 from wrapper.proxy.objects import remember_created
@@ -101,9 +103,16 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         down.add("x-request-id", record.request_id)
     if record.stream or (not has_length and media and not is_json(media)):
         down.set("X-Accel-Buffering", "no")  # nginx would collect the stream
+    whole = response.body.complete and not record.stream and metering and response.status < 300
+    if whole and (cost := body.cost_of_whole()) is not None:
+        down.add("x-wrapper-cost-usd", exact_usd(cost))
     down.set("x-wrapper-provider", forwarded.attempt.upstream.provider.name)
     down.add("Server-Timing", record.server_timing())
     return StreamedResponse(body, f"{response.status} {response.reason}".rstrip(), down)
+
+
+def _unchanged(data: bytes) -> bytes:
+    return data
 
 
 def _remember(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> None:
@@ -176,6 +185,7 @@ class StreamingBody:
         self._closed = False
         # Whether the client has left without the end; known here where its leaving ends no wait.
         self._gone = context.scope.client_left
+        self._extracted: ExtractedUsage | None = None  # of a response that was whole at once
         self._tail = b""  # the end of what was sent last; empty before the first byte
         self._yielded = clock()  # when other requests could last run, as far as is known here
         self._handed_over = 0.0
@@ -215,6 +225,22 @@ class StreamingBody:
             yield_if_due()
             self._yielded = self._handed_over = clock()
         return out
+
+    def cost_of_whole(self) -> int | None:
+        """What a response that is here as a whole has cost, before it goes down; None where that
+        is not known.
+        """
+        record, request = self._context.record, self._request
+        self._first = self._extractor.feed(self._first) + self._extractor.flush()
+        self._feed = _unchanged
+        extracted = self._extracted = self._extractor.extracted()
+        used = not request.endpoint.reports_stored_usage and record.deferred is None
+        if extracted.usage is None or not used:
+            return None
+        served = (extracted.model or "")[:MAX_NAME]
+        record.model = record.model or request.named_model[:MAX_NAME] or served
+        price(record, self._context.snapshot, extracted.usage, served)
+        return record.cost
 
     def _feed_until_content(self, data: bytes) -> bytes:
         """The time to the first token is that of the first event with content.
@@ -276,7 +302,7 @@ class StreamingBody:
         record, request = self._context.record, self._request
         if self._handed_over:
             record.waited_for_client += clock() - self._handed_over
-        extracted = self._extractor.extracted()
+        extracted = self._extracted or self._extractor.extracted()
         if self._context.scope.grace and self._may_drain(extracted):
             self._drain()
             extracted = self._extractor.extracted()

@@ -43,6 +43,7 @@ class Entry(NamedTuple):
     pico-USD (1e-12) and None where the price is unknown; `cost_by_kind` are the parts of it that
     are tokens: input, cached input, cache writes, output. `unmetered`: it was answered, and its
     use could not be read. `bounds`: it was given up or broke off, and its use lies between them.
+    `recent`: the request's id as the caller knows it, and what it used, as JSON.
     `deferred`: it has started work whose use is booked later, by an entry with 0 `requests`.
     """
 
@@ -58,6 +59,7 @@ class Entry(NamedTuple):
     deferred: bool = False
     cost_by_kind: tuple[int, int, int, int] = (0, 0, 0, 0)
     bounds: Bounds | None = None
+    recent: tuple[str, str] | None = None
 
 
 class Sums(NamedTuple):
@@ -196,6 +198,11 @@ class UsageStore(Protocol):
 
     def file(self, provider: str, file_id: str) -> str | None:
         """What is known of an uploaded file."""
+
+    def recent(self, key: str, request_id: str) -> str | None:
+        """What one of the last requests of this key has used (`Entry.recent`), None where it is
+        not known, or no more (`store.recent`).
+        """
 
     def close(self) -> None:
         """Write what still waits, end the leases of this process and give back what it holds."""

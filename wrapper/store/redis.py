@@ -273,6 +273,12 @@ class RedisStore:
         self._own()
         return self._run("deferred", request)
 
+    def recent(self, key: str, request_id: str) -> str | None:
+        self._own()
+        name = redisledger.recent_name(key, request_id)
+        [found] = self._link.commands([("GET", f"{PREFIX}:recent:{name}")])
+        return None if found is None else found.decode()
+
     def reader(self) -> None:
         return None
 

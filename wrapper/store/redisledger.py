@@ -13,6 +13,7 @@ from typing import Any
 
 from wrapper.store.base import Entry, Sums
 from wrapper.store.limits import MAX_COST
+from wrapper.store.recent import KEPT_ROWS, KEPT_SECONDS
 from wrapper.store.redislink import PREFIX, Link
 from wrapper.store.schema import NUMBERS, label, values
 from wrapper.store.waiting import Impossible
@@ -41,7 +42,7 @@ def row(entry: Entry) -> dict[str, Any]:
         if number and letter != "s"
         for part in (letter, str(int(number)))
     ]
-    found = {
+    found: dict[str, Any] = {
         "day": int(hour) // 24,
         "hour": hour,
         "key": key,
@@ -52,7 +53,21 @@ def row(entry: Entry) -> dict[str, Any]:
     }
     if sums[_SECONDS]:
         found["seconds"] = repr(sums[_SECONDS])
+    if entry.recent is not None:
+        request_id, used = entry.recent
+        found["recent"] = {
+            "name": recent_name(key, request_id),
+            "used": used,
+            "at": entry.at,
+            "kept": KEPT_SECONDS,
+            "most": KEPT_ROWS,
+        }
     return found
+
+
+def recent_name(key: object, request_id: str) -> str:
+    """One text for a request of a key."""
+    return json.dumps([key, request_id], ensure_ascii=False)
 
 
 def totals(

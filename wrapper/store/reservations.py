@@ -22,6 +22,7 @@ from sqlite3 import Cursor
 from wrapper.store.accounts import Account, Moment, accounts_of
 from wrapper.store.base import Entry
 from wrapper.store.limits import MAX_COST, Demand, Lease, Refused, Subject, Violation, decide
+from wrapper.store.recent import ADD
 from wrapper.store.schema import SETTLE, counted, values
 
 # A worker whose last heartbeat is older than this many seconds is dead.
@@ -112,6 +113,8 @@ def settle(cursor: Cursor, entry: Entry | None, lease: Lease | None, tokens: int
     budgets: list[str] = []
     if entry is not None:
         cursor.execute(SETTLE, values(entry))
+        if entry.recent is not None:
+            cursor.execute(ADD, (entry.at, entry.key, *entry.recent))
         cost = min(counted(entry), MAX_COST)
         if cost:
             since = int(entry.at // 3600) * 3600

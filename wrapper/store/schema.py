@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from wrapper.metering import Usage
-from wrapper.store import past
+from wrapper.store import past, recent
 from wrapper.store.base import ALL_TIME_BY, Entry, Sums
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 # SQLite's integers have 64 bits and become floats beyond. A sum of two of these does not.
 _MAX = 4611686018427387904  # 2**62
@@ -166,6 +166,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     4: past.TABLES,
     # Triggers of earlier versions took longer than all else of a settlement.
     5: ("DROP TRIGGER IF EXISTS spend_new", "DROP TRIGGER IF EXISTS spend_more"),
+    6: (recent.TABLE,),
 }
 
 # The sums of a row, in the order of `Sums`. In a shared store each has a letter.

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from wrapper.cancellation import in_thread
-from wrapper.store import deferredsql, past, reservations, sqlitefile
+from wrapper.store import deferredsql, past, recent, reservations, sqlitefile
 from wrapper.store.accounts import Moment, standings_of
 from wrapper.store.base import ALL_TIME_BY, Entry, StoreError, Sums, check_dimensions, true_tokens
 from wrapper.store.deferred import Deferred
@@ -105,6 +105,7 @@ class SqliteStore:
         self._last_lease = 0
         self._beat_at = -math.inf
         self._forget_at = 0.0
+        self._trim_at = 0.0
         # Cursors of a parent process: kept, so that nothing closes them here.
         self._inherited: list[sqlite3.Cursor] = []
 
@@ -189,6 +190,16 @@ class SqliteStore:
             self._waiting.write(self._write)
         if not self._try(lambda: past.is_folded(self._here(), self._hour())):
             in_thread(self._fold_apart)
+        self._trim()
+
+    def _trim(self) -> None:
+        """Forget what the oldest of the recent requests have used."""
+        now = self._wall()
+        if now < self._trim_at:
+            return
+        self._trim_at = now + recent.TRIM_SECONDS
+        while self._transact(lambda cursor: recent.trim(cursor, now)) >= recent.TRIM_BATCH - 1:
+            time.sleep(0)  # the other greenlets' turn
 
     def _fold_apart(self) -> None:
         """In another thread, and so on a connection of its own."""
@@ -275,6 +286,11 @@ class SqliteStore:
         query = "SELECT content FROM batch_file WHERE provider = ? AND id = ?"
         row = self._try(lambda: self._here().execute(query, (provider, file_id)).fetchone())
         return None if row is None else row[0]
+
+    def recent(self, key: str, request_id: str) -> str | None:
+        if self._missing():
+            return None
+        return self._try(lambda: recent.find(self._here(), key, request_id, self._wall()))
 
     def reader(self) -> SqliteStore:
         return SqliteStore(self._path, self._clock, self._wall)

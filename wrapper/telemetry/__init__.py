@@ -196,27 +196,40 @@ class Telemetry:
         metrics.CALLS[*labels, record.outcome].inc()
         if record.api_key not in (NO_KEY, CLIENT):
             metrics.LAST_USED[labels[0],].set(int(record.at))
+        usage, cost = record.usage, record.cost
+        if record.outcome == REJECTED or record.dry_run or usage is None or cost is None:
+            self._count_missing(record, labels, model)
+        if usage is not None:
+            metrics.PROMPT[labels].inc(usage.prompt)
+            metrics.COMPLETION[labels].inc(usage.completion)
+            metrics.TOKENS[labels].inc(usage.total)
+            metrics.CACHED[labels].inc(usage.cached)
+        if cost is not None:
+            metrics.COST[labels].inc(cost)
+            for kind, part in zip(metrics.KINDS, record.cost_by_kind, strict=False):
+                if part:
+                    metrics.BY_KIND[labels[0], kind].inc(part)
+                    cost -= part
+            if cost:
+                metrics.BY_KIND[labels[0], "other"].inc(cost)
+        if record.relayed and 200 <= record.status < 300:
+            self._observe_speed(record, (provider, model), self._times[labels[0]])
+
+    def _count_missing(
+        self, record: RequestRecord, labels: tuple[str, str, str], model: str
+    ) -> None:
+        """Count what was refused, or would have been, and why usage or cost is not known."""
+        provider = record.provider or "none"
         if record.outcome == REJECTED:
             metrics.REJECTIONS[record.api_key, record.error_code or OTHER].inc()
         for code in dict.fromkeys(record.dry_run):  # as a refusal, which has one code
             metrics.REJECTIONS[record.api_key, f"{code}_dry_run"].inc()
         if record.unmetered:
             metrics.UNMETERED[provider, record.unmetered].inc()
-        usage = record.usage
-        if usage is not None:
-            metrics.PROMPT[labels].inc(usage.prompt)
-            metrics.COMPLETION[labels].inc(usage.completion)
-            metrics.TOKENS[labels].inc(usage.total)
-            metrics.CACHED[labels].inc(usage.cached)
         if record.unpriced is not None:
             metrics.UNPRICED[provider, model].inc()
-        if record.cost is not None:
-            metrics.COST[labels].inc(record.cost)
-            _count_kinds(labels[0], record.cost, record.cost_by_kind)
-        elif record.bounds is not None:
+        if record.bounds is not None:
             _count_bounds(labels, record.bounds)
-        if record.relayed and 200 <= record.status < 300:
-            self._observe_speed(record, (provider, model), self._times[labels[0]])
 
     def booked(self, record: RequestRecord, model: str) -> None:
         """Count and log what deferred work used, which is no request.

@@ -98,6 +98,7 @@ _NEVER_DOWN = _HOP_BY_HOP | frozenset(
         "content-length",
         "date",
         "server",
+        "x-wrapper-cost-usd",  # the gateway's own
         # What a provider says about its own origin would bind the gateway's.
         "strict-transport-security",
         "public-key-pins",

@@ -14,6 +14,8 @@
 --   :budgets:SOURCE set   the other way round
 --   :usage:DAY:KEY  hash  the ledger of a key: a letter and JSON [hour, provider, model, outcome, tag]
 --   :keys, :days:KEY, :days       what there is of those, and the days with any cost
+--   :recent:NAME    text  what the request has used; NAME is JSON [key, id]
+--   :recent         zset  those names -> when
 --   :cost:DAY       hash  source -> cost
 --   :deferred       hash  JSON [provider, id] -> JSON of the record, its money and who holds it
 --   :due            zset  the same name -> the Unix time of the gateway's next question
