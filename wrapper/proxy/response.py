@@ -130,9 +130,11 @@ class StreamedResponse(Response):
     """
 
     def __init__(self, body: Iterator[bytes], status: str, headers: Headers) -> None:
-        super().__init__(body, status, direct_passthrough=True)
-        self.headers = headers
-        self._body = body
+        # Not Werkzeug's, which makes headers of its own before it takes these.
+        self.response = self._body = body
+        self.headers, self.status = headers, status
+        self.direct_passthrough = True
+        self._on_close: list[Callable[[], object]] = []
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         """The response itself is the iterable, so that the server's `close()` reaches it."""
@@ -276,7 +278,10 @@ class StreamingBody:
                 return b""
             raise interrupted(self._context, interruption.reason) from None
         finally:
-            self._context.record.upstream += clock() - began
+            now = clock()
+            self._context.record.upstream += now - began
+            if now - began > TURN:  # it was a wait, in which the others ran
+                self._yielded = now
 
     def _break(self, error: errors.GatewayError) -> bytes:
         """The response broke off: a stream gets a last event that says so, anything else is cut."""
