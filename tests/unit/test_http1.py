@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from wrapper import errors
 from wrapper.config import Provider
 from wrapper.formats.http1 import (
+    Body,
+    ChunkedBody,
     Connection,
     Disconnected,
     Head,
@@ -60,12 +62,18 @@ def connection(*pieces: bytes) -> Connection:
 def read(peer: Connection, method: str = "POST") -> tuple[Head, bytes]:
     """The head and the whole body."""
     head = peer.read_head(method, 1.0)
-    body, pieces = peer.body(head), []
+    body, pieces = head.reader(peer, head), []
     while piece := body.read1():
         pieces.append(piece)
     assert body.complete
     assert body.read1() == b""
     return head, b"".join(pieces)
+
+
+def read_on(peer: Connection) -> Body:
+    """The body after the head."""
+    head = peer.read_head("GET", 1.0)
+    return head.reader(peer, head)
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -128,7 +136,7 @@ def test_what_has_arrived_together_comes_out_together() -> None:
     """Events that wait leave in one piece, and none waits for the next."""
     start = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     peer = connection(start + b"1\r\na\r\n1\r\nb\r\n1\r", b"\nc\r\n", b"1\r\nd\r\n0\r\n\r\n")
-    body = peer.body(peer.read_head("GET", 1.0))
+    body = read_on(peer)
     assert [body.read1() for _ in range(4)] == [b"ab", b"c", b"d", b""]
     assert body.complete
 
@@ -136,7 +144,7 @@ def test_what_has_arrived_together_comes_out_together() -> None:
 def test_the_end_is_known_with_the_last_bytes_where_it_came_with_them() -> None:
     for answer in (LENGTH, CHUNKS):
         peer = connection(answer)
-        body = peer.body(peer.read_head("GET", 1.0))
+        body = read_on(peer)
         assert body.read1() == HELLO
         assert body.complete
 
@@ -270,7 +278,7 @@ def test_the_bodys_length_follows_the_standards_order(
     method: str, text: bytes, length: int | None, chunked: bool
 ) -> None:
     head = parse_head(text, method)
-    assert (head.length, head.chunked) == (length, chunked)
+    assert (head.length, head.reader is ChunkedBody) == (length, chunked)
 
 
 @pytest.mark.parametrize(

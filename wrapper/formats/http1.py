@@ -22,7 +22,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -76,13 +76,16 @@ class Unanswered(Disconnected):
 
 
 class Head(NamedTuple):
-    """Status line and headers; `length` is None for chunked and close-delimited bodies."""
+    """Status line and headers; `length` is None for chunked and close-delimited bodies.
+
+    `reader(connection, head)` reads the body that follows.
+    """
 
     status: int
     reason: str
     headers: Headers
     length: int | None
-    chunked: bool
+    reader: Callable[[Connection, Head], Body]
     keep_alive: bool
     first: dict[str, str]  # the first value of each header, by its lower-case name
 
@@ -176,14 +179,6 @@ class Connection:
             if head.status == 101:
                 raise ProtocolError("an upgrade that was not requested")
         raise ProtocolError("too many interim responses")
-
-    def body(self, head: Head) -> Body:
-        """The reader of the body that follows `head`."""
-        if head.chunked:
-            return ChunkedBody(self, head)
-        if head.length is not None:
-            return LengthBody(self, head)
-        return UntilCloseBody(self, head)
 
     def receive(self) -> bytes:
         """What is there, waiting only when nothing is; empty when the peer has closed."""
@@ -293,15 +288,11 @@ def parse_head(data: bytes, method: str) -> Head:
     if connection:
         tokens = connection.replace(",", " ").split()
         keep_alive = (is_11 or "keep-alive" in tokens) and "close" not in tokens and not bodiless
-    return Head(
-        status,
-        (match[3] or b"").decode("latin-1").strip(),
-        headers,
-        0 if bodiless else int(length) if length is not None else None,
-        coding is not None and not bodiless,
-        keep_alive,
-        first,
-    )
+    reason = (match[3] or b"").decode("latin-1").strip()
+    size = 0 if bodiless else None if length is None else int(length)
+    unsized = UntilCloseBody if coding is None else ChunkedBody
+    reader = unsized if size is None else LengthBody
+    return Head(status, reason, headers, size, reader, keep_alive, first)
 
 
 class Body:

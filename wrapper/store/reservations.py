@@ -119,7 +119,7 @@ def settle(cursor: Cursor, entry: Entry | None, lease: Lease | None, tokens: int
         if cost:
             since = int(entry.at // 3600) * 3600
             sources = (f"key:{entry.key}", f"provider:{entry.provider}")
-            budgets = [name for [name] in cursor.execute(_BUDGETS, sources)]
+            budgets = list(chain.from_iterable(cursor.execute(_BUDGETS, sources)))
     if lease is not None:
         held = cursor.execute(_END, (lease.worker, lease.id)).fetchone()
         # Where it is gone, another worker has ended it, which took this one for dead.

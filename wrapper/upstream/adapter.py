@@ -129,7 +129,7 @@ class ProviderAdapter(BaseAdapter):
             try:
                 connection.send(head, outgoing, read_timeout)
                 response = connection.read_head(method, read_timeout, upgrade=upgrade)
-                return response, connection.body(response)
+                return response, response.reader(connection, response)
             except TimeoutError as error:
                 self.release(connection)
                 raise ReadTimeout(error) from error
