@@ -54,7 +54,7 @@ WITH_EXAMPLES = [
     *(
         path
         for path in (ROOT / "config").rglob("*.toml")
-        if path.name not in ("prices.toml", "models.toml")
+        if path.name not in ("prices.toml", "prices.units.toml", "models.toml")
     ),
     *(ROOT / "wrapper" / "cli").glob("*.py"),
     *(ROOT / "wrapper" / "config").glob("*.py"),

@@ -312,6 +312,8 @@ def test_the_reviewed_prices_have_a_source_and_a_date_and_are_in_the_file() -> N
         for model in models.values() if line["model"] == "*" else (models[line["model"]],):
             if "unit" in line:
                 assert model["units"][line["unit"]] == line["usd"]
+            elif "uncounted" in line:
+                assert model["uncounted"] == line["uncounted"]
             elif "service_tier" in line:
                 assert model["service_tiers"][line["service_tier"]] == line["same_as"]
             else:
@@ -357,6 +359,18 @@ def test_newer_models_cost_more_at_openais_regional_addresses(
     assert sum(found.kinds) == found.cost
 
 
+def test_what_a_model_does_not_report_leaves_its_responses_unpriced() -> None:
+    prices = Prices.load(SHIPPED, {})
+    usage = Usage(1000, 100, 1100)
+    found = prices.price("openai", "api.openai.com", "gpt-5-search-api", "", usage)
+    assert (found.cost, found.unpriced) == (None, "web_search")
+    counted = usage._replace(units=(("web_search", 2),))
+    assert prices.cost("openai", "api.openai.com", "gpt-4o-mini-search-preview", counted)
+    ceiling = prices.ceiling("openai", "api.openai.com", "gpt-5-search-api")
+    assert ceiling is not None
+    assert not ceiling.answers, "a key with a budget may not call it"
+
+
 def test_an_operators_own_price_holds_in_every_region() -> None:
     own = {"gpt-5.4": Price(Decimal(1), Decimal(1), Decimal(1))}
     prices = Prices.load(SHIPPED, own)
@@ -374,6 +388,12 @@ def test_inference_in_a_geo_costs_more() -> None:
     assert standard
     assert cost("standard in us") == standard * 11 // 10
     assert cost("standard in mars") is None
+
+
+def test_what_is_uncounted_is_a_text(file: Path) -> None:
+    file.write_text('[providers.x.models]\n"m" = { input = 1.0, uncounted = 1 }\n')
+    with pytest.raises(ConfigError, match="uncounted"):
+        Prices.load(file, {})
 
 
 def test_a_region_that_cannot_be_read_is_a_problem(file: Path) -> None:

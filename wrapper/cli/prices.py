@@ -172,6 +172,8 @@ def add_reviewed(provider: str, models: dict[str, Entry]) -> None:
             elif "service_tier" in line:
                 tiers = entry.get("service_tiers", {})
                 entry["service_tiers"] = {**tiers, line["service_tier"]: line["same_as"]}
+            elif "uncounted" in line:
+                entry["uncounted"] = line["uncounted"]
             else:
                 entry["minimum_seconds"] = line["minimum_seconds"]
 

@@ -37,7 +37,7 @@ _PER_TOKEN = (
 _OUTPUTS = ("output", "audio_output", "image_output")
 _INPUTS = tuple(name for name in _PER_TOKEN if name not in _OUTPUTS)
 _OF_RATE = frozenset((*_PER_TOKEN, "audio_hour", "tiers", "above"))
-_OF_MODEL = _OF_RATE | {"service_tiers", "units", "minimum_seconds"}
+_OF_MODEL = _OF_RATE | {"service_tiers", "units", "minimum_seconds", "uncounted"}
 
 
 class Priced(NamedTuple):
@@ -217,7 +217,8 @@ class Ceiling(NamedTuple):
 class ModelPrices(NamedTuple):
     """The prices of one model: standard, in other service tiers, and per unit (pico-USD).
 
-    `any_tier`: the standard prices hold in every service tier.
+    `any_tier`: the standard prices hold in every service tier. `uncounted` names what is billed too
+    and what no response reports.
     """
 
     rates: Rates
@@ -225,6 +226,7 @@ class ModelPrices(NamedTuple):
     units: Mapping[str, int] = {}
     minimum_seconds: int = 0
     any_tier: bool = False
+    uncounted: str = ""
 
     def ceiling(self, tier: str) -> Ceiling:
         """The highest prices at a service tier that a request asks for."""
@@ -241,7 +243,8 @@ class ModelPrices(NamedTuple):
             ),
             self.units.get("character", 0),
             self.minimum_seconds,
-            bool(self.units) or any(rate.output is not None for rate in rates),
+            not self.uncounted
+            and (bool(self.units) or any(rate.output is not None for rate in rates)),
         )
 
     def price(self, usage: Usage) -> Priced:
@@ -443,7 +446,15 @@ class _Reader:
                 for unit, value in units.items()
             },
             int(minimum or 0),
+            uncounted=self._text(base, "uncounted", where) if "uncounted" in base else "",
         )
+
+    def _text(self, table: Mapping[str, object], name: str, where: str) -> str:
+        value = table[name]
+        if isinstance(value, str):
+            return value
+        self._problem(f"{where}.{name}", "is not a text")
+        return ""
 
     def _rates(self, entry: object, where: str, known: frozenset[str] = _OF_RATE) -> Rates:
         base = self._table(entry, where)

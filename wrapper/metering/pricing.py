@@ -16,7 +16,8 @@ the name of another tier ("standard" is the model's own) whose prices they are. 
 for one of what is counted beside tokens: `character` (speech), `web_search`, `file_search`,
 `video_second 720x1280`, … A name that ends with `*` is a prefix. `regions` of a provider are where
 its tokens cost more: `times` the list price at a `host`, or in a `geo` that responses name, for
-`models` (globs) and for dated names that were `released` then or later.
+`models` (globs) and for dated names that were `released` then or later. `uncounted` names a part of
+what a model's responses cost that they do not report.
 
 Cost is counted in whole pico-USD (1e-12 USD): 0.05 USD per million tokens are 50,000 of them per
 token, so sums never round.
@@ -112,6 +113,8 @@ class Prices:
             priced = prices.price(usage) if prices else Priced(None, "model")
         else:
             priced = self._price_parts(provider, host, asked, served, usage)
+        if prices is not None and prices.uncounted and not usage.units:
+            return Priced(None, prices.uncounted)
         cost = priced.cost
         for unit, amount in usage.units:
             if cost is None:
