@@ -15,6 +15,7 @@ from uuid import uuid4
 import openai
 import pytest
 
+from harness import raw
 from harness.defaults import KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway
 from harness.poll import eventually
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 CONFIG = """\
 [server]
 max_body_bytes = 200_000
+body_timeout = 200
 
 [providers.openai]
 base_url = "{simulator}/v1"
@@ -49,6 +51,9 @@ client_credentials = true
 [providers.groq]
 base_url = "{simulator}/openai/v1"
 api_key = { env = "GROQ_API_KEY" }
+
+[providers.other]
+base_url = "{simulator}/v1"
 
 [providers.raw]
 base_url = "http://127.0.0.1:{raw}/v1"
@@ -252,6 +257,18 @@ def test_the_clients_responses_over_a_websocket_are_metered(
             connection.response.create(model=model, input="how are you")
             assert until(connection, "response.completed").response.model == model
     agrees(gateway, simulator, book)
+
+
+def test_a_response_over_a_websocket_is_found_at_its_provider(gateway: Gateway, key: str) -> None:
+    """Its id names no model: the route `*` would lead elsewhere."""
+    at = "/other/v1/responses"
+    with connect(gateway.port, at, key=key) as client:
+        client.send(text(asks(), masked=True))
+        name = client.event("response.completed")["response"]["id"]
+        client.send(close(1000, masked=True))
+        client.closed()
+    found = gateway.exchange(raw.request(gateway.port, "GET", f"/v1/responses/{name}", key=key))
+    assert (found.status, found.header("x-wrapper-provider")) == (200, "other")
 
 
 # --- byte for byte -------------------------------------------------------------------------------
@@ -609,22 +626,48 @@ def test_a_client_that_has_sent_all_gets_what_is_under_way(
 def test_a_session_has_an_idle_and_a_total_limit(
     gateway: Gateway, provider: Provider, key: str, name: str, code: str
 ) -> None:
-    while True:
-        with ends(gateway, provider, key, f"{name}/v1/realtime?model=m") as (client, end):
-            if client.answer.status != 101:  # the total limit holds for the handshake, too
-                continue
-            closed = client.closed()
-            assert (closed.code, end.closed().code) == (1001, 1001)
-            assert "0.5 s" in closed.reason
-            break
+    with established(gateway, provider, key, name) as (client, end):
+        closed = client.closed()
+        assert (closed.code, end.closed().code) == (1001, 1001)
+        assert "0.5 s" in closed.reason
     line = lines_of(gateway, client, 0)[0]
     assert (line["outcome"], line["code"]) == ("completed", code)
+
+
+@contextmanager
+def established(
+    gateway: Gateway, provider: Provider, key: str, name: str
+) -> Iterator[tuple[Client, End]]:
+    """A session at a provider whose total limit may end the handshake on a slow machine, too."""
+    for _ in range(20):
+        with ends(gateway, provider, key, f"{name}/v1/realtime?model=m") as (client, end):
+            if client.answer.status == 101:
+                yield client, end
+                return
+    pytest.fail("no handshake in time")
+
+
+def flood(end: End) -> None:
+    block = frame(BINARY, bytes(1 << 20), masked=False)
+    while True:
+        end.send(block)
+
+
+def test_a_client_that_takes_nothing_does_not_put_off_the_end(
+    gateway: Gateway, provider: Provider, key: str
+) -> None:
+    """The total limit ends the session, long before `body_timeout` does."""
+    with established(gateway, provider, key, "short") as (client, end):
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            flood(end)
+        client.to_end()
+    assert lines_of(gateway, client, 0)[0]["code"] == "total_timeout"
 
 
 def test_a_worker_that_stops_says_that_the_service_restarts(
     gateway_factory: GatewayFactory, simulator: Simulator, book: str
 ) -> None:
-    gateway = gateway_factory(CONFIG.replace("{raw}", "9"), env={"GRACEFUL_TIMEOUT": "2"})
+    gateway = gateway_factory(CONFIG.replace("{raw}", "9"), env={"GRACEFUL_TIMEOUT": "10"})
     key = gateway.secrets["web-app"]
     orders = told(book, "stall=4")
     with (
@@ -771,7 +814,11 @@ def test_messages_that_are_read_have_to_be_frames_of_a_known_size(
     with connect(gateway.port, "/v1/responses", *told(book).items(), key=key) as client:
         client.send(sent)
         assert client.closed().code == code
-    assert lines_of(gateway, client, 0)[0]["code"] is not None
+    (line,) = lines_of(gateway, client, 0)
+    assert (line["outcome"], line["code"]) == (
+        "client_error",
+        "request_too_large" if code == 1009 else "websocket_protocol_error",
+    )
 
 
 def test_an_event_of_the_gateway_waits_for_the_end_of_the_providers_message(

@@ -204,7 +204,7 @@ SOCKETS: Final = (
     # Its events name no other model than the query does.
     Endpoint("/realtime", method="GET", default_model=True, socket=True),
     # Each `response.create` names its model.
-    Endpoint("/responses", method="GET", socket=True),
+    Endpoint("/responses", method="GET", creates="response", socket=True),
 )
 """What is relayed as a WebSocket; a handshake on any other path is refused."""
 

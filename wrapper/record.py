@@ -12,7 +12,7 @@ method each, and the first one that says an outcome wins::
 
     refused     the gateway responded with an error of its own
     aborted     the client closed the connection
-    cut_off     the gateway ended it: a limit has no room for more
+    cut_off     the gateway ended it: a limit has no room for more, or it cannot be read
     drained     the worker stopped before the response was complete
     failed      the provider failed after its response had begun
     completed   nothing more is relayed: the response was, to its end, or the client has gone
@@ -143,10 +143,12 @@ class RequestRecord:
         """The request was sent and given up before its response."""
         self.bounded = ABORTED
 
-    def cut_off(self, code: str) -> None:
-        """The gateway ended what had begun: a limit of the caller's has no room for more."""
+    def cut_off(self, code: str, *, by_client: bool = False) -> None:
+        """The gateway ended what had begun: a limit of the caller's has no room for more, or, where
+        it was caused `by_client`, what they sent cannot be read.
+        """
         self.error_code = code
-        self._end(REJECTED)
+        self._end(CLIENT_ERROR if by_client else REJECTED)
 
     def failed(self, reason: str) -> None:
         """The provider failed after its response had begun."""

@@ -24,6 +24,8 @@ from wrapper.metering.events import SocketEvent, read_event
 from wrapper.proxy.admit import dry_run_codes, limit_exceeded
 from wrapper.proxy.finalize import finalize
 from wrapper.proxy.forward import Forwarded
+from wrapper.proxy.objects import MAX_ID
+from wrapper.proxy.request import ProxyRequest
 from wrapper.record import MAX_NAME, WEBSOCKET, RequestRecord
 from wrapper.runtime import RequestContext
 from wrapper.store import Demand, Refused, StoreError, Subject
@@ -37,10 +39,17 @@ clock = time.perf_counter
 class SocketUsage:
     """The records of one socket."""
 
-    def __init__(self, context: RequestContext, principal: Principal, forwarded: Forwarded) -> None:
+    def __init__(
+        self,
+        context: RequestContext,
+        principal: Principal,
+        request: ProxyRequest,
+        forwarded: Forwarded,
+    ) -> None:
         self._context = context
         self._principal = principal
         self._attempt = forwarded.attempt
+        self._creates = request.endpoint.creates if principal.credential is None else None
         self._open: dict[str, _Open] = {}
         self._transcriber = ""
         self._count = 0
@@ -71,6 +80,9 @@ class SocketUsage:
             self._asked = self._asked or event.model
             return None
         if event.kind == "begun":
+            if self._creates is not None and 0 < len(event.id) <= MAX_ID:
+                provider = self._attempt.upstream.provider.name
+                self._context.runtime.objects.remember(event.id, self._creates, provider)
             if len(self._open) < MAX_OPEN:
                 self._open[event.id] = _Open(self._begin(self._asked or event.model, event.id))
             return None

@@ -103,7 +103,7 @@ def relay(
         for name, value in rate_limit_headers(record.lease.standings):
             down.set(name, value)
     messages = Messages(context, principal, request, forwarded, routed=routed, path=path)
-    usage = SocketUsage(context, principal, forwarded)
+    usage = SocketUsage(context, principal, request, forwarded)
     body = SocketBody(context, principal, forwarded, messages, usage)
     return StreamedResponse(body, "101 Switching Protocols", down)
 
@@ -145,11 +145,15 @@ class Direction:
 
     def insert(self, frame: bytes, *, close: bool = False, whole: bool = False) -> None:
         """Send a frame of the gateway's own, now or when it may. `whole`: only whole messages are
-        sent in this direction.
+        sent in this direction. A Close frame does not wait for a side that takes nothing.
         """
-        with self._lock:
+        if not self._lock.acquire(timeout=CLOSED if close else -1):
+            return
+        try:
             self._waiting.append((frame, close))
             self._write_waiting(whole=whole)
+        finally:
+            self._lock.release()
 
     def _write(self, data: bytes) -> None:
         if data and not self._over:
@@ -389,7 +393,9 @@ class SocketBody:
             self._end = _End(Close(websocket.INTERNAL, reason), errors.UpstreamInterrupted.code)
         if self._end is not None:
             record.error_code = record.error_code or self._end.code
-            if self._end.close.code in (websocket.POLICY, websocket.TRY_LATER):
+            if self._end.close.code in (websocket.PROTOCOL_ERROR, websocket.TOO_BIG):
+                record.cut_off(self._end.code, by_client=True)
+            elif self._end.close.code in (websocket.POLICY, websocket.TRY_LATER):
                 record.cut_off(self._end.code)
             self._close_both(self._end.close)
             self._wait(pumps, CLOSED)

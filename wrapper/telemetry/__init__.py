@@ -178,7 +178,10 @@ class Telemetry:
         if unauthenticated and (path == UNMATCHED or "<" in path):
             method = OTHER
         metrics.REQUESTS[method, path, str(record.status)].inc()
-        if not unauthenticated or (method == "GET" and record.status < 400):
+        # How long a WebSocket is open is no duration of a request.
+        if record.status != 101 and (
+            not unauthenticated or (method == "GET" and record.status < 400)
+        ):
             metrics.DURATION[method, path].observe(round(record.duration * STEPS) / STEPS)
             metrics.OVERHEAD[path,].observe(round(record.overhead * STEPS) / STEPS)
         if record.upstream_errors:
