@@ -32,7 +32,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from wrapper.cancellation import in_thread
 from wrapper.store import deferredsql, past, recent, reservations, sqlitefile
 from wrapper.store.accounts import Moment, standings_of
 from wrapper.store.base import ALL_TIME_BY, Entry, StoreError, Sums, check_dimensions, true_tokens
@@ -189,6 +188,8 @@ class SqliteStore:
         if self._waiting:
             self._waiting.write(self._write)
         if not self._try(lambda: past.is_folded(self._here(), self._hour())):
+            from wrapper.cancellation import in_thread  # gevent: the commands do without it
+
             in_thread(self._fold_apart)
         self._trim()
 
