@@ -29,6 +29,13 @@ class Routes:
             )
             for route in settings.routes
         )
+        self.replaceable = frozenset(
+            target.provider
+            for _, targets in self._routes
+            if len({target.provider for target in targets}) > 1
+            for target in targets
+        )
+        """The providers that are one of several in a route."""
         self.exact_names = tuple(route.model for route in settings.routes if route.exact)
         """The models that routes name in full: the aliases, in the order of the file."""
         everything = (

@@ -93,6 +93,12 @@ class Runtime:
         keyring, limits = Keyring(settings.keys), Subjects(settings)
         return Snapshot(settings, keyring, routes, upstreams, prices, limits)
 
+    def show_cooldowns(self) -> None:
+        """Bring the metric of cooldowns up to date: nothing else notices when one is over."""
+        replaceable = self.snapshot.routes.replaceable
+        for name, upstream in self.snapshot.upstreams.items():
+            self.telemetry.cooldown(name, is_on=name in replaceable and upstream.cooldown.is_on)
+
     def store_failed(self, error: StoreError) -> None:
         """The store cannot be used: counted each time, logged the first time."""
         self.telemetry.store_failed()

@@ -11,13 +11,17 @@ PROVIDER_KEYS = {
     "OPENAI_API_KEY": "sk-PROVIDERS-OWN-KEY-openai-0123456789",
 }
 
+# No cooldowns: tests share a gateway, and the failures that one orders must not change the order of
+# targets in another.
 CONFIG = """\
 [providers.groq]
 base_url = "{simulator}/openai/v1"
+cooldown_seconds = 0
 api_key = { env = "GROQ_API_KEY" }
 
 [providers.openai]
 base_url = "{simulator}/v1"
+cooldown_seconds = 0
 api_key = { env = "OPENAI_API_KEY" }
 client_credentials = true
 
@@ -50,6 +54,7 @@ body_timeout = 1.0
 
 [providers.quick]
 base_url = "{simulator}/openai/v1"
+cooldown_seconds = 0
 api_key = { env = "GROQ_API_KEY" }
 first_byte_timeout = 0.5
 idle_timeout = 0.5
@@ -57,34 +62,41 @@ total_timeout = 3
 
 [providers.openai]
 base_url = "{simulator}/v1"
+cooldown_seconds = 0
 api_key = { env = "OPENAI_API_KEY" }
 first_byte_timeout = 20
 
 [providers.refusing]
 base_url = "http://127.0.0.1:{refusing}/v1"
+cooldown_seconds = 0
 api_key = { env = "OPENAI_API_KEY" }
 
 [providers.deaf]
 base_url = "http://127.0.0.1:{deaf}/v1"
+cooldown_seconds = 0
 api_key = { env = "OPENAI_API_KEY" }
 connect_timeout = 0.5
 
 [providers.slowdeaf]
 base_url = "http://127.0.0.1:{deaf}/v1"
+cooldown_seconds = 0
 api_key = { env = "OPENAI_API_KEY" }
 connect_timeout = 20
 
 [providers.notls]
 base_url = "https://127.0.0.1:{no_tls}/v1"
+cooldown_seconds = 0
 api_key = { env = "OPENAI_API_KEY" }
 
 [providers.slow]
 base_url = "{simulator}/v1"
+cooldown_seconds = 0
 api_key = { env = "OPENAI_API_KEY" }
 first_byte_timeout = 3.5
 
 [providers.keyless]
 base_url = "{simulator}/v1"
+cooldown_seconds = 0
 api_key = { env = "NOT_SET_ANYWHERE" }
 """
 

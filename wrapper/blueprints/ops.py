@@ -67,6 +67,7 @@ def metrics() -> Response:
         further += limit_families(standings)
     except StoreError as error:  # the other metrics are there all the same
         context.runtime.store_failed(error)
+    context.runtime.show_cooldowns()
     context.runtime.telemetry.publish()
     text, content_type = current_app.extensions["exporter"].generate_metrics(
         request.headers.get("Accept"), request.args.getlist("name[]") or None, further

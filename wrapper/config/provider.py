@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -82,6 +83,7 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
     limits = read_limits(table)
     check_period(table, limits)
     default_output_tokens = table.whole("default_output_tokens", None, high=MAX_OUTPUT_TOKENS)
+    cooldown = float(table.number("cooldown_seconds", Decimal(5), high="3600"))
     table.close()
     if base_url is None:
         return None
@@ -101,6 +103,7 @@ def read_provider(name: str, table: Table, secrets: SecretReader) -> Provider | 
         on_abort=on_abort,
         websockets=websockets,
         default_output_tokens=default_output_tokens,
+        cooldown_seconds=cooldown,
         **timeouts,
         **limits,
     )

@@ -80,7 +80,8 @@ class Provider:
     (Groq). `websockets` says whether handshakes are sent to it. `keepalive` is how long an idle
     connection may serve again. The limits hold for the whole account. `default_output_tokens`
     overrides that of the server. When a client leaves, the request is cancelled, or (`on_abort`:
-    "drain") its response read on for its usage, for at most `drain_timeout` seconds.
+    "drain") its response read on for its usage, for at most `drain_timeout` seconds. One that keeps
+    failing is asked last in its routes, at first for `cooldown_seconds` (0: never).
     """
 
     name: str
@@ -109,6 +110,7 @@ class Provider:
     default_output_tokens: int | None = None
     on_abort: str = "cancel"
     drain_timeout: float = 30.0
+    cooldown_seconds: float = 5.0
 
     @property
     def origin(self) -> str:

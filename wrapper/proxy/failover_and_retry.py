@@ -34,6 +34,9 @@ What "the beginning of a response" is stands in `beginning`. Failover and the re
 reserved by `admit.move`. The two retries on a new connection are decided and made by the transport
 (`_may_resend` in `upstream.adapter`), which knows what its connection has sent.
 
+A provider that keeps failing is asked last in its routes for a short time (`upstream.cooldown`): no
+connection, no beginning of a response in time, 5xx, and 429 with `Retry-After` count.
+
 Otherwise a request is sent to a provider once: clients retry by themselves, and know better than
 the gateway whether that is safe. Where a POST was sent and no response came, the error tells the
 SDKs not to send it again (`x-should-retry: false`): the provider may still be working on it.
@@ -41,13 +44,43 @@ SDKs not to send it again (`x-should-retry: false`): the provider may still be w
 
 from __future__ import annotations
 
+import logging
+
 from wrapper import errors
 from wrapper.proxy.beginning import Beginning
 from wrapper.proxy.request import ProxyRequest
+from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.record import is_provider_failure
+from wrapper.runtime import RequestContext
 from wrapper.upstream import Upstream, UpstreamResponse
 
+log = logging.getLogger("wrapper")
+
+_ASKED = "retry-after"
 _REFUSED = (400, 422)
+
+
+def note_failure(
+    context: RequestContext,
+    attempt: UpstreamAttempt,
+    failure: errors.UpstreamError | UpstreamResponse,
+) -> None:
+    """Count a failure before a response towards a cooldown of the provider."""
+    upstream, asked = attempt.upstream, None
+    if attempt.credential is not None:
+        return  # the account is the caller's
+    if isinstance(failure, errors.UpstreamError):
+        if not isinstance(failure, errors.UpstreamUnreachable | errors.UpstreamTimeout):
+            return
+    elif failure.status == 429:
+        asked = next((value for name, value in failure.headers if name.lower() == _ASKED), None)
+        if asked is None:
+            return
+    seconds = upstream.cooldown.failed(asked)
+    if seconds and upstream.provider.name in context.snapshot.routes.replaceable:
+        name = upstream.provider.name
+        log.warning("provider %s keeps failing: it is asked last for %g s", name, seconds)
+        context.runtime.telemetry.cooldown(name, is_on=True)
 
 
 def may_fail_over(request: ProxyRequest, failure: errors.UpstreamError | int) -> bool:

@@ -16,7 +16,7 @@ from wrapper.proxy import timeouts
 from wrapper.proxy.admit import move
 from wrapper.proxy.beginning import Beginning
 from wrapper.proxy.body import RequestBody
-from wrapper.proxy.failover_and_retry import may_fail_over, refuses_stream_options
+from wrapper.proxy.failover_and_retry import may_fail_over, note_failure, refuses_stream_options
 from wrapper.proxy.handshake import handshake_up
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
@@ -97,6 +97,7 @@ def _attempt(
         forwarded = _send(context, request, attempt, headers)
     except errors.UpstreamError as error:
         record.upstream_failed(error.reason)
+        note_failure(context, attempt, error)
         raise
     finally:
         took = clock() - (content.waited if content else 0.0) - began
@@ -105,6 +106,9 @@ def _attempt(
     response = forwarded.response
     if response.status >= 400 and is_provider_failure(response.status):
         record.upstream_failed(f"status_{response.status}")
+        note_failure(context, attempt, response)
+    elif attempt.upstream.cooldown.failures:
+        attempt.upstream.cooldown.recovered()
     if response.status == 401 and attempt.credential is None:
         response.close()
         record.upstream_failed(errors.UpstreamAuth.reason)

@@ -59,7 +59,14 @@ def resolve(
     if request.endpoint.creates == BATCH:
         check_batch(context, principal, request, attempts[0].upstream)
         return attempts[:1]  # no other provider has the file
-    return _with_sockets(attempts) if request.endpoint.socket else attempts
+    if request.endpoint.socket:
+        return _with_sockets(attempts)
+    return attempts if len(attempts) == 1 or request.objects else cooling_last(attempts)
+
+
+def cooling_last(attempts: list[UpstreamAttempt]) -> list[UpstreamAttempt]:
+    """The attempts in their order, those at providers in a cooldown behind the others."""
+    return sorted(attempts, key=lambda attempt: attempt.upstream.cooldown.is_on)
 
 
 def resolve_provider(

@@ -251,6 +251,7 @@ def _heartbeat(runtime: Runtime) -> None:
 
     while True:
         time.sleep(HEARTBEAT_SECONDS)
+        runtime.show_cooldowns()
         # Also without limits: leases of a configuration before may be open, requests may wait to be
         # written.
         if not (runtime.snapshot.limits.any or runtime.snapshot.settings.server.metering):

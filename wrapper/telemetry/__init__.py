@@ -74,7 +74,11 @@ class Telemetry:
         self.models.reserve(reserved)
         self._known = reserved.union(priced)
         for provider in providers:
-            metrics.COOLDOWN[provider,].set(0)
+            self.cooldown(provider, is_on=False)
+
+    def cooldown(self, provider: str, *, is_on: bool) -> None:
+        """Note whether the provider is left alone in this worker."""
+        metrics.COOLDOWN[provider,].set(is_on)
 
     def models_shut_down(self, provider: str, times: Mapping[str, float]) -> None:
         """Note when a provider shuts models down (Unix time); of many models, some."""

@@ -221,7 +221,7 @@ FAILOVERS = Series(
 COOLDOWN = Series(
     Gauge(
         "provider_cooldown",
-        "1 while a provider is left out of routing.",
+        "1 while a provider keeps failing and is asked last in its routes.",
         ("provider",),
         multiprocess_mode="livemax",
     )

@@ -21,6 +21,7 @@ from wrapper.formats.http1 import Body, Connection, Head
 from wrapper.formats.media import content_coding, media_type
 from wrapper.metering.decoding import decoder_for
 from wrapper.upstream.adapter import BODY_ERRORS, ProviderAdapter, reading_failed
+from wrapper.upstream.cooldown import Cooldown
 from wrapper.upstream.failures import gateway_error
 from wrapper.upstream.headers import headers_down, headers_up, is_of_account, with_own
 from wrapper.upstream.unfold import UnfoldedBody
@@ -125,6 +126,7 @@ class Upstream:
         self._own = _headers(provider)
         self._open = _headers_for_others(provider)
         self._credential = _credential(provider)
+        self.cooldown = Cooldown(provider.cooldown_seconds)
         self.takes_stream_options: bool | None = None
         """Whether it accepts `stream_options`; None until one stream has shown it."""
 
