@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import groq
 import openai
 
-from wrapper.endpoints import ADMIN, OTHER, READS, Endpoint, find_endpoint
+from wrapper.endpoints import ADMIN, OTHER, READS, Endpoint, find_endpoint, find_socket
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "sdk-methods.md"
 
@@ -51,9 +51,9 @@ _HELPERS = {
     "responses.connect": "GET /responses",
     "realtime.connect": "GET /realtime",
     "realtime.translations.connect": "GET /realtime/translations",
-    "live.connect": "GET /live",
-    "live.forks.connect": "GET /live/{id}/forks",
-    "live.sideband.connect": "GET /live/{id}",
+    "live.connect": "GET /live/sessions",
+    "live.forks.connect": "GET /live/sessions/{id}/fork",
+    "live.sideband.connect": "GET /live/sessions/{id}/attach",
     "files.wait_for_processing": "GET /files/{id}",
     "uploads.upload_file_chunked": "POST /uploads",
     "threads.create_and_run_poll": "POST /threads/runs",
@@ -156,7 +156,10 @@ def _found(method: Method) -> tuple[str, str]:
         return "makes no request", "–"
     path = "/v1" + re.sub(r"\A/openai/v1", "", method.path).replace("{id}", "id")
     if method.name.endswith(WEBSOCKET):
-        return "a WebSocket: refused (426)", "–"
+        socket = find_socket(path)
+        if socket is None:
+            return "a WebSocket that the gateway does not relay: refused", "–"
+        return "a WebSocket: each response metered by itself", socket.priced
     endpoint = find_endpoint(method.verb, path)
     if endpoint is ADMIN:
         return REFUSED, "–"

@@ -91,6 +91,7 @@ class Endpoint:
 _PRICED: Final = {
     "/chat/completions": "tokens (cached, written to a cache, audio), hosted tools by the call",
     "/responses": "tokens (cached, written to a cache), hosted tools and containers by the call",
+    "/realtime": "tokens (cached, audio, images)",
     "/audio/transcriptions": "seconds, or tokens where the provider reports those",
     "/audio/translations": "seconds, or tokens where the provider reports those",
     "/audio/speech": "characters, or tokens where the provider reports those",
