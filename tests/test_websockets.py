@@ -521,6 +521,18 @@ def test_the_providers_refusal_is_relayed(
     assert lines_of(gateway, client, 0)[0]["status"] == status
 
 
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
+def test_a_provider_without_websockets_makes_clients_use_http(
+    gateway: Gateway, key: str, book: str, status: int
+) -> None:
+    """Where there is the same over HTTP: with 426 they change over at once."""
+    orders = told(book, f"status={status}")
+    with connect(gateway.port, "/v1/responses", *orders.items(), key=key) as client:
+        assert (client.answer.status, refusal(client)["code"]) == (426, "websocket_not_supported")
+    with connect(gateway.port, REALTIME, *orders.items(), key=key) as client:
+        assert client.answer.status == status
+
+
 @pytest.mark.parametrize(
     "header", ["Sec-WebSocket-Extensions: permessage-deflate", "Sec-WebSocket-Protocol: else"]
 )

@@ -32,6 +32,6 @@ def _relay(context: RequestContext, path: str | None = None) -> Response:
     attempts = resolve(context, principal, request, path=path)
     attempts = admit(context, principal, request, attempts)
     forwarded = forward(context, request, attempts)
-    if forwarded.response.status == 101:
+    if request.endpoint.socket:
         return relay(context, principal, request, forwarded, routed=True, path=path)
     return stream(context, request, forwarded)

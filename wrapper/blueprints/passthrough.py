@@ -41,7 +41,7 @@ def passthrough(provider: str, rest: str = "") -> Response:
     attempts = resolve_provider(context, principal, request, provider)
     attempts = admit(context, principal, request, attempts)
     forwarded = forward(context, request, attempts)
-    if forwarded.response.status == 101:
+    if request.endpoint.socket:
         return relay(context, principal, request, forwarded, routed=False)
     return stream(context, request, forwarded)
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import threading
 import time
 from collections import deque
@@ -51,7 +50,7 @@ from wrapper.proxy.body import SMALL, close_after
 from wrapper.proxy.forward import Forwarded
 from wrapper.proxy.handshake import check_accepted
 from wrapper.proxy.request import ProxyRequest
-from wrapper.proxy.response import StreamedResponse
+from wrapper.proxy.response import StreamedResponse, stream
 from wrapper.proxy.socket_messages import Messages
 from wrapper.proxy.socket_usage import SocketUsage
 from wrapper.runtime import RequestContext
@@ -65,8 +64,10 @@ CLOSED: Final = 0.5  # seconds for the answers to the gateway's own Close frames
 # Close codes with which a provider says that it has failed (RFC 6455 section 7.4, IANA).
 _FAILURES: Final = frozenset({1002, 1011, 1012, 1013, 1014})
 
+# What servers respond with that have no WebSocket there: uvicorn 403, others 404, 405, …
+_UNKNOWN_HERE: Final = frozenset({200, 400, 403, 404, 405, 422, 501})
+
 clock = time.perf_counter
-log = logging.getLogger("wrapper")
 
 
 def relay(
@@ -78,8 +79,20 @@ def relay(
     routed: bool,
     path: str | None = None,
 ) -> Response:
-    """The client's 101 for that of a provider. Raises UpstreamProtocolError for a bad one."""
+    """The client's 101 for that of a provider, or the response with which it refuses.
+
+    Raises UpstreamProtocolError for a 101 that is not valid, and UpgradeRequired where HTTP will
+    do: a provider that knows no WebSockets has many ways to say so, and clients would try again.
+    """
     record, response = context.record, forwarded.response
+    if response.status != 101:
+        if request.endpoint.creates is None or response.status not in _UNKNOWN_HERE:
+            return stream(context, request, forwarded)
+        response.close()
+        raise errors.UpgradeRequired(
+            f"Provider {forwarded.attempt.upstream.provider.name!r} refused the WebSocket handshake"
+            f" with status {response.status}: use HTTP."
+        )
     try:
         check_accepted(context.environ, response.headers)
     except errors.UpstreamError as error:
