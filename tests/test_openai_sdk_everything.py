@@ -200,6 +200,18 @@ def test_a_file_is_uploaded_in_chunks_by_the_packages_own_helper(client: openai.
     assert client.files.content(done.file.id).read() == content
 
 
+def test_responses_in_the_background(client: openai.OpenAI) -> None:
+    first, second, third = (
+        client.responses.create(model=MODEL, input="a long tale", background=True) for _ in range(3)
+    )
+    assert first.status == "queued"
+    statuses = [client.responses.retrieve(first.id).status for _ in range(3)]
+    assert statuses == ["in_progress", "in_progress", "completed"]
+    events = list(client.responses.retrieve(second.id, stream=True, starting_after=1))
+    assert (events[0].sequence_number, events[-1].type) == (2, "response.completed")
+    assert client.responses.cancel(third.id).status == "cancelled"
+
+
 def test_batches(client: openai.OpenAI) -> None:
     made = client.batches.create(
         input_file_id="file-1", endpoint="/v1/embeddings", completion_window="24h"
