@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -23,6 +24,7 @@ from harness.gateway import Gateway
 from harness.poll import eventually
 
 if TYPE_CHECKING:
+    from harness.gateway import GatewayFactory
     from harness.simulator import Simulator
 
 FILES = 200
@@ -96,6 +98,41 @@ def test_a_crowd_does_not_keep_short_requests_and_streams_from_being_served(
         for _ in stream.body(answer):
             pass
         assert answer.clean_end
+
+
+def test_a_client_that_does_not_read_takes_little_memory(
+    gateway_factory: GatewayFactory,
+) -> None:
+    gateway = gateway_factory()
+    (worker,) = gateway.workers()
+    page = raw.request(gateway.port, "GET", "/docs/swagger-ui-bundle.js")
+    assert gateway.exchange(page).status == 200
+    before = processes.memory(worker).rss
+    with contextlib.ExitStack() as held:
+        readers = [held.enter_context(raw.Connection(gateway.port)) for _ in range(50)]
+        for reader in readers:
+            reader.send(page * 4)
+        ports = {reader.socket.getsockname()[1] for reader in readers}
+        eventually(
+            lambda: all(waiting(gateway.port).get(port, 0) > 0 for port in ports),
+            deadline=30,
+            what="the system keeps a part of each response",
+        )
+        for _ in range(10):
+            assert gateway.get("/healthz", timeout=30)[0] == 200
+        # Without a bound the system keeps some megabytes, and the worker a copy of the page.
+        assert max(waiting(gateway.port)[port] for port in ports) < 1 << 20
+        assert processes.memory(worker).rss - before < 50 * (1 << 20) / 2
+
+
+def waiting(port: int) -> dict[int, int]:
+    """The bytes that the system keeps for the clients of a port, by the client's port: proc(5)."""
+    found = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        if int(local.partition(":")[2], 16) == port:
+            found[int(remote.partition(":")[2], 16)] = int(queues.partition(":")[0], 16)
+    return found
 
 
 def test_as_many_requests_as_the_files_allow_are_served_and_the_rest_refused(

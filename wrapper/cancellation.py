@@ -40,6 +40,7 @@ TIMEOUT: Final = "timeout"
 DRAINED: Final = "drained"
 SWEEP: Final = 0.25  # seconds; a deadline is noticed up to that much later
 PIECE: Final = 65536  # bytes of a response that are written at once
+FIRST_PIECE: Final = 1024
 THREADS: Final = 2  # for `in_thread`
 TURN: Final = 0.005  # seconds of work in one turn of the event loop
 LATE: Final = 0.01  # seconds between a timer's time and its turn, in a worker that is very busy
@@ -328,9 +329,15 @@ def yield_if_due() -> None:
 
 
 def in_pieces(data: bytes) -> Iterator[bytes]:
-    """A large response of the gateway itself, to be sent without holding up the others."""
-    for start in range(0, len(data), PIECE):
-        yield data[start : start + PIECE]
+    """A large response of the gateway itself, to be sent without holding up the others.
+
+    The first piece is small, because the server copies it behind the head; the others are views.
+    So a client that does not read on holds no copy.
+    """
+    yield data[:FIRST_PIECE]
+    view = memoryview(data)
+    for start in range(FIRST_PIECE, len(data), PIECE):
+        yield view[start : start + PIECE]  # type: ignore[misc]  # joined and sent as bytes are
         yield_if_due()
 
 

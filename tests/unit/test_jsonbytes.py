@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import effort
+from wrapper.formats import jsonbytes
 from wrapper.formats.jsonbytes import (
     _skip_brackets,
     has_duplicate,
@@ -130,6 +131,34 @@ def test_duplicates_are_found_however_they_are_spelled(
     odd = [key for key in keys if key != "x" and key not in KEYS]
     twice = [key for key in KEYS if folded.count(key) > 1]
     assert has_duplicate(f"{{{','.join(pairs)}}}".encode(), KEYS) == bool(odd or twice)
+
+
+@pytest.mark.parametrize("window", [1, 5, 8, 20])
+@pytest.mark.parametrize(
+    ("members", "found"),
+    [
+        ('"model":1', False),
+        ('"model":1,"stream":2', False),
+        ('"model":1,"model":2', True),
+        ('"model":1,"x":{"model":2}', False),
+        ('"MODEL":1', True),
+        ('"model":1,"Stream":2', True),
+        ('"modell":1,"streams":2', False),
+        (r'"model":1,"mod\u0065l":2', True),
+        ('"\u017ftream":1', True),
+    ],
+)
+def test_a_large_body_is_looked_through_in_windows_with_pauses(
+    monkeypatch: pytest.MonkeyPatch, window: int, members: str, found: bool
+) -> None:
+    monkeypatch.setattr(jsonbytes, "WINDOW", window)
+    keys = frozenset({"model", "stream"})
+    pauses: list[int] = []
+    for before in range(12):
+        body = f'{{"{"x" * before}":0,{members},"y":"{"z" * 20}"}}'.encode()
+        pauses.clear()
+        assert has_duplicate(body, keys, lambda: pauses.append(1)) is found
+        assert len(pauses) == -(-len(body) // window) or not members.isascii() or "\\" in members
 
 
 def test_an_escaped_spelling_is_a_duplicate() -> None:

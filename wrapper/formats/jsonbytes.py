@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
 
 # Requests have a few dozen. A body with millions would hold up the worker's other requests.
 MAX_MEMBERS = 1000
+WINDOW = 1 << 18  # bytes that are looked through in one go
 
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
 _LONG_S = "\u017f".encode()  # another s to readers that ignore case
@@ -152,13 +154,18 @@ def insert_member(body: bytes, key: str, new: bytes) -> bytes:
     return b"".join((body[:brace], msgspec.json.encode(key), b":", new, comma, body[brace:]))
 
 
-def has_duplicate(body: bytes, keys: frozenset[str]) -> bool:
+def has_duplicate(
+    body: bytes, keys: frozenset[str], pause: Callable[[], None] = lambda: None
+) -> bool:
     """Whether one of `keys` stands more than once at the top level, or in another case.
 
     Two readers take two values from such an object: the gateway one, the provider another. There
     are readers that ignore case, and the last one counts (Go's encoding/json). Escaped spellings
-    are seen too. Raises ValueError as `members` does.
+    are seen too. `pause` is called now and then while a large body is looked through. Raises
+    ValueError as `members` does.
     """
+    if len(body) > WINDOW:
+        return not _is_clear(body, keys, pause) and _has_duplicate_member(body, keys)
     if b"\\u" not in body and _LONG_S not in body:
         lower = body.lower()
         for key in keys:
@@ -168,6 +175,10 @@ def has_duplicate(body: bytes, keys: frozenset[str]) -> bool:
                 break
         else:
             return False
+    return _has_duplicate_member(body, keys)
+
+
+def _has_duplicate_member(body: bytes, keys: frozenset[str]) -> bool:
     seen: set[str] = set()
     for member in members(body):
         key = member.key.casefold()
@@ -176,3 +187,18 @@ def has_duplicate(body: bytes, keys: frozenset[str]) -> bool:
                 return True
             seen.add(key)
     return False
+
+
+def _is_clear(body: bytes, keys: frozenset[str], pause: Callable[[], None]) -> bool:
+    """Whether each key stands once at most in the body, at any level, and in no other spelling."""
+    found = dict.fromkeys((b'"%b"' % key.encode() for key in keys), 0)
+    overlap = max(map(len, found)) - 1  # what begins in one window may end in the next
+    for start in range(0, len(body), WINDOW):
+        window = body[start : start + WINDOW + overlap]
+        if b"\\u" in window or _LONG_S in window:
+            return False
+        lower = window.lower()
+        for quoted in found:
+            found[quoted] += lower.count(quoted, 0, WINDOW + len(quoted) - 1)
+        pause()
+    return all(count == 0 or (count == 1 and quoted in body) for quoted, count in found.items())

@@ -330,9 +330,10 @@ def _fields(body: bytes) -> tuple[_Fields, bool]:
         if len(body) > PIECE:  # each step takes some ten milliseconds for the largest body
             yield_if_due()
         fields = _decode(body)
-        if len(body) > PIECE:
-            yield_if_due()
-        return fields, jsonbytes.has_duplicate(body, _READ_FIELDS)
+        if len(body) <= PIECE:
+            return fields, jsonbytes.has_duplicate(body, _READ_FIELDS)
+        yield_if_due()
+        return fields, jsonbytes.has_duplicate(body, _READ_FIELDS, yield_if_due)
     except UnicodeDecodeError as error:
         raise errors.InvalidJson(f"The body is not UTF-8 (byte {error.start}).") from None
     except msgspec.ValidationError as error:

@@ -35,6 +35,7 @@ from wrapper.store import StoreError
 log = logging.getLogger("wrapper")
 
 BODY_PIECE = 65536  # bytes
+UNSENT = 262_144  # bytes of a connection that the system keeps and has not sent yet
 PIPELINED_IN_A_ROW = 8  # requests of one connection, before the other connections are served
 LINGER_SECONDS = 2
 QUIT_DRAIN_SECONDS = 1  # for open requests to end, where the stop is not graceful
@@ -77,6 +78,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         # request: as attributes they cost nothing.
         self.cfg.__dict__.update({name: each.get() for name, each in self.cfg.settings.items()})
         self._environments = Environments(self.cfg)
+        for listener in self.sockets:
+            bound_unsent(listener)
         self._stop_asking = lifecycle.start_worker(self._runtime)
         gevent.spawn(self._drain_at_stop)
         Watchdog(self._runtime.telemetry.event_loop_lagged, self._look_around).start()
@@ -259,6 +262,18 @@ def strip_root(req: Any, root: str) -> None:
         rest = req.uri[len(root) :]
         req.uri = rest if rest.startswith("/") else "/" + rest
         req.path = req.path[len(root) :] or "/"
+
+
+def bound_unsent(listener: Any) -> None:
+    """Let the system keep at most UNSENT bytes for a client that does not read.
+
+    By itself it keeps some megabytes for each connection, which count as memory of the container.
+    What is on its way is not bounded, so a fast client far away is as fast as before. Connections
+    have the option from their listener.
+    """
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        with contextlib.suppress(OSError):  # it is no TCP socket
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
 
 
 def linger(sock: Any) -> None:

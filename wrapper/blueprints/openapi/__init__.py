@@ -20,7 +20,6 @@ from flask import Blueprint, Response, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from wrapper import __version__
-from wrapper.cancellation import in_pieces
 from wrapper.endpoints import find_endpoint
 from wrapper.errors import GatewayError, UnknownUrl, render
 
@@ -152,14 +151,13 @@ def _content(path: Path, root: str | None) -> tuple[bytes, str]:
 
 
 def _file(path: Path, root: str | None = None) -> Response:
-    """A file that the browser caches and revalidates each time, sent in chunks of 64 KiB.
+    """A file that the browser caches and revalidates each time. All responses share its bytes.
 
     Not `send_file`: its direct way to the server (wsgi.file_wrapper) skips the callbacks at the
     response's end, and the request would never be recorded.
     """
     data, tag = _content(path, root)
-    response = Response(in_pieces(data), mimetype=guess_type(path.name)[0])
-    response.content_length = len(data)
+    response = Response(data, mimetype=guess_type(path.name)[0])
     response.set_etag(tag)
     response.cache_control.no_cache = True
     response.headers["X-Content-Type-Options"] = "nosniff"
