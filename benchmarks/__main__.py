@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from benchmarks import measures, report
-from benchmarks.variants import LIMITED, NAIVE_KEY, VARIANTS, Relay, Variant
+from benchmarks.variants import HAMMERED, LIMITED, NAIVE_KEY, VARIANTS, Relay, Variant
 from harness.simulator import Simulator
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -37,6 +37,7 @@ def main() -> None:
         ]
         limited = _costs(LIMITED, simulator, options)
         sections += ["## Limits and budgets", report.limits(limited)]
+        sections += [report.rates(_rates(simulator, options))]
         print("\n\n".join(sections), flush=True)
         late = [
             "## Delay of streamed events, one every 20 ms",
@@ -60,6 +61,19 @@ def _costs(
             costs[name].append(cost)
     _progress("")
     return costs
+
+
+def _rates(simulator: Simulator, options: argparse.Namespace) -> dict[str, list[measures.Rate]]:
+    rates: dict[str, list[measures.Rate]] = {name: [] for name in HAMMERED}
+    turns = measures.rates(
+        HAMMERED, simulator.url, slices=options.slices, requests=options.requests
+    )
+    for number, turn in enumerate(turns):
+        _progress(f"slice {number + 1} of {options.slices}")
+        for name, rate in turn.items():
+            rates[name].append(rate)
+    _progress("")
+    return rates
 
 
 def _starts(simulator: Simulator, options: argparse.Namespace) -> dict[str, list[measures.Start]]:

@@ -28,6 +28,14 @@ class Cost:
 
 
 @dataclass
+class Rate:
+    """Requests per second, and milliseconds of all workers' CPU for one."""
+
+    per_second: float
+    cpu: float
+
+
+@dataclass
 class Start:
     """One start of one variant, running alone. Milliseconds and MiB."""
 
@@ -66,6 +74,29 @@ def costs(
                 name: Cost(1e3 * _unary_cpu(relay, requests), 1e3 * _event_cpu(relay))
                 for name, relay in relays.items()
             }
+
+
+def rates(
+    variants: Mapping[str, Variant], upstream: str, *, slices: int, requests: int
+) -> Iterator[dict[str, Rate]]:
+    """As `costs`, of unary requests to gateways with several workers, and their throughput."""
+    with ExitStack() as stack:
+        relays = {name: stack.enter_context(start(upstream)) for name, start in variants.items()}
+        for relay in relays.values():
+            wait_for_first_response(relay)
+            _unary(relay, requests)
+        for _ in range(slices):
+            yield {name: _unary(relay, requests) for name, relay in relays.items()}
+
+
+def _unary(relay: Relay, requests: int) -> Rate:
+    workers = relay.workers()
+    before = sum(map(processes.cpu_seconds, workers))
+    load = driver.run(
+        relay.port, chat_request(relay.key), responses=requests, connections=4 * UNARY_AT_ONCE
+    )
+    used = sum(map(processes.cpu_seconds, workers)) - before
+    return Rate(requests / load.seconds, 1e3 * used / requests)
 
 
 def start(variant: Variant, upstream: str, *, requests: int) -> Start:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.measures import Cost, Delay, Start
+from benchmarks.measures import Cost, Delay, Rate, Start
 
 # field, heading, unit, decimals
 COSTS = (
@@ -76,6 +76,24 @@ def limits(costs: Mapping[str, Sequence[Cost]]) -> str:
         pairs = zip(found, plain, strict=True)
         more = statistics.median(a.unary_cpu - b.unary_cpu for a, b in pairs)
         lines.append(_row([name, f"{middle:.3f}", f"{more:+.3f}" if found is not plain else ""]))
+    return "\n".join(lines)
+
+
+def rates(found: Mapping[str, Sequence[Rate]]) -> str:
+    """Throughput and CPU: medians, and the median of the slices' ratios to the first variant."""
+    lines = [
+        _row(["", "requests per second", "×", "CPU of all workers per request, ms", "×"]),
+        _row(["---", *["---:"] * 4]),
+    ]
+    plain = next(iter(found.values()))
+    for name, each in found.items():
+        pairs = list(zip(each, plain, strict=True))
+        cells = [name]
+        for field, decimals in (("per_second", 0), ("cpu", 3)):
+            middle = statistics.median(getattr(rate, field) for rate in each)
+            ratio = statistics.median(getattr(a, field) / getattr(b, field) for a, b in pairs)
+            cells += [f"{middle:.{decimals}f}", f"{ratio:.2f}"]
+        lines.append(_row(cells))
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +18,7 @@ from benchmarks import driver
 from harness import processes
 from harness.gateway import Gateway
 from harness.redisserver import RedisServer
+from wrapper.store import Demand, Limits, Subject, open_store
 
 KEY = "benchmark"
 PROVIDER_KEY = "provider-key-of-the-benchmark"
@@ -46,8 +48,12 @@ class Relay:
 
     def worker(self) -> int:
         """The id of gunicorn's one worker."""
+        return self.workers()[0]
+
+    def workers(self) -> list[int]:
+        """The ids of gunicorn's workers."""
         assert self.process is not None
-        return processes.children(self.process.pid)[0]
+        return processes.children(self.process.pid)
 
     def alive(self) -> bool:
         """Whether its process still runs."""
@@ -82,16 +88,20 @@ def gateway(
     metering: bool = True,
     limits: Mapping[str, Any] | None = None,
     others: Mapping[str, Any] | None = None,
+    number: int = 1,
     store: str | None = None,
+    workers: int = 1,
 ) -> Iterator[Relay]:
     """The gateway as shipped, with everything enabled.
 
-    `limits` are those of the key, `others` those of another key, `store` is WRAPPER_STORE.
+    `limits` are those of the key, `others` those of a `number` of other keys, `store` is
+    WRAPPER_STORE.
     """
     config = CONFIG.format(upstream=upstream, metering=str(metering).lower())
     env = {"GROQ_API_KEY": PROVIDER_KEY} | ({"WRAPPER_STORE": store} if store else {})
-    keys = {KEY: limits or {}} | ({"another": others} if others else {})
-    with Gateway.prepared(config, keys=keys, env=env) as prepared:
+    keys = {KEY: limits or {}}
+    keys |= {f"another-{each}": others for each in range(number)} if others else {}
+    with Gateway.prepared(config, workers=workers, keys=keys, env=env) as prepared:
         yield Relay(prepared.port, prepared.secrets[KEY], prepared.launch())
 
 
@@ -116,6 +126,43 @@ def limited(upstream: str) -> AbstractContextManager[Relay]:
 def beside_limited(upstream: str) -> AbstractContextManager[Relay]:
     """A key without limits, while another one has them."""
     return gateway(upstream, others=LIMITS)
+
+
+@contextmanager
+def crowded(upstream: str) -> Iterator[Relay]:
+    """As `limited`, with 2,000 more keys that have 10,000 requests in flight elsewhere."""
+    with tempfile.TemporaryDirectory() as directory:
+        url = f"sqlite:///{directory}/usage.db"
+        with gateway(upstream, limits=LIMITS, others=LIMITS, number=2000, store=url) as relay:
+            store = open_store(url)
+            limits = Limits(10**9, 10**12, 10**6, 10**18)
+            subjects = [Subject(f"key:another-{each}", limits) for each in range(2000)]
+            for each in range(10_000):
+                store.admit(subjects[each % 2000 :][:1], Demand(500, 10**7))
+            over = threading.Event()
+
+            def renew() -> None:
+                while not over.wait(5):
+                    store.heartbeat()
+
+            renewing = threading.Thread(target=renew)
+            renewing.start()
+            try:
+                yield relay
+            finally:
+                over.set()
+                renewing.join()
+                store.close()
+
+
+def four_workers(upstream: str) -> AbstractContextManager[Relay]:
+    """The gateway with four workers."""
+    return gateway(upstream, workers=4)
+
+
+def four_workers_limited(upstream: str) -> AbstractContextManager[Relay]:
+    """As `four_workers`; all of them serve one key with every kind of limit."""
+    return gateway(upstream, workers=4, limits=LIMITS)
 
 
 @contextmanager
@@ -149,8 +196,15 @@ LIMITED: dict[str, Variant] = {
     "gateway": gateway,
     "another key has limits": beside_limited,
     "limits, SQLite": limited,
+    "limits, 2,000 keys, 10,000 requests in flight": crowded,
     "no limits, Redis": on_redis,
     "limits, Redis": limited_on_redis,
+}
+
+
+HAMMERED: dict[str, Variant] = {
+    "four workers": four_workers,
+    "four workers, one key with limits": four_workers_limited,
 }
 
 

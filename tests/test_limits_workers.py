@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import random
+import resource
 import signal
 import sqlite3
 import threading
@@ -264,7 +265,23 @@ def sqlite_outage(_: Path) -> Iterator[Outage]:
     yield Outage({}, begin, end)
 
 
-OUTAGES = {"redis": redis_outage, "sqlite": sqlite_outage}
+@contextlib.contextmanager
+def full_disk(_: Path) -> Iterator[Outage]:
+    """The workers can make no file larger than the database's log is, as on a disk without room."""
+
+    def limit(gateway: Gateway, size: int | None) -> None:
+        for worker in gateway.workers():
+            _, most = resource.prlimit(worker, resource.RLIMIT_FSIZE)
+            now = (most if size is None else size, most)
+            resource.prlimit(worker, resource.RLIMIT_FSIZE, now)
+
+    def begin(gateway: Gateway) -> None:
+        limit(gateway, (gateway.directory / "usage.db-wal").stat().st_size)
+
+    yield Outage({}, begin, lambda gateway: limit(gateway, None))
+
+
+OUTAGES = {"redis": redis_outage, "sqlite": sqlite_outage, "full disk": full_disk}
 CALLERS = {
     "limited": {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "budget_usd": 1000.0},
     "allowed": {"max_concurrent": 10**4, "store_failure": "allow"},
@@ -319,6 +336,7 @@ def test_a_store_that_goes_away_under_load_and_comes_back(
         ready = [json.loads(gateway.get("/readyz")[1])["store"] for _ in range(20)]
         assert "failing" in ready
         assert gateway.metrics().value("store_failures_total") > 0
+        assert '"message": "cannot use the store: ' in gateway.stderr()
         outage.end(gateway)
         phase = "back"
         passes("limited", 200)

@@ -20,6 +20,9 @@ class RedisServer:
         self._directory = directory
         self._options = options
         self._reserved = ReservedPort()
+        # Else a node of a cluster takes its port plus 10000, which may be in use or too high.
+        self._bus = ReservedPort() if "--cluster-enabled" in options else None
+        self.bus_port = self._bus.number if self._bus else 0
         self.port = self._reserved.number
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._process: subprocess.Popen[bytes] | None = None
@@ -29,6 +32,7 @@ class RedisServer:
         command = [self._program, *self._options[:1]] if self._file() else [self._program]
         options = self._options[1:] if self._file() else self._options
         command += ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *options]
+        command += ["--cluster-port", str(self.bus_port)] if self._bus else []
         with (self._directory / "redis.log").open("ab") as log:
             self._process = start(
                 command, env=os.environ, stdout=log, stderr=log, cwd=self._directory
@@ -67,3 +71,5 @@ class RedisServer:
     def close(self) -> None:
         self.stop()
         self._reserved.release()
+        if self._bus is not None:
+            self._bus.release()

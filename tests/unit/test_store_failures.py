@@ -30,6 +30,7 @@ from wrapper.store import (
     waiting,
 )
 from wrapper.store.redis import RedisStore
+from wrapper.store.redislink import PREFIX
 from wrapper.store.schema import MIGRATIONS
 from wrapper.store.sqlite import SqliteStore
 
@@ -416,6 +417,80 @@ def test_a_cluster_has_all_keys_on_one_node(tmp_path: Path) -> None:
         assert store.totals(by=("key",))[0].requests == 2
     finally:
         server.close()
+
+
+def test_a_cluster_of_three_masters_is_found_from_any_of_them_and_when_its_slot_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store's keys are all in one slot: they move to another node while the store is used."""
+    monkeypatch.setattr("wrapper.store.waiting.RETRY_SECONDS", 0.1)
+    servers: list[RedisServer] = []
+    try:
+        for number in range(3):
+            directory = tmp_path / str(number)
+            directory.mkdir()
+            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "30000")
+            servers.append(RedisServer(directory, *options))
+            servers[-1].start()
+        for server, first, last in zip(
+            servers, ("0", "5461", "10923"), ("5460", "10922", "16383"), strict=True
+        ):
+            server.command("CLUSTER", "ADDSLOTSRANGE", first, last)
+        for server in servers[1:]:
+            meet = ("CLUSTER", "MEET", "127.0.0.1", str(server.port), str(server.bus_port))
+            assert servers[0].command(*meet) == b"+OK\r\n"
+        ready = (b"cluster_state:ok", b"cluster_known_nodes:3", b"cluster_slots_ok:16384")
+        for server in servers:
+            eventually(
+                lambda server=server: all(  # type: ignore[misc]
+                    text in server.command("CLUSTER", "INFO") for text in ready
+                ),
+                60,
+                what="each node knows the whole cluster",
+            )
+        slot = int(servers[0].command("CLUSTER", "KEYSLOT", PREFIX)[1:])
+        at = min(slot * 3 // 16384, 2)
+        owner, other = servers[at], servers[(at + 1) % 3]
+        store = open_store(f"redis+cluster://127.0.0.1:{other.port}")
+        store.check()
+        store.settle(entry(), store.admit([WEB], Demand(5, 5)))
+        lease = store.admit([WEB], Demand(5, 5))
+        assert owner.command("DBSIZE") != b":0\r\n"
+        assert {server.command("DBSIZE") for server in servers if server is not owner} == {
+            b":0\r\n"
+        }
+        _move_slot(slot, owner, other)
+        for settled in (None, lease):
+            with contextlib.suppress(StoreError):  # what is not written yet waits
+                store.settle(entry(), settled)
+        eventually(
+            lambda: store.heartbeat() is None,
+            60,
+            retry_on=(StoreError,),
+            what="what waits is written",
+        )
+        assert store.totals()[0].requests == 3
+        assert store.standing([WEB])[0].concurrent == 0
+        assert owner.command("DBSIZE") == b":0\r\n"
+        store.close()
+    finally:
+        for server in servers:
+            server.close()
+
+
+def _move_slot(slot: int, owner: RedisServer, other: RedisServer) -> None:
+    """As `redis-cli --cluster reshard` does it."""
+    ids = [server.command("CLUSTER", "MYID").split()[1].decode() for server in (owner, other)]
+    assert other.command("CLUSTER", "SETSLOT", str(slot), "IMPORTING", ids[0]) == b"+OK\r\n"
+    assert owner.command("CLUSTER", "SETSLOT", str(slot), "MIGRATING", ids[1]) == b"+OK\r\n"
+    reply = owner.command("CLUSTER", "GETKEYSINSLOT", str(slot), "1000")
+    keys = [line.decode() for line in reply.split(b"\r\n") if line.startswith(PREFIX.encode())]
+    moved = owner.command(
+        *("MIGRATE", "127.0.0.1", str(other.port), "", "0", "30000", "KEYS", *keys)
+    )
+    assert moved == b"+OK\r\n"
+    for server in (other, owner):
+        assert server.command("CLUSTER", "SETSLOT", str(slot), "NODE", ids[1]) == b"+OK\r\n"
 
 
 def test_a_sentinel_names_the_master(tmp_path: Path, redis_server: RedisServer) -> None:
