@@ -2,6 +2,7 @@
 
 The traffic goes through the application, the numbers come back from the simulator's ledger. Today's
 numbers are compared, because the simulator counts today; sums over two days hold over midnight.
+What is said of one day alone is looked at where midnight (UTC) did not interrupt the test.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def sums(rows: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, float
 
 
 def test_the_books_of_both_sides_agree_in_every_number(app: App, reconcile: Run) -> None:
+    today = datetime.now(UTC).date()
     traffic(app)
     code, out, err = reconcile("--format", "json", "--tolerance", "0")
     found = sums(json.loads(out)["rows"])
@@ -127,12 +129,15 @@ def test_the_books_of_both_sides_agree_in_every_number(app: App, reconcile: Run)
     assert found["(all)", "cost"][0] > 0
     # Usage APIs of images and speech count no tokens: nothing to compare.
     assert {what for model, what in found if model == IMAGE} == {"requests", "cost"}
-    assert (code, err) == (0, "")
+    assert err == ""
+    if datetime.now(UTC).date() == today:
+        assert code == 0
 
 
 def test_what_bypassed_the_gateway_is_a_drift(
     app: App, reconcile: Run, provider: Simulator, tmp_path: Path
 ) -> None:
+    today = datetime.now(UTC).date()
     chat.call(app, model=CHAT, orders="prompt=1000; completion=1000")
     with openai.OpenAI(base_url=f"{provider.url}/v1", api_key=SERVING_KEY) as direct:
         direct.chat.completions.create(
@@ -145,10 +150,11 @@ def test_what_bypassed_the_gateway_is_a_drift(
     assert code == 3
     assert "over the tolerance of 1 %" in out
     ratios = re.findall(r'ledger_drift_ratio\{.*,what="(\w+)"\} (\S+)', file.read_text())
-    assert sorted(ratio for ratio in ratios if ratio[1] != "0") == [
-        ("cost", "-0.5"),
-        ("tokens", "-0.5"),
-    ]
+    if datetime.now(UTC).date() == today:
+        assert sorted(ratio for ratio in ratios if ratio[1] != "0") == [
+            ("cost", "-0.5"),
+            ("tokens", "-0.5"),
+        ]
     assert file.stat().st_mode & 0o777 == 0o644
     assert ADMIN_KEY not in file.read_text()
 
@@ -183,7 +189,7 @@ def test_the_simulators_pages_are_those_of_the_real_package(provider: Simulator)
         client.chat.completions.create(
             model=CHAT, messages=[{"role": "user", "content": "x"}], extra_headers=headers
         )
-        now = int(time.time())
+        now = int(time.time()) | 1  # never midnight itself
         usage = client.admin.organization.usage
         seen = []
         page: str | None = None

@@ -8,6 +8,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -184,7 +185,7 @@ def test_lists_are_asked_for_their_dates_some_time_after_the_start_and_then_seld
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [time.monotonic()]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(models, "time", SimpleNamespace(monotonic=lambda: now[0]))
     asked: list[str] = []
     lists = models.ModelLists(lambda *_: None)
     monkeypatch.setattr(lists, "_ask", lambda upstream: asked.append(upstream.provider.name))
