@@ -256,7 +256,11 @@ api_key = {{ file = "{secret}" }}
     before = gateway.reloads()
     secret.unlink()
     gateway.wait_for_reload(before)
+    eventually(  # a moment after the reload is reported, by each worker
+        lambda: gateway.stderr().count("requests for gpt-* get 502") >= 2,
+        what="the routes that cannot be used any more",
+    )
     text = gateway.stderr()
-    assert text.count("provider 'filed' not configured any more") == 2  # by each worker
+    assert text.count("provider 'filed' not configured any more") == 2
     assert text.count("requests for gpt-* get 502") == 2
     assert "sk-of-a-provider" not in text
