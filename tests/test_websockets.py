@@ -255,8 +255,12 @@ def test_the_clients_responses_over_a_websocket_are_metered(
     ):
         for model in ("gpt-6-luna", "gpt-6-sol"):
             connection.response.create(model=model, input="how are you")
-            assert until(connection, "response.completed").response.model == model
+            response = until(connection, "response.completed").response
+            assert response.model == model
     agrees(gateway, simulator, book)
+    asked = raw.request(gateway.port, "GET", f"/usage/requests/{response.id}", key=key)
+    used = json.loads(gateway.exchange(asked).body)
+    assert (used["model"], used["total_tokens"]) == (model, response.usage.total_tokens)
 
 
 def test_a_response_over_a_websocket_is_found_at_its_provider(gateway: Gateway, key: str) -> None:
@@ -819,6 +823,7 @@ def test_a_restricted_key_names_no_other_model_in_an_event(
         (frame(TEXT, b"x", masked=False), 1002),
         (frame(0, b"x", masked=True), 1002),
     ],
+    ids=["one frame", "fragments", "no opcode", "not masked", "no beginning"],
 )
 def test_messages_that_are_read_have_to_be_frames_of_a_known_size(
     gateway: Gateway, simulator: Simulator, key: str, book: str, sent: bytes, code: int

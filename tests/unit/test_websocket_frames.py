@@ -94,6 +94,7 @@ def test_of_a_message_that_is_too_large_the_beginning_is_kept() -> None:
         frame(PING, fin=False, masked=False),
         b"\xc1\x00",  # a reserved bit: an extension that was not agreed on
     ],
+    ids=["opcode", "continuation", "two beginnings", "masked", "ping in parts", "reserved"],
 )
 def test_what_is_no_frame_is_not_read_on(wrong: bytes) -> None:
     reader = FrameReader(masked=False, limit=10)

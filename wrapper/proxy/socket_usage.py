@@ -22,6 +22,7 @@ from wrapper.formats.websocket import Message
 from wrapper.metering import ExtractedUsage, content_begins
 from wrapper.metering.events import SocketEvent, read_event
 from wrapper.proxy.admit import dry_run_codes, limit_exceeded
+from wrapper.proxy.cost import price
 from wrapper.proxy.finalize import finalize
 from wrapper.proxy.forward import Forwarded
 from wrapper.proxy.objects import MAX_ID
@@ -158,10 +159,13 @@ class SocketUsage:
             return None
         provider = snapshot.limits.of_provider(record.provider)
         subjects = [*snapshot.limits.of_key(key.name), *filter(None, [provider])]
-        tokens = record.usage.total if record.usage is not None else 0
+        tokens = 0
+        if record.usage is not None:
+            tokens = record.usage.total
+            price(record, self._context.snapshot, record.usage, record.served_model)
         try:
             record.lease = self._context.runtime.admission.admit(
-                map(_without_place, subjects), Demand(tokens, self._cost(record))
+                map(_without_place, subjects), Demand(tokens, record.cost or 0)
             )
         except Refused as refusal:
             return limit_exceeded(refusal)
@@ -170,15 +174,6 @@ class SocketUsage:
             return None if key.store_failure == "allow" else errors.StoreUnavailable()
         record.dry_run += dry_run_codes(record.lease)
         return None
-
-    def _cost(self, record: RequestRecord) -> int:
-        if record.usage is None:
-            return 0
-        upstream = self._attempt.upstream
-        priced = self._context.snapshot.prices.price(
-            *(record.provider, upstream.host, record.model, record.served_model, record.usage)
-        )
-        return priced.cost or 0
 
 
 @dataclass(slots=True)
