@@ -507,10 +507,10 @@ def measure(line: Line, simulator: Simulator, control: Gateway, seconds: float) 
     """Start a gateway, attack it and look."""
     with contextlib.ExitStack() as held:
         odd = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=128))
-        config = CONFIG.replace("{simulator}", simulator.url)
-        config += ODD.replace("{odd}", str(odd.getsockname()[1]))
+        config = ODD.replace("{odd}", str(odd.getsockname()[1]))
         if line.number == "E8":  # its models are listed where a route leads to it
             config += '\n[[routes]]\nmodel = "odd-*"\ntargets = ["odd"]\n'
+        config += CONFIG.replace("{simulator}", simulator.url)
         made = line.kind(config, workers=line.workers, keys=KEYS, env=PROVIDER_KEYS)
         if line.ledger:
             large_ledger(made.directory / "usage.db", *line.ledger)

@@ -59,6 +59,15 @@ class LittleSharedMemory(Guarded):
     guard = ("unshare", "--mount", "sh", "-c", mount + ' "$@"', "sh")
 
 
+class LittleVolume(Guarded):
+    """Uploads and the ledger are on one volume of 64 MiB, as in a small container."""
+
+    @property
+    def guard(self) -> tuple[str, ...]:  # type: ignore[override]
+        mount = f"mount -t tmpfs -o size=64m none {self.directory / 'tmp'} && exec"
+        return ("unshare", "--mount", "sh", "-c", mount + ' "$@"', "sh")
+
+
 @pytest.fixture(scope="module")
 def small(simulator: Simulator) -> Iterator[Gateway]:
     config = CONFIG.replace("{simulator}", simulator.url)
@@ -225,6 +234,32 @@ def test_every_worker_measures_its_event_loop(small: Gateway) -> None:
         lambda: small.metrics().value("event_loop_lag_seconds_count") > 1,
         what="measurements of the event loop",
     )
+
+
+def test_uploads_leave_room_for_the_ledger(simulator: Simulator, tmp_path: Path) -> None:
+    check = ["unshare", "--mount", "true"]
+    if subprocess.run(check, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    config = CONFIG.replace("{simulator}", simulator.url)
+    env = {**PROVIDER_KEYS, "WRAPPER_STORE": f"sqlite:///{tmp_path / 'tmp' / 'usage.db'}"}
+    form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    with LittleVolume(config, keys=KEYS, env=env, directory=tmp_path) as gateway:
+        key = gateway.secrets["web-app"]
+        headers = (
+            ("Content-Type", "multipart/form-data; boundary=b"),
+            ("Content-Length", str(63 << 20)),
+        )
+        target = "/v1/audio/transcriptions"
+        asked = raw.request(gateway.port, "POST", target, key=key, headers=headers)
+        with raw.Connection(gateway.port) as upload:  # its model would come after the file
+            refused = upload.send(asked + form + b"x" * 100_000).read()
+        assert (refused.status, chat.error(refused)["code"]) == (503, "overloaded")
+        assert refused.header("retry-after") is not None
+        for _ in range(5):
+            assert chat.call(gateway).status == 200
+        gateway.idle()
+        _, body = gateway.get("/usage", headers={"Authorization": f"Bearer {key}"})
+        assert json.loads(body)["totals"]["prompt_tokens"] > 0
 
 
 def test_full_shared_memory_costs_metrics_and_nothing_else(simulator: Simulator) -> None:

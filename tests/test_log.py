@@ -167,10 +167,12 @@ def settled(gateway: Gateway) -> None:
 
 
 def test_unusual_names_stay_on_their_line_and_are_json(gateway: Gateway) -> None:
-    for model in ('"}\n{"level": "forged"', "a\r\nb", "\x1b[31mred", "ü\u2028💥", "x" * 5000):
+    forged, unprintable = '"}\n{"level": "forged"', "\x85\x9b\u2028\u202e\u2066\x7f"
+    for model in (forged, "a\r\nb", "\x1b[31mred", f"ü{unprintable}💥", "x" * 5000):
         line = line_of(gateway, model=model)
         assert line["level"] != "forged"
         assert len(json.dumps(line)) < 7000
+    assert not set(unprintable) & set(gateway.stdout())
     assert all(line["level"] in ("info", "warning", "error") for line in gateway.log())
 
 

@@ -566,3 +566,5 @@ def test_a_narrow_key_deletes_no_model_of_others(narrow: Caller) -> None:
     for base in ("/openai/v1", "/v1", "/openai/%761"):
         sent = narrow.send(f"{base}/models/gpt-4", method="DELETE")
         assert (sent.status, sent.requests) == (403, [])
+    sent = narrow.send("/groq/api/delete", b'{"name": "gpt-4"}', JSON, method="DELETE")
+    assert (sent.status, sent.requests) == (403, [])
