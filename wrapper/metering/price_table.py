@@ -474,7 +474,10 @@ class _Reader:
                 self._problem(
                     f"{where}.{name}", f"is not known; known are {', '.join(sorted(known))}"
                 )
-        prices = {name: self._price(entry.get(name), f"{where}.{name}") for name in _PER_TOKEN}
+        prices: dict[str, int | None] = dict.fromkeys(_PER_TOKEN)
+        for name in entry:  # few of them are there, of thousands of models
+            if name in prices:
+                prices[name] = self._price(entry[name], f"{where}.{name}")
         hour = self._number(entry.get("audio_hour"), f"{where}.audio_hour")
         above = self._number(entry.get("above"), f"{where}.above", 10**9)
         # Images in a prompt are text tokens to most models, and without a price of its own a cache
