@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from wrapper.cli.exports import COLUMNS
-from wrapper.config import ApiKey, Group, Price, Provider, Route, Server, example_models, load
+from wrapper.config import ApiKey, Group, Price, Provider, Route, Server, Tags, example_models, load
 from wrapper.endpoints import endpoint_table
 from wrapper.metering import usage as record
 from wrapper.metering.pricing import Prices
@@ -68,7 +68,7 @@ def table_cells(text: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
-@pytest.mark.parametrize("settings", [Server, Provider, Route, ApiKey, Group, Price])
+@pytest.mark.parametrize("settings", [Server, Provider, Route, ApiKey, Group, Price, Tags])
 def test_every_setting_is_documented(settings: type) -> None:
     names = {field.name for field in dataclasses.fields(settings)} - FOUND
     documented = re.findall(r"`([a-z0-9_]+)`", CONFIGURATION)
@@ -78,7 +78,7 @@ def test_every_setting_is_documented(settings: type) -> None:
 def test_every_documented_setting_exists() -> None:
     known = {
         f.name
-        for kind in (Server, Provider, Route, ApiKey, Group)
+        for kind in (Server, Provider, Route, ApiKey, Group, Tags)
         for f in dataclasses.fields(kind)
     }
     settings = CONFIGURATION[CONFIGURATION.index("## `[server]`") :]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -200,3 +202,88 @@ def test_money_is_shown_with_the_digits_that_say_something(
 ) -> None:
     assert short_usd(pico) == short
     assert exact_usd(pico) == exact
+
+
+# https://focus.finops.org/focus-specification/v1-2/: feature level Mandatory, and the other columns
+# that are written.
+MANDATORY = {
+    *("BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency"),
+    *("BillingPeriodEnd", "BillingPeriodStart", "ChargeCategory", "ChargeClass"),
+    *("ChargeDescription", "ChargePeriodEnd", "ChargePeriodStart", "ContractedCost"),
+    *("EffectiveCost", "InvoiceIssuerName", "ListCost", "PricingQuantity", "PricingUnit"),
+    *("ProviderName", "PublisherName", "ServiceCategory", "ServiceName"),
+}
+FURTHER = {
+    *("BillingAccountType", "ChargeFrequency", "ConsumedQuantity", "ConsumedUnit"),
+    *("PricingCategory", "ResourceId", "ResourceName", "ResourceType", "ServiceSubcategory"),
+    *("SkuId", "SkuMeter", "SkuPriceId", "SubAccountId", "SubAccountName", "SubAccountType"),
+    "Tags",
+}
+NULLABLE = {"ChargeClass", "Tags"}
+
+
+def test_focus_has_the_columns_of_its_version_and_the_cost_of_the_table(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "keys.toml").write_text(
+        f'[keys.web]\nsha256 = "{"a" * 64}"\ngroup = "team-a"\n[groups.team-a]\n'
+    )
+    (tmp_path / "keys.toml").chmod(0o600)
+    store = open_store(f"sqlite:///{tmp_path}/usage.db")
+    at = time.time()
+    usage = Usage(1000, 100, 1100, cached=400)
+    parts = (600, 40, 3, 200)
+    for tag in ("search", "search", ""):
+        entry = Entry(at, "web", "openai", "gpt", "completed", usage, 900, cost_by_kind=parts)
+        store.settle(entry._replace(tag=tag))
+    store.settle(Entry(at, "gone", "groq", "=llama", "completed", unmetered=True))
+    store.close()
+    code, out, err = run("--format", "focus")
+    assert (code, err) == (0, "")
+    rows = list(csv.DictReader(out.splitlines()))
+    columns = set(rows[0])
+    assert columns >= MANDATORY
+    assert {name for name in columns - MANDATORY if not name.startswith("x_")} == FURTHER
+    costs = ("BilledCost", "EffectiveCost", "ContractedCost", "ListCost")
+    for row in rows:
+        assert all(row[name] for name in columns - NULLABLE), row
+        for name in (*costs, "ConsumedQuantity", "PricingQuantity"):
+            assert re.fullmatch(r"\d+(\.\d+)?", row[name]), (name, row)
+        for name in columns:
+            if name.endswith(("PeriodStart", "PeriodEnd")):
+                assert re.fullmatch(r"\d{4}-\d\d-\d\dT00:00:00Z", row[name])
+        assert row["BillingPeriodStart"] <= row["ChargePeriodStart"] < row["ChargePeriodEnd"]
+        assert row["ChargePeriodEnd"] <= row["BillingPeriodEnd"]
+        assert (row["ChargeCategory"], row["BillingCurrency"]) == ("Usage", "USD")
+        assert row["ServiceCategory"] == "AI and Machine Learning"
+    for name in costs:
+        assert sum(Decimal(row[name]) for row in rows) * 10**12 == 3 * 900
+    assert sum(int(row["x_Requests"]) for row in rows) == 4
+    assert sum(int(row["x_UnmeteredRequests"]) for row in rows) == 1
+    searched = {row["SkuMeter"]: row for row in rows if "search" in row["Tags"]}
+    assert json.loads(searched["Input Tokens"]["Tags"]) == {"tag": "search", "group": "team-a"}
+    assert {meter: row["ConsumedQuantity"] for meter, row in searched.items()} == {
+        "Input Tokens": "1200",
+        "Cached Input Tokens": "800",
+        "Output Tokens": "200",
+        "Requests": "2",
+    }
+    assert Decimal(searched["Input Tokens"]["BilledCost"]) * 10**12 == 2 * 603
+    assert Decimal(searched["Requests"]["BilledCost"]) * 10**12 == 2 * 57
+    [unmetered] = [row for row in rows if row["SubAccountId"] == "gone"]
+    assert (unmetered["BilledCost"], unmetered["Tags"]) == ("0", "")
+    assert unmetered["SkuId"] == "'=llama"  # no formula for a spreadsheet
+
+
+def test_tags_are_a_column(run: Run, tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/usage.db")
+    for tag in ("search", "search", ""):
+        entry = Entry(time.time(), "web", "groq", "llama", "completed", Usage(1, 1, 2), 7, tag=tag)
+        store.settle(entry)
+    store.close()
+    code, out, _ = run("--by", "tag", "--format", "csv")
+    assert code == 0
+    assert [(row["tag"], row["requests"]) for row in csv.DictReader(out.splitlines())] == [
+        ("'-", "1"),  # as any other name that a spreadsheet could read as a formula
+        ("search", "2"),
+    ]

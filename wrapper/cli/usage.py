@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from wrapper.cli import ArgumentError, CommandError, cell_of_csv, columns, examples
+from wrapper.cli import ArgumentError, CommandError, cell_of_csv, columns, examples, focus
 from wrapper.config import ApiKey, load_keys, store_url
 from wrapper.config.problems import suggest
 from wrapper.metering import exact_usd
@@ -68,6 +68,7 @@ def add_parser(subparsers: Subparsers) -> None:
             ("usage --since 2026-11-01 --by group,day", "each team, day by day (UTC)"),
             ("usage --since 24h --by owner --format csv", "for a spreadsheet"),
             ("usage --key web-app --by model --format json", "one key, for a program"),
+            ("usage --since 2026-11-01 --format focus", "for a FinOps tool (FOCUS 1.2)"),
         ),
     )
     parser.add_argument(
@@ -86,7 +87,10 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--key", metavar="NAME", help="only this key")
     parser.add_argument(
-        "--format", choices=("table", "json", "csv"), default="table", help="default: table"
+        "--format",
+        choices=("table", "json", "csv", "focus"),
+        default="table",
+        help="default: table; focus: FOCUS 1.2 CSV, by day, key, provider, model and tag",
     )
     parser.set_defaults(run=run)
 
@@ -116,6 +120,11 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints the sums. Raises CommandError when the table cannot be read."""
     try:
         store = open_store(store_url(environ))
+        if args.format == "focus":
+            daily = store.totals(args.since, None, focus.BY, args.key)
+            store.close()
+            focus.write(daily, load_keys(environ), sys.stdout)
+            return 0
         if args.key is not None:
             _check_key(args.key, store, environ)
         rows = _totals(store, args, environ)

@@ -35,6 +35,7 @@ from wrapper.config.settings import (
     Server,
     Settings,
     Shutdown,
+    Tags,
     Target,
 )
 
@@ -54,6 +55,7 @@ __all__ = [
     "Server",
     "Settings",
     "Shutdown",
+    "Tags",
     "Target",
     "config_path",
     "environment",

@@ -24,6 +24,7 @@ from wrapper.config.settings import (
     Provider,
     Route,
     Server,
+    Tags,
     Target,
     is_broken_glob,
 )
@@ -50,6 +51,7 @@ RESERVED = frozenset(
 _PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+_SECRET_HEADERS = frozenset(("authorization", "cookie", "api-key", "x-api-key", "x-goog-api-key"))
 _MODEL_LENGTH = 256
 
 
@@ -61,6 +63,7 @@ class Gateway:
     providers: dict[str, Provider]
     routes: tuple[Route, ...]
     prices: dict[str, Price]
+    tags: Tags | None = None
 
 
 def read_gateway(top: Table, secrets: SecretReader, watch: list[Path]) -> Gateway:
@@ -80,8 +83,26 @@ def read_gateway(top: Table, secrets: SecretReader, watch: list[Path]) -> Gatewa
         top.problem("providers", "there is no provider", "add a table such as [providers.groq]")
     routes = _routes(top, names)
     prices = {model: _price(table) for model, table in top.named_tables("prices")}
+    tags = _tags(top.table("tags"))
     top.close()
-    return Gateway(server, providers, routes, prices)
+    return Gateway(server, providers, routes, prices, tags)
+
+
+def _tags(table: Table | None) -> Tags | None:
+    if table is None:
+        return None
+    header = table.text("header", None, wanted='a name such as "x-wrapper-tag"')
+    metadata = table.text("metadata", None, wanted='the name of a member, such as "team"')
+    user = table.flag("user", False)
+    if not table.data:
+        table.problem("", "says nothing", 'write header = "x-wrapper-tag"')
+    if header is not None and not (header.isascii() and header.replace("-", "a").isalnum()):
+        table.problem("header", f"is {quote(header)}", 'write a name such as "x-wrapper-tag"')
+    elif header is not None and header.lower() in _SECRET_HEADERS:
+        table.problem("header", "holds a credential", 'write "x-wrapper-tag"')
+    table.close()
+    name = None if header is None else "HTTP_" + header.upper().replace("-", "_")
+    return Tags(name, metadata, user)
 
 
 def _check_name(name: str, table: Table) -> None:

@@ -241,6 +241,7 @@ def load(
         keys=keys.keys,
         groups=keys.groups,
         prices=frozen(gateway.prices),
+        tags=gateway.tags,
         shutdowns=shutdowns,
         files=sources.files,
         stamps=sources.stamps,

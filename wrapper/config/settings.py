@@ -251,6 +251,17 @@ class Shutdown:
 
 
 @dataclass(frozen=True, slots=True)
+class Tags:
+    """Where a request says who inside its key it is for: the first of a header (as WSGI names it),
+    a member of the body's `metadata`, and its `user`.
+    """
+
+    header: str | None = None
+    metadata: str | None = None
+    user: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Server:
     """How the gateway itself behaves.
 
@@ -288,7 +299,7 @@ class Settings:
     `prices` are the overrides of gateway.toml by model name, `shutdowns` the dates of models.toml
     by provider and model. `files` are to be watched for a reload (also those that do not exist
     yet), `stamps` is their state when they were read. `stand_in` is the demo provider, which serves
-    the models of providers that are not usable.
+    the models of providers that are not usable. `tags`: None where requests have none.
     """
 
     server: Server
@@ -302,6 +313,7 @@ class Settings:
     stamps: tuple[Stamp, ...] = ()
     store: str = DEFAULT_STORE
     stand_in: str | None = None
+    tags: Tags | None = None
 
     @property
     def usable(self) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ class Rate(NamedTuple):
     """Pico-USD per token (`audio_hour`: per hour); None where there is no price.
 
     It applies to prompts of more than `above` tokens. `plain`: there is a price for text, and what
-    audio and images cost is the same; `with_plain` says so at load time.
+    audio and images cost is the same; `with_plain` says so when a model is first priced.
     """
 
     above: int = -1
@@ -167,17 +167,13 @@ class Rate(NamedTuple):
 
 def with_plain(rate: Rate) -> Rate:
     """The rate that knows whether it is `plain`."""
-    return rate._replace(plain=_is_plain(rate._asdict()))
-
-
-def _is_plain(prices: Mapping[str, int | None]) -> bool:
-    input_, output = prices["input"], prices["output"]
-    return (
-        not (input_ is None or output is None or prices["cached_input"] is None)
-        and prices["audio_input"] in (None, input_)
-        and prices["image_input"] in (None, input_)
-        and prices["audio_output"] in (None, output)
-        and prices["image_output"] in (None, output)
+    input_, output = rate.input, rate.output
+    return rate._replace(
+        plain=not (input_ is None or output is None or rate.cached_input is None)
+        and rate.audio_input in (None, input_)
+        and rate.image_input in (None, input_)
+        and rate.audio_output in (None, output)
+        and rate.image_output in (None, output)
     )
 
 
@@ -306,7 +302,7 @@ def _times(rates: Rates, percent: int) -> Rates:
     def times(prices: Iterable[Any]) -> Iterator[Any]:
         return (None if each is None else (each * percent + 50) // 100 for each in prices)
 
-    return tuple(with_plain(Rate(rate.above, *times(rate[1:-1]))) for rate in rates)
+    return tuple(Rate(rate.above, *times(rate[1:-1])) for rate in rates)
 
 
 class Table(NamedTuple):
@@ -493,7 +489,7 @@ class _Reader:
         return Rate(
             above=-1 if above is None else int(above),
             audio_hour=None if hour is None else round(hour * PICO),
-            plain=_is_plain(prices),
+            plain=False,
             **prices,
         )
 

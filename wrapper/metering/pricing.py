@@ -159,9 +159,10 @@ class Prices:
         except KeyError:
             if len(self._found) >= MAX_CACHED:
                 self._found.clear()
-            found = self._found[key] = self._find(
-                provider, host, asked.lower(), served.lower() or asked.lower()
-            )
+            found = self._find(provider, host, asked.lower(), served.lower() or asked.lower())
+            if found is not None:
+                found = found._replace(rates=tuple(map(with_plain, found.rates)))
+            self._found[key] = found
             return found
 
     def knows(self, provider: str, host: str, model: str) -> bool:
@@ -226,4 +227,4 @@ def _from_override(price: Price) -> ModelPrices:
         audio_output=output,
         image_output=output,
     )
-    return ModelPrices((with_plain(rate),), any_tier=True)
+    return ModelPrices((rate,), any_tier=True)

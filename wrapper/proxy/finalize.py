@@ -73,6 +73,7 @@ def _settle(record: RequestRecord, runtime: Runtime, model: str) -> None:
         deferred=record.deferred is not None,
         cost_by_kind=record.cost_by_kind,
         bounds=record.bounds,
+        tag=record.tag,
         recent=recent_request(record) if record.relayed and record.api_key != CLIENT else None,
     )
     try:

@@ -35,6 +35,7 @@ class RecentRequest(msgspec.Struct, omit_defaults=True):
     bounded_tokens_high: int | None = None
     bounded_cost_usd_low: float | None = None
     bounded_cost_usd_high: float | None = None
+    tag: str | None = None
     deferred: str | None = None  # the object whose use is booked later, under its own id
 
 
@@ -56,6 +57,7 @@ def recent_request(record: RequestRecord) -> tuple[str, str] | None:
         unpriced=record.unpriced,
         unmetered=record.unmetered,
         bounded=record.bounded,
+        tag=record.tag or None,
         deferred=None if deferred is None else deferred.id,
     )
     if record.served_model != record.model:

@@ -41,6 +41,7 @@ from wrapper.proxy.body import (
     overloaded,
     spool_form,
 )
+from wrapper.proxy.tags import tag_of
 from wrapper.record import MAX_NAME
 from wrapper.runtime import RequestContext
 
@@ -213,6 +214,8 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     context.record.stream = request.stream
     context.record.output_fields, context.record.media = request.output_fields, request.media
     context.record.input_only = request.endpoint.input_only
+    if context.snapshot.settings.tags is not None:
+        context.record.tag = tag_of(context, context.snapshot.settings.tags, request.body)
     return request
 
 

@@ -21,8 +21,8 @@ from wrapper.metering.bounds import Bounds
 from wrapper.store.deferred import Deferred
 from wrapper.store.limits import MAX_TOKENS, Demand, Lease, Standing, Subject
 
-# What `totals` can group by. `day` and `hour` are UTC.
-DIMENSIONS = ("key", "provider", "model", "outcome", "day", "hour")
+# What `totals` can group by. `day` and `hour` are UTC; `tag` is "-" where a request has none.
+DIMENSIONS = ("key", "provider", "model", "outcome", "tag", "day", "hour")
 
 
 def check_dimensions(by: tuple[str, ...]) -> None:
@@ -44,6 +44,7 @@ class Entry(NamedTuple):
     are tokens: input, cached input, cache writes, output. `unmetered`: it was answered, and its
     use could not be read. `bounds`: it was given up or broke off, and its use lies between them.
     `recent`: the request's id as the caller knows it, and what it used, as JSON.
+    `tag`: who inside the key it is for.
     `deferred`: it has started work whose use is booked later, by an entry with 0 `requests`.
     """
 
@@ -60,6 +61,7 @@ class Entry(NamedTuple):
     cost_by_kind: tuple[int, int, int, int] = (0, 0, 0, 0)
     bounds: Bounds | None = None
     recent: tuple[str, str] | None = None
+    tag: str = ""
 
 
 class Sums(NamedTuple):

@@ -79,10 +79,15 @@ def totals(
     found: dict[tuple[Any, ...], list[Any]] = {} if by else {(): _zeros()}
     for name, fields in _hashes(link, first // 24, last // 24, key):
         for text, numbers in _rows(fields).items():
-            hour, provider, model, outcome, *_ = json.loads(text)
+            hour, provider, model, outcome, *tag = json.loads(text)
             if first <= hour <= last:
                 values_of = {"key": name, "provider": provider, "model": model}
-                values_of |= {"outcome": outcome, "day": hour // 24, "hour": hour}
+                values_of |= {
+                    "tag": tag[0] if tag else "",
+                    "outcome": outcome,
+                    "day": hour // 24,
+                    "hour": hour,
+                }
                 group = tuple(values_of[dimension] for dimension in by)
                 sums = found.setdefault(group, _zeros())
                 sums[:] = map(sum, zip(sums, numbers, strict=True))

@@ -222,6 +222,7 @@ COLUMNS = {
     "provider": "provider",
     "model": "model",
     "outcome": "outcome",
+    "tag": "tag",
     "day": "hour / 24",
     "hour": "hour",
 }
@@ -242,7 +243,7 @@ def values(entry: Entry) -> Values:
         entry.provider,
         entry.model,
         entry.outcome,
-        "",
+        entry.tag,
         entry.requests,
         usage.prompt,
         usage.completion,
@@ -314,4 +315,4 @@ def label(dimension: str, value: int | float | str) -> str:
         return datetime.fromtimestamp(int(value) * 86400, UTC).strftime("%Y-%m-%d")
     if dimension == "hour":
         return datetime.fromtimestamp(int(value) * 3600, UTC).strftime("%Y-%m-%dT%H:00Z")
-    return str(value)
+    return "-" if dimension == "tag" and not value else str(value)

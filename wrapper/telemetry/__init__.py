@@ -31,7 +31,7 @@ from wrapper.telemetry.exposition import (
     worker_started,
 )
 from wrapper.telemetry.instruments import METHODS, OTHER
-from wrapper.telemetry.labels import Labels, UsageSeries
+from wrapper.telemetry.labels import KeyTags, Labels, UsageSeries
 from wrapper.telemetry.request_log import RequestLog
 
 __all__ = [
@@ -57,6 +57,7 @@ class Telemetry:
     def __init__(self, log_level: str = "info") -> None:
         self._known: set[str] = set()
         self.models = Labels()
+        self._tags = KeyTags()
         self._series = UsageSeries()
         self._times: dict[str, list[float]] = defaultdict(_no_times)
         self.log = RequestLog(log_level)
@@ -159,6 +160,10 @@ class Telemetry:
     def model_label(self, name: str) -> str:
         """A model of the ledger as a metric label: `other` where there is no place left."""
         return name if name in (NO_MODEL, OTHER) or self.models.add(name) else OTHER
+
+    def tag(self, key: str, tag: str) -> str:
+        """The tag of a key's request as the ledger books it: `other` beyond what a key may have."""
+        return self._tags.of(key, tag)
 
     def store_failed(self) -> None:
         """The store could not be used."""

@@ -39,6 +39,8 @@ from wrapper.telemetry.instruments import OTHER
 
 MAX_MODELS = 200
 MAX_SERIES = 1000  # of one key, provider and model
+MAX_TAGS = 2000  # of all keys, since the start
+MAX_TAGS_OF_KEY = 200
 MAX_KEYS = 1000  # of one key and provider, over all models without a series of their own
 
 log = logging.getLogger("wrapper")
@@ -186,3 +188,26 @@ class UsageSeries(dict[tuple[str, str, str], tuple[str, str, str]]):
             if name not in self._detailed:
                 by_key[name.rpartition("\n")[0]] += number
         self._keys.restore(by_key, file and file.with_name(f"{file.name}-keys"))
+
+
+class KeyTags:
+    """Which tags of a key the usage table has rows of their own for; the others are `other`.
+
+    First come, first served since the start: over all workers `MAX_TAGS`, and about
+    `MAX_TAGS_OF_KEY` of one key, so that a key that makes up tags leaves room for the others.
+    """
+
+    def __init__(self, tags: int = MAX_TAGS, of_key: int = MAX_TAGS_OF_KEY) -> None:
+        self._names = Labels(tags)
+        self._of_key = of_key
+        self._known: Counter[str] = Counter()  # by key, in this process
+
+    def of(self, key: str, tag: str) -> str:
+        """The tag, or `other`."""
+        name = f"{key}\n{tag}"
+        if name in self._names:
+            return tag
+        if self._known[key] >= self._of_key or not self._names.add(name):
+            return OTHER
+        self._known[key] += 1
+        return tag

@@ -121,6 +121,7 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "code": record.error_code,
         "dry_run": ",".join(dict.fromkeys(record.dry_run)) or None,
         "api_key": record.api_key,
+        "tag": record.tag or None,
         "provider": record.provider or None,
         "model": record.model[:MAX_MODEL_LENGTH] or None,
         "stream": record.stream,

@@ -66,6 +66,7 @@ _NEVER_UP = _HOP_BY_HOP | frozenset(
         "x-scheme",
         "x-proxyuser-ip",
         "alt-used",
+        "x-wrapper-tag",  # for the gateway
     ]
 )
 _NEVER_UP_PREFIXES = (
