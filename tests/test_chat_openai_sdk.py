@@ -144,7 +144,7 @@ def test_several_choices_come_apart(openai_client: openai.OpenAI, model: str) ->
 def test_a_wrong_key_is_an_authentication_error(
     gateway: Gateway, simulator: Simulator, secret: str, code: str
 ) -> None:
-    before = len(simulator.requests())
+    before = len(simulator.requests(method="POST"))
     secret = gateway.secrets.get(secret, secret)
     with (
         openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=secret, max_retries=0) as client,
@@ -154,7 +154,7 @@ def test_a_wrong_key_is_an_authentication_error(
     assert caught.value.code == code
     assert secret not in str(caught.value)
     assert caught.value.response.headers["www-authenticate"].startswith("Bearer")
-    assert len(simulator.requests()) == before
+    assert len(simulator.requests(method="POST")) == before
 
 
 def test_a_model_that_the_key_may_not_call_is_a_permission_error(gateway: Gateway) -> None:

@@ -67,7 +67,7 @@ def test_a_chat_request_is_authorized_sent_and_answered(
     shown = json.loads(answer(page, CHAT, 200))
     assert shown["object"] == "chat.completion"
     assert shown["choices"][0]["message"]["content"]
-    assert [request["target"] for request in simulator.requests()] == [
+    assert [request["target"] for request in simulator.requests(method="POST")] == [
         "/openai/v1/chat/completions"
     ]
 
@@ -105,7 +105,9 @@ def test_a_passthrough_path_keeps_its_slashes(
     fill(page, f"{PASSTHROUGH} tr[data-param-name=path] input", "openai/v1/embeddings")
     page.click(f"{PASSTHROUGH} .execute")
     assert json.loads(answer(page, PASSTHROUGH, 200))["object"] == "list"
-    assert [request["target"] for request in simulator.requests()] == ["/openai/v1/embeddings"]
+    assert [request["target"] for request in simulator.requests(method="POST")] == [
+        "/openai/v1/embeddings"
+    ]
 
 
 def test_a_recording_is_uploaded_from_the_page(
@@ -119,7 +121,7 @@ def test_a_recording_is_uploaded_from_the_page(
     page.attach(f"{TRANSCRIPTION} input[type=file]", recording)
     page.click(f"{TRANSCRIPTION} .execute")
     assert json.loads(answer(page, TRANSCRIPTION, 200))["text"]
-    (request,) = simulator.requests()
+    (request,) = simulator.requests(method="POST")
     assert request["target"] == "/openai/v1/audio/transcriptions"
     assert request["model"] == "whisper-large-v3-turbo"
     assert request["body_length"] > 400 * 256

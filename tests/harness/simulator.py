@@ -126,7 +126,7 @@ class Simulator:
         self._ask("POST", "reset")
 
     def wait_for(
-        self, predicate: Callable[[list[dict[str, Any]]], Any], deadline: float = 5.0
+        self, predicate: Callable[[list[dict[str, Any]]], Any], deadline: float = 20.0
     ) -> list[dict[str, Any]]:
         """The requests, as soon as `predicate(requests)` holds; fails after `deadline` seconds."""
 
