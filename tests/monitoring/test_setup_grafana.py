@@ -379,9 +379,9 @@ def test_it_waits_for_a_grafana_that_is_starting(grafana: Grafana) -> None:
 
 
 def test_no_grafana_is_an_error_that_names_the_address_and_the_reason() -> None:
-    done = run("http://127.0.0.1:9", GRAFANA_WAIT="1")
+    done = run("http://127.0.0.1:9", GRAFANA_WAIT="4")
     assert done.returncode == 1
-    assert "no Grafana at http://127.0.0.1:9 within 1 s: curl: (7) " in done.stderr
+    assert "no Grafana at http://127.0.0.1:9 within 4 s: curl: (7) " in done.stderr
     assert "waiting for Grafana at http://127.0.0.1:9: curl: (7) " in done.stdout
 
 
