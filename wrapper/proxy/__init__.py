@@ -5,10 +5,10 @@
     read_request     endpoint, model, body                       request, body
     resolve          model access, route → upstream attempts     model_access, model_names,
                                                                  targets, objects
-    admit            limits and budgets: reserve, or refuse      admit
+    admit            limits and budgets: reserve, or refuse      admit, batches
     forward          failover over the attempts                  forward, failover_and_retry,
                                                                  beginning
-    stream           bytes down, usage read beside them          response, objects
+    stream           bytes down, usage read beside them          response, objects, deferred
     relay            in place of `stream`, a WebSocket: bytes    handshake, websocket,
                      both ways, usage read beside them           socket_messages, socket_usage
     finalize         price → ledger → metrics → log, once        finalize
