@@ -208,10 +208,10 @@ def _stat(panel: Json, frames: list[Frame], size: tuple[int, int]) -> str:
 def _number(panel: Json, frame: Frame, size: tuple[int, int]) -> str:
     defaults, options = panel["fieldConfig"]["defaults"], panel["options"]
     value = frame.last() or 0.0
-    thresholds = _settings(panel, frame.name).get("thresholds", defaults["thresholds"])
-    colour = _threshold(value, thresholds)
-    shown = number(value, defaults["unit"], defaults.get("decimals"))
-    mapped = _mapped(value, defaults["mappings"])
+    settings = {**defaults, **_settings(panel, frame.name)}
+    colour = _threshold(value, settings["thresholds"])
+    shown = number(value, settings["unit"], settings.get("decimals"))
+    mapped = _mapped(value, settings["mappings"])
     if mapped:
         shown, colour = mapped["text"], _NAMED.get(mapped.get("color", ""), colour)
     name = frame.name if options["textMode"] == "value_and_name" else ""

@@ -15,6 +15,9 @@ from monitoring.stack import DASHBOARDS, ROOT, dashboards, panels, rules
 
 from harness.programs import missing, require
 from tools.dashboards import __main__ as generator
+from wrapper import endpoints
+from wrapper.metering import usage
+from wrapper.proxy import deferred
 
 pytestmark = pytest.mark.timeout(300)  # npm may be slow
 
@@ -318,7 +321,8 @@ def test_a_link_takes_the_time_and_the_choices_along(dashboard: Json) -> None:
 def test_every_key_leads_to_its_page() -> None:
     for panel in panels(BY_UID["api-key-metrics"]):
         asked = any("by (api_key" in t["expr"] for t in panel.get("targets", ()))
-        if asked and panel["title"] not in {"Groups", "Keys limited"}:
+        # Budgets has keys and groups in one column.
+        if asked and panel["title"] not in {"Groups", "Keys limited", "Budgets"}:
             assert "/d/one-key?${__url_time_range}&var-api_key=" in json.dumps(panel), panel[
                 "title"
             ]
@@ -396,6 +400,26 @@ def test_what_was_restored_from_the_ledger_and_not_used_since_makes_no_row() -> 
     ):
         for target in named[title]["targets"]:
             assert re.search(r"> 0\)*( / .* > 0\)*)?$", target["expr"]), target["expr"]
+
+
+def test_the_reasons_of_unmetered_answers_are_explained_where_they_are_shown() -> None:
+    reasons = {
+        *(
+            usage.NO_USAGE,
+            usage.UNREADABLE,
+            usage.ENCODING,
+            usage.TOO_LARGE,
+            usage.NOT_METERED_TYPE,
+        ),
+        *(endpoints.NOT_REPORTED, endpoints.DEFERRED, endpoints.UNKNOWN),
+        *(deferred.NEVER_FINISHED, deferred.NOT_FOUND),
+    }
+    named = {p["title"]: p["description"] for p in panels(BY_UID["api-key-metrics"])}
+    told = re.findall(r"\b[a-z]+(?:_[a-z]+)*\b", named["Unmetered answers"])
+    assert reasons - set(told) == set()
+    readme = (ROOT / "prometheus" / "README.md").read_text()
+    (row,) = re.findall(r"\| `reason` of `unmetered_responses_total` \|(.*)", readme)
+    assert set(re.findall(r"`(\w+)`", row)) == reasons
 
 
 def test_an_idle_gateway_has_no_times_to_show() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tools.dashboards.board import Board, Row, Section, Variable
+from tools.dashboards.gateway_health import TO_DO
 from tools.dashboards.parts import (
     HEALTH_LINK,
     KEY_LINK,
@@ -93,6 +94,21 @@ def budgets(named: str = "") -> list[str]:
     return [f"{left} / {limit}", f"max by (scope, name) (limit_used{{{chosen}}})", limit]
 
 
+def of_whom(expr: str) -> str:
+    """Budgets by one label: what they are of, such as `key web-app`."""
+    return f'sum by (of) (label_join({expr}, "of", " ", "scope", "name"))'
+
+
+def lasts() -> str:
+    """The seconds until what is left of each budget is used at the pace of the last 24 hours."""
+    day = f"sum by (api_key) ({grown(COST, '24h', ONLY_KEY)})"
+    by_key = f'label_replace(label_replace({day}, "name", "$1", "api_key", "(.*)"), "scope", "key", "", "")'
+    by_group = f'label_replace(label_replace({group_of(day)}, "name", "$1", "group", "(.*)"), "scope", "group", "", "")'
+    spent = f"(sum by (scope, name) ({by_key} or {by_group}) > 0)"
+    left = 'max by (scope, name) (limit_remaining{kind="budget_usd"})'
+    return f"86400 * {left} / {spent}"
+
+
 def healthy(width: int = 6) -> Panel:
     """Whether any alert is firing."""
     critical, warning = (f'{FIRING[:-1]}, severity="{s}"}}' for s in ("critical", "warning"))
@@ -123,7 +139,7 @@ def not_in_cost(width: int) -> Panel:
     return number(
         "Not in cost",
         [
-            Line(bounded("high"), "broken off, at most", unit=USD),
+            Line(bounded("high"), "broken off", unit=USD),
             Line(f"sum({added('unpriced_responses', MONTH, PAIRS)}) or vector(0)", "no price"),
             Line(f"sum({added('unmetered_responses', MONTH, metered)}) or vector(0)", "no usage"),
         ],
@@ -159,7 +175,7 @@ FIRST_SCREEN = Section(
     "",
     [
         Row(
-            4,
+            3,
             [
                 number(
                     "Month so far", f"sum({grown(COST, MONTH)})",
@@ -182,8 +198,9 @@ FIRST_SCREEN = Section(
                 healthy(6),
             ],
         ),
+        Row(4, [TO_DO]),
         Row(
-            8,
+            7,
             [
                 rows(
                     "Who: keys by cost, this month",
@@ -203,17 +220,17 @@ FIRST_SCREEN = Section(
             ],
         ),
         Row(
-            7,
+            6,
             [
                 rows(
                     "On what, this month",
                     [
-                        Column("Key", label="api_key", width=110, link=BY_ROW),
-                        Column("Model", label="model", width=130),
+                        Column("Key", label="api_key", width=115, link=BY_ROW),
+                        Column("Model", label="model", width=150),
                         Column(
                             "Cost",
                             f"topk(20, sum by (api_key, model) ({grown(COST, MONTH)})) > 0",
-                            unit=USD, width=120, bar="blue",
+                            unit=USD, width=95, bar="blue",
                         ),
                     ],
                     "What the keys spent it on: the twenty pairs of key and model that cost most",
@@ -229,15 +246,17 @@ FIRST_SCREEN = Section(
                 rows(
                     "Budgets",
                     [
-                        Column("Of", label="scope", width=60),
-                        Column("Name", label="name", width=90),
+                        Column("Of", label="of", width=135),
                         Column(
-                            "Left", budgets()[0], unit=PERCENT, width=100, bar="green", full=1,
-                            steps=HALVES,
+                            "Left", of_whom(budgets()[0]), unit=PERCENT, width=95, bar="green",
+                            full=1, steps=HALVES,
                         ),
-                        Column("Used", budgets()[1], unit=USD, width=70),
+                        Column("Lasts", of_whom(lasts()), unit=SECONDS, decimals=1, width=85),
                     ],
-                    "What is left of the budgets of keys and groups in their current period",
+                    "What is left of the budgets of keys and groups in their current period, and how "
+                    "long it lasts at the pace of the last 24 hours",
+                    more="Budgets of a day, a week or a month begin anew (UTC); one that lasts longer "
+                    "than the rest of its period is enough.",
                     width=9, sort="Left", ascending=True, nothing="no key has a budget",
                 ),
             ],

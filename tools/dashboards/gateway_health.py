@@ -45,9 +45,9 @@ def advice() -> dict[str, tuple[str, str]]:
     }
 
 
-def _what() -> str:
+def _what(which: str = ALERTS) -> str:
     """An alert's subject in one label: the provider and model, the key, the budget, the gateway."""
-    alerts = f"max by (alertname, severity, alertstate, provider, model, api_key, name, instance) ({ALERTS})"
+    alerts = f"max by (alertname, severity, alertstate, provider, model, api_key, name, instance) ({which})"
     subject = (
         f'label_join({alerts}, "about", " ", "provider", "model", "api_key", "name", "instance")'
     )
@@ -55,13 +55,27 @@ def _what() -> str:
     return f"sum by (severity, alertstate, alertname, about, todo) ({advised})"
 
 
+_SEVERITY = Column(
+    "Severity", label="severity", width=75, fixed=True,
+    texts={"critical": ("critical", "red"), "warning": ("warning", "orange")},
+)  # fmt: skip
+TO_DO = rows(
+    "What to do",
+    [
+        _SEVERITY,
+        Column("Alert", label="alertname", width=165, fixed=True),
+        Column("About", label="about", width=150, fixed=True, wrap=True),
+        Column("What to do", label="todo", width=380, texts=advice(), wrap=True),
+        Column("#", _what(FIRING), unit=NUMBER, width=30),
+    ],
+    "The alerts that fire, each with what to do; critical ones first",
+    more="Gateway Health says more.",
+    sort="Severity", ascending=True, nothing="Nothing is wrong.",
+)  # fmt: skip
 WRONG_NOW = rows(
     "What is wrong now",
     [
-        Column(
-            "Severity", label="severity", width=75, fixed=True,
-            texts={"critical": ("critical", "red"), "warning": ("warning", "orange")},
-        ),
+        _SEVERITY,
         Column("State", label="alertstate", width=65, fixed=True),
         Column("Alert", label="alertname", width=165, fixed=True),
         Column("About", label="about", width=150, fixed=True, wrap=True),
