@@ -247,7 +247,7 @@ def _table(panel: Json, frames: list[Frame], width: int) -> str:
     columns = sorted(organize["indexByName"], key=organize["indexByName"].__getitem__)
     shown = {name: organize["renameByName"].get(name, name) for name in columns}
     listed = list(rows.values())
-    for sort in panel["options"].get("sortBy", ()):
+    for sort in reversed(panel["options"].get("sortBy", ())):
         by = next(name for name in columns if shown[name] == sort["displayName"])
         empty: Any = 0.0 if by.startswith("Value") else ""
         listed.sort(key=lambda row: row.get(by) or empty, reverse=sort["desc"])

@@ -99,7 +99,8 @@ def chosen(query: Query) -> dict[str, str]:
 
 def names(expr: str) -> set[str]:
     """The metrics that a query names."""
-    text = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"", " ", expr)
+    text = re.sub(r'"(?:[^"\\]|\\.)*"', " ", expr)
+    text = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", text)
     text = re.sub(r"\b(by|on|without|ignoring|group_left)\s*\([^)]*\)", " ", text)
     text = re.sub(r"\boffset\s+-?\w+|\b\d\w*", " ", text)
     words = re.findall(r"[a-zA-Z_:][\w:]*\b(?!\s*\()", text)

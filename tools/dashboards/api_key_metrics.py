@@ -136,17 +136,18 @@ def healthy(width: int = 6) -> Panel:
 def not_in_cost(width: int) -> Panel:
     """How much the spend leaves out."""
     metered = PROVIDERS + ', reason!~"not_metered_type"'
+    unpriced = f"sum({added('unpriced_responses', MONTH, PAIRS)}) or vector(0)"
+    unmetered = f"sum({added('unmetered_responses', MONTH, metered)}) or vector(0)"
     return number(
         "Not in cost",
         [
             Line(bounded("high"), "broken off", unit=USD),
-            Line(f"sum({added('unpriced_responses', MONTH, PAIRS)}) or vector(0)", "no price"),
-            Line(f"sum({added('unmetered_responses', MONTH, metered)}) or vector(0)", "no usage"),
+            Line(f"({unpriced}) + ({unmetered})", "not priced"),
         ],
         "What the spend leaves out this month: what calls that broke off or were given up cost at "
-        "most, answers without a known price, and answers whose use could not be read",
-        more="Calls that broke off, selected time has both bounds. The other two are numbers of "
-        "answers, of all keys: they are not counted by key.",
+        "most, and how many answers have no known price or no readable usage",
+        more="Calls that broke off, Answers without a price and Unmetered answers say more. The "
+        "second number is of all keys: it is not counted by key.",
         width=width,
         steps=((None, "green"), (0.005, "orange")),
         month=0,
@@ -175,7 +176,7 @@ FIRST_SCREEN = Section(
     "",
     [
         Row(
-            3,
+            4,
             [
                 number(
                     "Month so far", f"sum({grown(COST, MONTH)})",
@@ -225,12 +226,12 @@ FIRST_SCREEN = Section(
                 rows(
                     "On what, this month",
                     [
-                        Column("Key", label="api_key", width=115, link=BY_ROW),
+                        Column("Key", label="api_key", width=140, fixed=True, link=BY_ROW),
                         Column("Model", label="model", width=150),
                         Column(
                             "Cost",
                             f"topk(20, sum by (api_key, model) ({grown(COST, MONTH)})) > 0",
-                            unit=USD, width=95, bar="blue",
+                            unit=USD, width=75,
                         ),
                     ],
                     "What the keys spent it on: the twenty pairs of key and model that cost most",
@@ -246,12 +247,12 @@ FIRST_SCREEN = Section(
                 rows(
                     "Budgets",
                     [
-                        Column("Of", label="of", width=135),
+                        Column("Of", label="of", width=145),
                         Column(
-                            "Left", of_whom(budgets()[0]), unit=PERCENT, width=95, bar="green",
+                            "Left", of_whom(budgets()[0]), unit=PERCENT, width=105, bar="green",
                             full=1, steps=HALVES,
                         ),
-                        Column("Lasts", of_whom(lasts()), unit=SECONDS, decimals=1, width=85),
+                        Column("Lasts", of_whom(lasts()), unit=SECONDS, decimals=1, width=80),
                     ],
                     "What is left of the budgets of keys and groups in their current period, and how "
                     "long it lasts at the pace of the last 24 hours",
@@ -448,16 +449,16 @@ BROKEN_OFF = rows(
         *(
             Column(title, by("api_key, model", grown(metric, MONTH, f'{CHOSEN}, bound="{bound}"')), unit=unit, width=width)
             for title, metric, bound, unit, width in (
-                ("Tokens, least", "token_usage_bounded", "low", SHORT, 110),
-                ("Tokens, most", "token_usage_bounded", "high", SHORT, 110),
-                ("Cost, least", BOUNDED, "low", USD, 100),
-                ("Cost, most", BOUNDED, "high", USD, 100),
+                ("Fewest tokens", "token_usage_bounded", "low", SHORT, 110),
+                ("Most tokens", "token_usage_bounded", "high", SHORT, 110),
+                ("Lowest cost", BOUNDED, "low", USD, 100),
+                ("Highest cost", BOUNDED, "high", USD, 100),
             )
         ),
     ],
     "Calls that were given up or broke off before their use was told: it lies between these bounds",
     more="They are in no sum of tokens or cost; budgets count the high end.",
-    sort="Cost, most", nothing="no call broke off",
+    sort="Highest cost", nothing="no call broke off",
 )  # fmt: skip
 WRONG = Section(
     "What was refused, and what went wrong",
@@ -471,17 +472,17 @@ WRONG = Section(
                     "Calls that the gateway refused between two points: the error code that the "
                     "caller got",
                     more="With _dry_run: a limit that is not enforced would have refused it.",
-                    bars=True, stacked=True, interval="5m", width=8, nothing="nothing was refused",
+                    bars=True, stacked=True, interval="5m", width=7, nothing="nothing was refused",
                 ),
                 rows(
                     "Rejections by key, selected time",
                     [
-                        Column("Key", label="api_key", width=90, link=BY_ROW),
-                        Column("Reason", label="reason", width=120),
+                        Column("Key", label="api_key", width=140, fixed=True, link=BY_ROW),
+                        Column("Reason", label="reason", width=140),
                         Column("Refused", by("api_key, reason", added("api_key_rejections", MONTH, ONLY_KEY)), unit=NUMBER, width=70),
                     ],
                     "Which keys were refused, and why",
-                    width=8, sort="Refused", nothing="nothing was refused",
+                    width=10, sort="Refused", nothing="nothing was refused",
                 ),
                 chart(
                     "Outcomes",
@@ -490,7 +491,7 @@ WRONG = Section(
                         Line(f"sum by (outcome) ({added(CALLS, '$__interval', COMPLETED)})", "{{outcome}}"),
                     ],
                     "How calls ended, between two points; what was not answered at the bottom",
-                    bars=True, stacked=True, interval="1m", width=8,
+                    bars=True, stacked=True, interval="1m", width=7,
                     colours=RED | {"/^completed/": "green"},
                 ),
             ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from urllib.parse import quote
 
@@ -34,25 +35,31 @@ FAILED = {"/5..|upstream_error|drained/": "red", "/4..|client_error|rejected/": 
 GOOD = {"/^(2|3)..$/": "green", "/^completed$/": "green"}
 
 
-def advice() -> dict[str, tuple[str, str]]:
+def advice() -> dict[str, str]:
     """What to do about each alert, from the alerts' own annotations."""
     groups = yaml.safe_load(RULES.read_text())["groups"]
     return {
-        rule["alert"]: (rule["annotations"]["do"], "")
+        rule["alert"]: rule["annotations"]["do"]
         for group in groups
         for rule in group["rules"]
         if "alert" in rule
     }
 
 
-def _what(which: str = ALERTS) -> str:
+def _what(which: str = ALERTS, state: str = "alertstate, ") -> str:
     """An alert's subject in one label: the provider and model, the key, the budget, the gateway."""
     alerts = f"max by (alertname, severity, alertstate, provider, model, api_key, name, instance) ({which})"
     subject = (
         f'label_join({alerts}, "about", " ", "provider", "model", "api_key", "name", "instance")'
     )
-    advised = f'label_replace({subject}, "todo", "$1", "alertname", "(.*)")'
-    return f"sum by (severity, alertstate, alertname, about, todo) ({advised})"
+    # As labels and not as mappings of values: Grafana measures a row's height by the values.
+    advised = subject
+    for name, text in advice().items():
+        if "$" in text:
+            raise ValueError(f"{name}: a dollar sign is a reference in label_replace")
+        quoted = json.dumps(text, ensure_ascii=False)
+        advised = f'label_replace({advised}, "todo", {quoted}, "alertname", "{name}")'
+    return f"sum by (severity, {state}alertname, about, todo) ({advised})"
 
 
 _SEVERITY = Column(
@@ -65,8 +72,8 @@ TO_DO = rows(
         _SEVERITY,
         Column("Alert", label="alertname", width=165, fixed=True),
         Column("About", label="about", width=150, fixed=True, wrap=True),
-        Column("What to do", label="todo", width=380, texts=advice(), wrap=True),
-        Column("#", _what(FIRING), unit=NUMBER, width=30),
+        Column("What to do", label="todo", width=380, wrap=True),
+        Column("#", _what(FIRING, ""), unit=NUMBER, width=30),
     ],
     "The alerts that fire, each with what to do; critical ones first",
     more="Gateway Health says more.",
@@ -79,12 +86,12 @@ WRONG_NOW = rows(
         Column("State", label="alertstate", width=65, fixed=True),
         Column("Alert", label="alertname", width=165, fixed=True),
         Column("About", label="about", width=150, fixed=True, wrap=True),
-        Column("What to do", label="todo", width=380, texts=advice(), wrap=True),
+        Column("What to do", label="todo", width=380, wrap=True),
         Column("#", _what(), unit=NUMBER, width=30),
     ],
     "Alerts that fire, and pending ones that will if it goes on, each with what to do",
     more="prometheus/README.md describes each.",
-    sort="Severity", ascending=True, nothing="Nothing is wrong.",
+    sort="State, Severity", ascending=True, nothing="Nothing is wrong.",
 )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ SUMMARY = Section(
             rows(
                 "Whose it is",
                 [
-                    Column("Group", label="group", width=100),
+                    Column("Group", label="group", width=110, fixed=True),
                     Column("Owner", label="owner", width=140),
                     Column("", f"max by (group, owner) (api_key_info{{{KEY}}})", width=30),
                 ],

@@ -180,6 +180,8 @@ def number(
     digits = _decimals(unit) if decimals is None else decimals
     if digits is not None:
         panel.decimals(digits)
+    if steps[0][1] == "red" and not filled:  # no value has the colour of the first step
+        steps = ((None, "text"), (-1e12, "red"), *steps[1:])
     panel.thresholds(thresholds(*steps)).mappings(
         texts(shown or {}) or (money() if unit == USD else [])
     )
@@ -214,7 +216,10 @@ def rows(
     nothing: str = "nothing yet",
     month: int | None = None,
 ) -> Panel:
-    """A table, one row for each set of labels; without a row it says `nothing`."""
+    """A table, one row for each set of labels; without a row it says `nothing`.
+
+    `sort`: titles of columns, separated by commas, the first one first.
+    """
     lines = [Line(c.expr) for c in columns if c.expr]
     one = len(lines) == 1
     panel = table.Panel().targets(_targets(lines, instant=True, shape=PromQueryFormat.TABLE))
@@ -225,9 +230,13 @@ def rows(
     panel.override_by_regexp("/.*/", [_value("noValue", NOTHING)])
     for column in columns:
         panel.override_by_name(column.title, _cell(column))
-    if sort:
-        by = common_builders.TableSortByFieldState().display_name(sort).desc(not ascending)
-        panel.sort_by([by])
+    by = [
+        common_builders.TableSortByFieldState().display_name(column).desc(not ascending)
+        for column in sort.split(", ")
+        if column
+    ]
+    if by:
+        panel.sort_by(by)
     for step in _arranged(columns, one=one):
         panel.with_transformation(step)
     _month(panel, month)
@@ -247,8 +256,9 @@ def _cell(column: Column) -> list[models.DynamicConfigValue]:
         settings.append(_value("mappings", texts(column.texts)))
         if any(colour for _, colour in column.texts.values()):
             settings.append(_value("custom.cellOptions", {"type": "color-text"}))
-    if column.wrap:
+    if column.wrap:  # in cellOptions until Grafana 12.1, beside them since
         settings.append(_value("custom.cellOptions", {"type": "auto", "wrapText": True}))
+        settings.append(_value("custom.wrapText", True))
     if column.link:
         settings.append(_value("links", [link(*column.link).build()]))
     return settings

@@ -60,6 +60,8 @@ def short(expr: str) -> str:
         r"grown(\1\2[\3])",
         expr,
     )
+    expr = re.sub(r', "todo", "(?:[^"\\]|\\.)*", "alertname", "\w+"\)', "", expr)
+    expr = re.sub(r"(label_replace\()+(label_join\(max by \(alertname.*\))", r"advised(\2", expr)
     expr = re.sub(r"sum_over_time\((\w+):grown15s", r"added(\1", expr)
     expr = expr.replace(CHOSEN, "…").replace(remaining_days(), "{days left}")
     expr = expr.replace('{api_key="$api_key"', "{key").replace('component="llm-gateway"', "ours")
