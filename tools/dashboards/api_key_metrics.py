@@ -146,7 +146,8 @@ def not_in_cost(width: int) -> Panel:
         ],
         "What the spend leaves out this month: what calls that broke off or were given up cost at "
         "most, and how many answers have no known price or no readable usage",
-        more="Calls that broke off, Answers without a price and Unmetered answers say more. The "
+        more="Answers without usage are in the cost of keys with a budget, as their budget was charged. "
+        "Calls that broke off, Answers without a price and Unmetered answers say more. The "
         "second number is of all keys: it is not counted by key.",
         width=width,
         steps=((None, "green"), (0.005, "orange")),
@@ -160,14 +161,19 @@ def bounded(bound: str, chosen: str = CHOSEN) -> str:
     return f"sum({grown(BOUNDED, MONTH, either)}) or vector(0)"
 
 
+OTHER = (
+    "Other: audio by length, tools, characters, and what a budget was charged for answers whose "
+    "use could not be read."
+)
+
+
 def kinds(width: int, chosen: str) -> Panel:
     """What the cost is for: the kinds of tokens, in dollars."""
     return bars(
         "Paid for",
         Line(f"sort_desc(sum by (kind) ({grown(KINDS, MONTH, chosen)}) > 0)", "{{kind}}"),
-        "Input, cached input, cache writes and output in dollars, this month; other: audio by "
-        "length, tools, characters",
-        more="Not counted by provider and model.",
+        "Input, cached input, cache writes and output in dollars, this month",
+        more=f"{OTHER} Not counted by provider and model.",
         width=width, month=0,
     )  # fmt: skip
 
@@ -289,7 +295,7 @@ def kinds_per_day(chosen: str) -> Panel:
         "Cost per day by kind",
         Line(f"sum by (kind) ({added(KINDS, '1d', chosen, ahead=True)})", "{{kind}}"),
         "What was spent in each day (UTC) on input, cached input, cache writes and output",
-        more="other: audio by length, tools, characters. The last bar still grows.",
+        more=f"{OTHER} The last bar still grows.",
         unit=USD,
         bars=True,
         stacked=True,
@@ -317,7 +323,7 @@ KINDS_BY_KEY = rows(
         ),
     ],
     "What the cost of each key is for: input, cached input, writes to the cache and output",
-    more="Other: audio by length, tools, characters. Not counted by provider and model.",
+    more=f"{OTHER} Not counted by provider and model.",
     width=12, sort="Output", month=0,
 )  # fmt: skip
 

@@ -149,8 +149,8 @@ TILES = [
                 steps=((None, "green"), (1, "orange")), width=5,
             ),
             number(
-                "Cooldowns", f"sum(provider_cooldown{{{PROVIDERS}}})",
-                "Providers that are left out of routing now",
+                "Cooldowns", f"sum(max by (provider) (provider_cooldown{{{PROVIDERS}}}))",
+                "Providers that keep failing now and are asked last in their routes",
                 steps=((None, "green"), (1, "orange")), width=5,
             ),
             number(
@@ -266,10 +266,10 @@ PROVIDER = Section(
                 "Failovers and cooldowns",
                 [
                     Line(f"sum by (provider, reason) ({added('failovers', '$__interval', PROVIDERS)})", "after {{provider}}: {{reason}}"),
-                    Line(f"max by (provider) (max_over_time(provider_cooldown{{{PROVIDERS}}}[$__interval])) > 0", "{{provider}} left out"),
+                    Line(f"max by (provider) (max_over_time(provider_cooldown{{{PROVIDERS}}}[$__interval])) > 0", "{{provider}} asked last"),
                 ],
                 "Requests that went on to the next target, by what failed before; and when a "
-                "provider was left out of routing",
+                "provider kept failing and was asked last (cooldown_seconds)",
                 bars=True, interval="1m", width=8, nothing="none",
             ),
         ]),

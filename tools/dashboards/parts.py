@@ -230,7 +230,7 @@ def rows(
     panel.override_by_regexp("/.*/", [_value("noValue", NOTHING)])
     for column in columns:
         panel.override_by_name(column.title, _cell(column))
-    by = [
+    by: list[Any] = [
         common_builders.TableSortByFieldState().display_name(column).desc(not ascending)
         for column in sort.split(", ")
         if column
