@@ -28,10 +28,6 @@ from wrapper.runtime import RequestContext
 from wrapper.store import Demand, Lease, Refused, Standing, StoreError
 from wrapper.upstream import Upstream
 
-_OF_REQUESTS, _OF_TOKENS = (
-    tuple(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset"))
-    for unit in ("requests", "tokens")
-)
 _NO_DEMAND: Final = Demand()
 
 
@@ -145,24 +141,27 @@ def rate_limit_headers(standings: Iterable[Standing]) -> list[tuple[str, str]]:
     A provider's account is nothing that a key owner can act on, and a dry run must not slow a
     client down: only the enforced limits of keys and groups count.
     """
-    requests: tuple[int, int | None, float] | None = None  # left, limit, reset
+    requests: tuple[int, int, float] | None = None  # left, limit, reset
     tokens = requests
     for standing in standings:
-        subject = standing.subject
-        limits = subject.limits
-        if not limits.enforce or subject.name.startswith("provider:"):
+        limits = standing.subject.limits
+        if not limits.enforce or standing.subject.name.startswith("provider:"):
             continue
-        left = standing.requests_left
-        if left is not None and (requests is None or left < requests[0]):
-            requests = left, limits.requests_per_minute, standing.requests_reset
-        left = standing.tokens_left
-        if left is not None and (tokens is None or left < tokens[0]):
-            tokens = left, limits.tokens_per_minute, standing.tokens_reset
+        limit = limits.requests_per_minute
+        if limit is not None and (requests is None or limit - standing.requests < requests[0]):
+            requests = limit - standing.requests, limit, standing.requests_reset
+        limit = limits.tokens_per_minute
+        if limit is not None and (tokens is None or limit - standing.tokens < tokens[0]):
+            tokens = limit - standing.tokens, limit, standing.tokens_reset
     headers: list[tuple[str, str]] = []
-    for names, found in ((_OF_REQUESTS, requests), (_OF_TOKENS, tokens)):
+    for unit, found in (("requests", requests), ("tokens", tokens)):
         if found is not None:
-            values = str(found[1]), str(found[0]), _duration(found[2])
-            headers += zip(names, values, strict=True)
+            left, limit, reset = found
+            headers += (
+                (f"x-ratelimit-limit-{unit}", str(limit)),
+                (f"x-ratelimit-remaining-{unit}", str(max(0, left))),
+                (f"x-ratelimit-reset-{unit}", _duration(reset)),
+            )
     return headers
 
 
@@ -232,7 +231,8 @@ def _demand(
     elif body is not None:  # a recording or an image
         length = body.length or 0
         size, seconds = length // MEDIA_BYTES_PER_TOKEN, length / MEDIA_BYTES_PER_SECOND
-    output = asks.total(0 if endpoint.input_only else _default_output(context, attempts))
+    stated = endpoint.input_only or asks.tokens is not None
+    output = asks.total(0 if stated else _default_output(context, attempts))
     characters = size if endpoint.by_character else 0
     # Embeddings and transcriptions have no price of what they write.
     answers = not endpoint.input_only and not seconds
