@@ -80,7 +80,8 @@ $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later found; name one with make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11" >&2; exit 1; }
 	@echo "creating $(VENV)"
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: $(PYTHON) has no venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: $(VENV) cannot be made; in a directory that is not writable name another one with make VENV=/path/of/a/venv, and files for WRAPPER_KEYS and WRAPPER_STORE" >&2; exit 1; }
 
 # The parser in C is built from source; it is optional.
 FAST = $(PIP) install --require-hashes --no-deps -r requirements-fast.txt >/dev/null 2>&1 \

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib.metadata
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+OPENAPI = ROOT / "wrapper" / "blueprints" / "openapi" / "openapi.yaml"
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 # Fields that say what was found, and are not settings.
@@ -252,6 +254,26 @@ def test_the_columns_of_an_export_and_the_reasons_are_documented() -> None:
     names = {name: value for name, value in vars(record).items() if name.isupper()}
     reasons = {value for value in names.values() if isinstance(value, str)}
     assert reasons <= table_cells(usage)
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), OPENAPI]
+)
+def test_examples_use_one_name_for_the_address_and_one_for_the_key(path: Path) -> None:
+    text = path.read_text()
+    assert not re.findall(r"\$\{?(?:GATEWAY|KEY|API_KEY|GATEWAY_KEY|WRAPPER_URL)\b", text)
+    if path == OPENAPI:
+        assert "title: wrapper\n" in text
+
+
+def test_a_directory_that_cannot_be_written_is_told_with_what_moves_out_of_it() -> None:
+    command = ["make", "--no-print-directory", "VENV=/dev/null/venv", "/dev/null/venv/bin/python"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "/dev/null/venv cannot be made; in a directory that is not writable" in done.stderr
+    assert "make VENV=" in done.stderr
+    assert "WRAPPER_STORE" in done.stderr
+    assert "python3-venv" not in done.stderr
 
 
 def test_the_readme_fits_a_screen_and_a_half() -> None:
