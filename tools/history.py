@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,7 @@ def lines(made: dict[Labels, list[int]], looked_at: list[int], end: int) -> Iter
             for moment in range(looked_at[0], end, 60):
                 yield f'key:{metric}:sum{{api_key="key-{key}"}} {moment - looked_at[0]} {moment}\n'
     yield from _times(made)
+    yield from _parts_of_cost(made, looked_at)
     yield "# EOF\n"
 
 
@@ -95,6 +97,38 @@ def _times(made: dict[Labels, list[int]]) -> Iterator[str]:
             for labels, moments in series.items():
                 for moment in sorted(moments):
                     yield f"{metric}_{part}:grown15s{{{labels}}} {value} {moment}\n"
+
+
+def _parts_of_cost(made: dict[Labels, list[int]], looked_at: list[int]) -> Iterator[str]:
+    """The cost by kind, and the bounds of calls that broke off: one in twenty."""
+    keys: dict[int, set[int]] = defaultdict(set)
+    for (key, _), times in made.items():
+        keys[key].update(times)
+    kinds = ("input", "cached_input", "cache_write", "output")
+    name = "api_key_cost_by_kind_usd"
+    yield f"# TYPE {name} unknown\n"
+    by_kind = [(f'job="wrapper",instance="g",api_key="key-{key}",kind="{kind}"', sorted(times))
+               for key, times in keys.items() for kind in kinds]  # fmt: skip
+    for labels, times in by_kind:
+        for moment in looked_at:
+            yield f"{name}_total{{{labels}}} {bisect_right(times, moment) * 0.0005} {moment}\n"
+    yield f"# TYPE {name}:grown15s unknown\n"
+    for labels, times in by_kind:
+        for moment in times:
+            yield f"{name}:grown15s{{{labels}}} 0.0005 {moment}\n"
+    for metric, bounds in (
+        ("api_key_bounded_requests", ("",)),
+        ("token_usage_bounded", ("low", "high")),
+        ("api_key_cost_bounded_usd", ("low", "high")),
+    ):
+        yield f"# TYPE {metric} unknown\n"
+        for pair, times in made.items():
+            for bound in bounds:
+                more = f',bound="{bound}"}}' if bound else "}"
+                labels = _labels(metric, pair).removesuffix("}") + more
+                for moment in looked_at:
+                    number = bisect_right(times, moment) // 20
+                    yield f"{metric}_total{labels} {number} {moment}\n"
 
 
 def _labels(metric: str, pair: Labels) -> str:
