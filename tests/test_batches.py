@@ -154,6 +154,8 @@ def test_a_keys_models_hold_in_a_batch(world: World, path: str) -> None:
         b'{"url": "/v1/x", "body": {"model": "gpt-6-luna", "model": "gpt-6-sol"}}\n',
         b'{"url": "/v1/x", "body": {"model": "gpt-6-luna"}, "Body": {"model": "gpt-6-sol"}}\n',
         b'{"url": "/v1/x", "body": [1]}\n',
+        # A carriage return is white space to JSON, and to some readers the end of a line.
+        jsonl(line())[:-2] + b', "x": [\r' + jsonl(line(SOL)).strip() + b"\r]}\n",
         jsonl(line()) + b"\xff\xfe\n",
         jsonl(line()) + b"[" * 100_000,
     ],

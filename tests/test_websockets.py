@@ -33,6 +33,7 @@ from harness.websocket import (
     frame,
     text,
 )
+from wrapper.proxy.websocket import MAX_WAITING
 
 if TYPE_CHECKING:
     from harness.gateway import GatewayFactory, LogLine
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 CONFIG = """\
 [server]
 max_body_bytes = 200_000
+body_memory_bytes = 1_048_576
 body_timeout = 200
 
 [providers.openai]
@@ -100,6 +102,7 @@ LIMITED: dict[str, dict[str, Any]] = {
     "poor": {"budget_usd": 0.01, "budget_period": "total"},
     "voice-only": {"models": ["gpt-realtime", "fast", "gpt-6-*"]},
     "paced": {"requests_per_minute": 2},
+    "frugal": {"budget_usd": 10},
     "leaving": {},
 }
 REALTIME = "/v1/realtime?model=gpt-realtime"
@@ -861,3 +864,79 @@ def test_an_event_of_the_gateway_waits_for_the_end_of_the_providers_message(
         end.closed()
         end.send(close(1000, masked=False))
         client.closed()
+
+
+def test_what_is_refused_while_the_providers_message_does_not_end_is_bounded(
+    gateway: Gateway, provider: Provider
+) -> None:
+    key = gateway.secrets["voice-only"]
+    half = frame(TEXT, b'{"type": ', fin=False, masked=False)
+    with ends(gateway, provider, key, "raw/v1/realtime?model=gpt-realtime") as (client, end):
+        end.send(half)
+        assert client.exactly(len(half)) == half
+        client.send(text({"type": "x", "model": "other"}, masked=True) * MAX_WAITING)
+        assert client.closed().code == end.closed().code == 1013
+    *refused, own = lines_of(gateway, client, MAX_WAITING)
+    assert {line["status"] for line in refused} == {403}
+    assert (own["outcome"], own["code"]) == ("rejected", "overloaded")
+
+
+@pytest.mark.parametrize("opcode", [BINARY, TEXT])
+def test_a_key_with_a_budget_hides_no_model_from_its_prices(
+    gateway: Gateway, book: str, opcode: int
+) -> None:
+    """Some providers read binary messages, and a byte order mark, as JSON."""
+    event = json.dumps({"type": "response.create", "model": "unheard-of"}).encode()
+    sent = event if opcode == BINARY else b"\xef\xbb\xbf" + event
+    orders = told(book).items()
+    with connect(gateway.port, "/v1/responses", *orders, key=gateway.secrets["frugal"]) as client:
+        client.send(frame(TEXT, event, masked=True))
+        assert client.event("error")["error"]["code"] == "model_not_priced"
+        client.send(frame(opcode, sent, masked=True))
+        assert client.event("error")["error"]["code"] == "invalid_json"
+        client.send(close(1000, masked=True))
+        client.closed()
+    assert [line["status"] for line in lines_of(gateway, client, 2)[:2]] == [403, 400]
+
+
+def test_a_providers_message_is_read_in_memory_that_is_counted(
+    gateway: Gateway, provider: Provider, key: str
+) -> None:
+    """What there is no room for passes, and its use is not known."""
+
+    def ended(size: int) -> bytes:
+        response = {"id": "r", "pad": "x" * size, "usage": {"input_tokens": 1, "output_tokens": 2}}
+        return text({"type": "response.done", "response": response}, masked=False)
+
+    begun = text({"type": "response.created", "response": {"id": "r"}}, masked=False)
+    with ends(gateway, provider, key, "raw/v1/realtime?model=m") as (client, end):
+        for sent in (begun + ended(900_000), begun + ended(100_000)):
+            end.send(sent)
+            assert client.exactly(len(sent)) == sent
+        client.send(close(1000, masked=True))
+        end.closed()
+        end.send(close(1000, masked=False))
+        client.closed()
+    large, small, _ = lines_of(gateway, client, 2)
+    assert (large["outcome"], large["unmetered"]) == ("completed", "too_large")
+    assert (small["outcome"], small["completion_tokens"]) == ("completed", 2)
+
+
+@pytest.mark.parametrize("said", [[], [{"type": "error", "error": {}}]])
+def test_a_response_that_was_asked_for_and_not_begun_is_bounded(
+    gateway: Gateway, provider: Provider, key: str, said: list[dict[str, Any]]
+) -> None:
+    """Its provider may work on it; one that was refused costs nothing."""
+    create = text({"type": "response.create", "model": "m", "input": "x" * 100}, masked=True)
+    with ends(gateway, provider, key, "raw/v1/responses") as (client, end):
+        client.send(create)
+        assert end.exactly(len(create)) == create
+        for event in said:
+            end.send(text(event, masked=False))
+            client.event("error")
+        client.send(close(1000, masked=True))
+        end.closed()
+        end.send(close(1000, masked=False))
+        client.closed()
+    *responses, _ = lines_of(gateway, client, 1 - len(said))
+    assert [line["bounded"] for line in responses] == ["aborted"] * (1 - len(said))

@@ -269,6 +269,12 @@ def test_a_file_without_a_key_is_an_error(
     assert complaint in err
 
 
+def test_a_file_without_an_end_is_not_read_to_its_end(run: Run) -> None:
+    code, _, err = run("--fetch", "--admin-key-file", "/dev/zero")
+    assert code == 1
+    assert "/dev/zero holds no key" in err
+
+
 @pytest.mark.parametrize(
     ("response", "complaint"),
     [

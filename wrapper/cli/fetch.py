@@ -32,7 +32,8 @@ _USAGE = ("completions", "embeddings", "images", "audio_speeches", "audio_transc
 responses report no usage to compare with.
 """
 _USAGE_DAYS, _COST_DAYS = 31, 180  # the most in a page
-_KEY = re.compile(r"[\x21-\x7e]{1,8192}")
+MAX_KEY = 8192
+_KEY = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY}}}")
 
 
 def admin_key(settings: Settings, environ: Mapping[str, str], file: Path | None) -> Secret:
@@ -53,7 +54,8 @@ def admin_key(settings: Settings, environ: Mapping[str, str], file: Path | None)
             raise CommandError(f"{file}: is a file of the gateway, which must not hold this key")
         where = str(file)
         try:
-            text = file.read_text()
+            with file.open(encoding="utf-8") as opened:
+                text = opened.read(MAX_KEY + 1)  # a device has no end
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "is not text"
             raise CommandError(f"{file}: {reason}") from None

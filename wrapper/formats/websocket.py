@@ -85,6 +85,16 @@ class FrameReader:
         """Whether a message may follow the bytes so far."""
         return self.at_frame_end and self._opcode is None
 
+    @property
+    def kept(self) -> int:
+        """How many bytes are kept of a message that is not whole yet."""
+        return len(self._kept)
+
+    def drop(self) -> None:
+        """Keep no more of the present message than its beginning."""
+        self._size = max(self._size, self._limit + 1)
+        del self._kept[HEAD:]
+
     def feed(self, data: bytes) -> Iterator[Message]:
         """Take the next bytes; yields the messages and Close frames that are whole with them.
 

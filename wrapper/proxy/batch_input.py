@@ -112,6 +112,8 @@ class BatchLines:
                 self._unknown()
 
     def _read(self, line: bytes) -> None:
+        if b"\r" in line:  # white space to JSON, and to some readers the end of a line
+            raise ValueError("two readers could find different lines in it")
         found = _decode(line)
         body = bytes(found.body)
         if jsonbytes.has_duplicate(line, _MEMBERS) or jsonbytes.has_duplicate(body, _FIELDS):

@@ -73,6 +73,9 @@ class Messages:
         self._path = path
         self._by_event = not request.endpoint.default_model  # each event names its model
         self.are_read = self._by_event or principal.is_restricted
+        # A budget is kept where each model has a price, so each has to be seen.
+        has_budget = context.snapshot.limits.has_budget(principal.name)
+        self._must_be_json = principal.is_restricted or (self._by_event and has_budget)
 
     def check(self, message: Message) -> Checked:
         """Whether and how a message may go on.
@@ -84,9 +87,10 @@ class Messages:
             kind = _decode(text or b"").type
             twice = text is not None and jsonbytes.has_duplicate(text, _TYPE)
         except (ValueError, RecursionError):
-            if self._principal.is_restricted:
+            if self._must_be_json:
                 raise errors.InvalidJson(
-                    "This API key may call some models only: each message has to be a JSON object."
+                    "This API key has a budget or a list of models: each message has to be a JSON"
+                    " object, as text."
                 ) from None
             return _AS_IT_IS
         if twice or text is None:

@@ -27,7 +27,7 @@ from wrapper.proxy.finalize import finalize
 from wrapper.proxy.forward import Forwarded
 from wrapper.proxy.objects import MAX_ID
 from wrapper.proxy.request import ProxyRequest
-from wrapper.record import MAX_NAME, WEBSOCKET, RequestRecord
+from wrapper.record import MAX_NAME, UPSTREAM_ERROR, WEBSOCKET, RequestRecord
 from wrapper.runtime import RequestContext
 from wrapper.store import Demand, Refused, StoreError, Subject
 
@@ -54,12 +54,14 @@ class SocketUsage:
         self._open: dict[str, _Open] = {}
         self._transcriber = ""
         self._count = 0
+        self._unanswered = 0  # responses asked for since the provider has said something
         self._asked = forwarded.attempt.model  # the model that was asked for last
         self._output_fields: tuple[bytes, ...] = ()
 
     def read(self, message: Message) -> errors.GatewayError | None:
         """Take a message of the provider; the error where a limit has no room for what it used."""
         text = message.data
+        self._unanswered = 0
         if text is not None:
             self._count_content(text)
         event = read_event(text, message.head)
@@ -77,21 +79,23 @@ class SocketUsage:
 
     def _book(self, event: SocketEvent) -> errors.GatewayError | None:
         if event.kind == "session":
-            self._transcriber = event.transcriber or self._transcriber
-            self._asked = self._asked or event.model
+            self._transcriber = event.transcriber[:MAX_NAME] or self._transcriber
+            self._asked = self._asked or event.model[:MAX_NAME]
             return None
         if event.kind == "begun":
             if self._creates is not None and 0 < len(event.id) <= MAX_ID:
                 provider = self._attempt.upstream.provider.name
                 self._context.runtime.objects.remember(event.id, self._creates, provider)
             if len(self._open) < MAX_OPEN:
-                self._open[event.id] = _Open(self._begin(self._asked or event.model, event.id))
+                begun = _Open(self._begin(self._asked or event.model, event.id))
+                self._open[event.id[:MAX_NAME]] = begun  # it may be megabytes
             return None
         if event.kind == "transcribed":
             record = self._begin(self._transcriber or self._asked)
         else:
-            begun = self._open.pop(event.id, None)
-            record = begun.record if begun else self._begin(self._asked or event.model, event.id)
+            # Of a message that was too large to be kept no id is known.
+            ended = self._open.pop(event.id[:MAX_NAME] or next(iter(self._open), ""), None)
+            record = ended.record if ended else self._begin(self._asked or event.model, event.id)
         record.completed(event.extracted, _RESPONSE, ended=True, metering=True)
         refusal = self._count_against_limits(record)
         self._finalize(record)
@@ -100,6 +104,7 @@ class SocketUsage:
     def asks(self, model: str, output_fields: tuple[bytes, ...]) -> None:
         """The client asks for a response."""
         self._asked, self._output_fields = model or self._asked, output_fields
+        self._unanswered += 1
 
     def refused(self, error: errors.GatewayError) -> None:
         """A message of the client asked for what it may not have."""
@@ -109,7 +114,12 @@ class SocketUsage:
         self._finalize(record)
 
     def end(self, socket: RequestRecord) -> None:
-        """The socket has ended, as its record says: so have the responses that are open."""
+        """The socket has ended, as its record says: so have the responses that are open, and those
+        that the provider may be about to begin.
+        """
+        if self._context.snapshot.settings.server.metering and socket.outcome != UPSTREAM_ERROR:
+            for number in range(min(self._unanswered, MAX_OPEN - len(self._open))):
+                self._open[f"unanswered {number}"] = _Open(self._begin(self._asked))
         while self._open:
             begun = self._open.pop(next(iter(self._open)))
             record = begun.record

@@ -58,6 +58,7 @@ from wrapper.runtime import RequestContext
 READ_SIZE: Final = 65536
 SLICE: Final = 4096  # bytes whose frames are read in one go
 MAX_MESSAGE: Final = 16 << 20  # bytes of a provider's message that are kept to be read
+MAX_WAITING: Final = 64  # frames of the gateway's own that wait for the end of a message
 CLOSING: Final = 10.0  # seconds for the answer to a Close frame that one side has sent
 HALF_CLOSED: Final = 10.0  # seconds that one side may go on after the other has gone
 CLOSED: Final = 0.5  # seconds for the answers to the gateway's own Close frames
@@ -163,10 +164,18 @@ class Direction:
         if not self._lock.acquire(timeout=CLOSED if close else -1):
             return
         try:
+            if close and self._waiting:
+                self._write_waiting(whole=whole)
+                self._waiting.clear()  # what needs the end of a message must not hold up the end
             self._waiting.append((frame, close))
             self._write_waiting(whole=whole)
         finally:
             self._lock.release()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many frames wait as may."""
+        return len(self._waiting) >= MAX_WAITING
 
     def _write(self, data: bytes) -> None:
         if data and not self._over:
@@ -203,9 +212,9 @@ class SocketBody:
         self._messages = messages
         self._usage = usage
         self._limit = server.max_body_bytes
-        self._memory = Holding(
-            context.runtime.capacity.memory, principal.name, server.body_memory_bytes
-        )
+        quota, memory = context.runtime.capacity.memory, server.body_memory_bytes
+        self._memory = Holding(quota, principal.name, memory)  # of the client's message
+        self._read_memory = Holding(quota, principal.name, memory)  # of the provider's
         peer = forwarded.response.connection
         kept = self._limit if messages.are_read else 0
         self._down = Direction(self._client.sendall, FrameReader(masked=False, limit=MAX_MESSAGE))
@@ -251,6 +260,8 @@ class SocketBody:
                 error = self._usage.read(message)
                 if error is not None:  # what still comes is booked, too
                     self._stop(self._down, websocket.POLICY, error)
+            if not self._has_room(self._read_memory, self._down.reader.kept):
+                self._down.reader.drop()
             if self._down.ended == "stuck":
                 return
 
@@ -290,12 +301,17 @@ class SocketBody:
 
     def _hold(self, size: int) -> None:
         """Hold so many bytes of a message that is not whole yet."""
-        if size <= SMALL:
-            self._memory.release()
-        elif size > self._limit + SMALL:
+        if size > self._limit + SMALL:
             self._stop(self._up, websocket.TOO_BIG, None)
-        elif size > self._memory.size and not self._memory.take(size - self._memory.size):
+        elif not self._has_room(self._memory, size):
             self._stop(self._up, websocket.TRY_LATER, None)
+
+    def _has_room(self, memory: Holding, size: int) -> bool:
+        """Whether so many bytes can be held; a message that has ended holds nothing."""
+        if size <= SMALL:
+            memory.release()
+            return True
+        return size <= memory.size or memory.take(size - memory.size)
 
     def _send_on(self, message: Message, raw: bytes) -> None:
         """Send a whole message to the provider, unless it asks for what the client may not have."""
@@ -311,6 +327,8 @@ class SocketBody:
         except errors.GatewayError as error:
             self._usage.refused(error)
             self._down.insert(_error_event(error))
+            if self._down.is_full:  # the provider's message does not end
+                self._stop(self._up, websocket.TRY_LATER, None)
             return
         if checked.creates:
             self._usage.asks(checked.model, checked.output_fields)
@@ -446,6 +464,7 @@ class SocketBody:
         record = self._context.record
         self._context.scope.close()
         self._memory.release()
+        self._read_memory.release()
         self._response.close()
         record.bytes_in, record.bytes_out = self._up.sent, self._down.sent
         nothing = ExtractedUsage(None, None, None)

@@ -40,7 +40,7 @@ class Cooldown:
             return 0.0
         pause = self._pause
         self._pause = min(2 * pause, max(LONGEST, self._seconds))
-        if asked is not None and asked.isdigit():
+        if asked is not None and asked.isascii() and asked.isdigit():
             pause = min(float(asked[:9]), LONGEST_ASKED) or pause
         self._until = clock() + pause
         return pause
