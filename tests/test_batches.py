@@ -251,6 +251,13 @@ def test_what_the_requests_of_a_file_may_use() -> None:
         assert found.models[LUNA].input_bytes == sum(bodies[:3])
 
 
+def test_a_file_with_a_name_that_is_no_models_is_not_known() -> None:
+    for length, known in ((256, True), (257, False)):
+        lines = BatchLines()
+        lines.feed(jsonl(line("x" * length)))
+        assert (lines.result() is not None) is known
+
+
 def test_a_batch_reserves_its_budget_when_it_is_created(world: World) -> None:
     content = jsonl(line(max_tokens=100), line(max_tokens=200))
     world.upload(content)

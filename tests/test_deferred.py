@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client
@@ -17,6 +18,8 @@ from harness import raw
 from harness.raw import response
 from wrapper.metering.usage import Usage
 from wrapper.proxy.asker import Asker
+from wrapper.server.worker import Worker
+from wrapper.store import StoreError
 
 if TYPE_CHECKING:
     from harness.app import App, AppFactory
@@ -31,6 +34,9 @@ CONFIG = (
     """\
 [server]
 deferred_poll = 0.001
+
+[tags]
+user = true
 
 [providers.openai]
 base_url = "{provider}/v1"
@@ -75,9 +81,10 @@ class World:
         sent = response(json.dumps(made).encode(), JSON, status=f"{code} OK")
         self.send = lambda _: sent
 
-    def create(self, *, key: str = "web-app", name: str = "resp_1") -> None:
+    def create(self, *, key: str = "web-app", name: str = "resp_1", tag: str = "") -> None:
         self.answers(id=name, object="response", status="queued", background=True, usage=None)
-        assert self.call("POST", "/v1/responses", BODY, key=key).status == 200
+        body = {**BODY, "user": tag}
+        assert self.call("POST", "/v1/responses", body, key=key).status == 200
 
     def sums(self, key: str = "web-app") -> Any:
         """The rows of the ledger by model."""
@@ -357,8 +364,6 @@ def test_what_a_callers_own_credential_has_started_is_not_asked_for(world: World
 def test_a_store_that_fails_at_the_creation_learns_of_it_later(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wrapper.store import StoreError
-
     def fail(*_: Any) -> None:
         raise StoreError("not in reach")
 
@@ -372,6 +377,42 @@ def test_a_store_that_fails_at_the_creation_learns_of_it_later(
     assert world.sums("paid")[MODEL].total == 350
     [standing] = world.app.runtime.store.standing(world.app.runtime.snapshot.limits.of_key("paid"))
     assert (standing.reserved, standing.spent) == (0, COST)
+
+
+def test_a_worker_that_exits_tells_the_store_what_it_has_not_learned_yet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise StoreError("not in reach")
+
+    store = world.app.runtime.store
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "remember", fail)
+        world.create(key="paid")
+    assert not store.pending("openai", ["resp_1"])
+    worker: Any = SimpleNamespace(wsgi=world.app, _runtime=world.app.runtime)
+    Worker.close(worker)
+    [known] = store.pending("openai", ["resp_1"])
+    assert known.key == "paid"
+
+
+def test_it_is_booked_under_the_tag_of_its_request(world: World) -> None:
+    world.create(tag="search")
+    world.answers(**ended())
+    world.call("GET", "/v1/responses/resp_1")
+    rows = {row.group[0]: row for row in world.app.runtime.store.totals(by=("tag",))}
+    assert (rows["search"].requests, rows["search"].total, rows["-"].total) == (1, 350, 0)
+
+
+def test_an_error_while_booking_does_not_end_the_asking(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.create()
+    world.answers(**ended())
+    world.app.runtime.store._wall = lambda: time.time() + 1000
+    monkeypatch.setattr("wrapper.proxy.asker.book", lambda *_: 1 / 0)
+    monkeypatch.setattr(logging.getLogger("wrapper"), "disabled", True)
+    assert world.asker().ask_once()
 
 
 def test_a_long_beginning_names_its_object_too(world: World) -> None:

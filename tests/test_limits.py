@@ -21,6 +21,7 @@ from harness.programs import require
 from harness.raw import Answer
 from harness.redisserver import RedisServer
 from harness.simulator import Simulator
+from wrapper.metering.pricing import Prices
 
 MODEL = "sim-priced"
 # One token is 1 pico-USD times a million: of input 1e6, of output 2e6.
@@ -616,6 +617,18 @@ def test_without_metering_leases_end_too(make: Make, store: dict[str, str]) -> N
 
 
 # --- reload -------------------------------------------------------------------------------------
+
+
+def test_a_request_whose_cost_cannot_be_worked_out_ends_its_lease(
+    make: Make, store: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make({"web": {"max_concurrent": 1}}, env=store)
+    with monkeypatch.context() as broken, contextlib.suppress(ZeroDivisionError):
+        broken.setattr(Prices, "price", lambda *_: 1 / 0)
+        call(app, stream=True)
+    assert standings(app)["key:web"].concurrent == 0
+    [row] = app.runtime.store.totals()
+    assert (row.requests, row.unpriced) == (1, 1)
 
 
 def test_a_limit_lowered_below_what_is_in_use_holds_for_the_next_request(

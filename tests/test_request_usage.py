@@ -10,7 +10,9 @@ import pytest
 
 from harness import chat, raw
 from harness.defaults import CONFIG
-from wrapper.store import Entry
+from wrapper.store import Entry, StoreError
+from wrapper.store.redis import RedisStore
+from wrapper.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from harness.app import App, AppFactory
@@ -115,6 +117,18 @@ def test_only_the_key_itself_finds_its_requests(app: App) -> None:
         assert answer["error"]["message"]
     status, answer = found(app, "req_unknown")
     assert (status, answer["error"]["code"]) == (404, "unknown_url")
+
+
+def test_a_store_that_is_away_is_a_503_as_for_the_sums(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise StoreError("not in reach")
+
+    for store in (SqliteStore, RedisStore):
+        monkeypatch.setattr(store, "recent", fail)
+    status, answer = found(app, "req_1")
+    assert (status, answer["error"]["code"]) == (503, "store_unavailable")
 
 
 def test_what_uses_nothing_is_not_kept(app: App) -> None:

@@ -45,6 +45,9 @@ max_body_bytes = 200_000
 body_memory_bytes = 1_048_576
 body_timeout = 200
 
+[tags]
+header = "x-wrapper-tag"
+
 [providers.openai]
 base_url = "{simulator}/v1"
 api_key = { env = "OPENAI_API_KEY" }
@@ -264,6 +267,15 @@ def test_the_clients_responses_over_a_websocket_are_metered(
     asked = raw.request(gateway.port, "GET", f"/usage/requests/{response.id}", key=key)
     used = json.loads(gateway.exchange(asked).body)
     assert (used["model"], used["total_tokens"]) == (model, response.usage.total_tokens)
+
+
+def test_a_sessions_tag_is_that_of_its_responses(gateway: Gateway, key: str) -> None:
+    with connect(gateway.port, REALTIME, ("X-Wrapper-Tag", "search"), key=key) as client:
+        client.send(text({"type": "response.create"}, masked=True))
+        client.event("response.done")
+        client.send(close(1000, masked=True))
+        client.closed()
+    assert [line["tag"] for line in lines_of(gateway, client, 1)] == ["search", "search"]
 
 
 def test_a_response_over_a_websocket_is_found_at_its_provider(gateway: Gateway, key: str) -> None:

@@ -20,7 +20,7 @@ from wrapper.store.sqlite import SqliteStore
 NOON = 1_764_158_400.0
 WEB = Subject("key:web", Limits(max_concurrent=100, tokens_per_minute=10**6, budget=10**12))
 TEAM = Subject("group:team", Limits(budget=10**12), ("web",))
-WORK = Deferred("openai", "resp_1", "response", "web", "m", "/v1/responses?v=1", NOON, 700)
+WORK = Deferred("openai", "resp_1", "response", "web", "m", "/v1/responses?v=1", NOON, 700, tag="t")
 
 
 class World:

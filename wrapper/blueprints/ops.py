@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,7 +21,6 @@ from wrapper.store.spans import iso, months_start, since
 from wrapper.telemetry.limits import key_families, limit_families
 
 bp = Blueprint("ops", __name__)
-log = logging.getLogger("wrapper")
 
 T = TypeVar("T")
 
@@ -115,8 +113,8 @@ def usage_of_request(request_id: str) -> Response:
     try:
         found = _read(context.runtime.store, lambda store: store.recent(key.name, request_id))
     except StoreError as error:
-        log.error("cannot read the usage table: %s", error)
-        raise errors.InternalError("The usage table cannot be read at the moment.") from None
+        context.runtime.store_failed(error)
+        raise errors.StoreUnavailable() from None
     if found is None:
         raise errors.UnknownUrl(
             "No request of this API key with this id has used anything in the last 7 days."

@@ -86,13 +86,14 @@ class Asker:
     def _ask(self, snapshot: Snapshot, deferred: Deferred) -> None:
         try:
             end = _ask(snapshot, deferred)
+            if end is not None:
+                book(self._runtime, deferred, *end)
+        except StoreError:
+            raise
         except errors.UpstreamError as error:
             log.info("cannot ask provider '%s' for deferred work: %s", deferred.provider, error)
         except Exception:  # the others must go on being asked for
             log.exception("unhandled exception while asking for deferred work")
-        else:
-            if end is not None:
-                book(self._runtime, deferred, *end)
 
 
 def _ask(snapshot: Snapshot, deferred: Deferred) -> tuple[list[Booking], float] | None:

@@ -22,6 +22,7 @@ from wrapper.endpoints import find_endpoint
 from wrapper.formats import jsonbytes
 from wrapper.metering.dialects import DECODING_ERRORS
 from wrapper.proxy.model_names import names_in_body
+from wrapper.record import MAX_NAME
 
 MAX_LINE: Final = 4 << 20  # bytes
 MAX_NAMES: Final = 100  # models in one file
@@ -120,8 +121,8 @@ class BatchLines:
             raise ValueError("two readers could find different requests in it")
         fields: Any = _decode_body(body)
         self._names.update((fields.model, *names_in_body(body)))
-        if len(self._names) > MAX_NAMES:
-            raise ValueError("too many models")
+        if len(self._names) > MAX_NAMES or max(map(len, self._names)) > MAX_NAME:
+            raise ValueError("too many models, or a name that is too long")
         demand = self._models.setdefault(fields.model, ModelDemand())
         demand.requests += 1
         demand.input_bytes += len(body)

@@ -83,6 +83,7 @@ def remember(
         target=attempt.target,
         created=time.time(),
         cost=runtime.admission.bound(lease),
+        tag=record.tag,
     )
     record.deferred = deferred
     try:
@@ -241,6 +242,7 @@ def book(
             unmetered=booking.unmetered is not None,
             requests=0,
             cost_by_kind=booking.cost_by_kind,
+            tag=deferred.tag,
         )
         for booking in bookings
     ]
@@ -258,7 +260,7 @@ def book(
         record.usage, record.served_model, record.cost = booking.usage, booking.served, booking.cost
         record.unpriced, record.unmetered = booking.unpriced, booking.unmetered
         record.cost_by_kind = booking.cost_by_kind
-        record.outcome = COMPLETED
+        record.outcome, record.tag = COMPLETED, deferred.tag
         runtime.telemetry.booked(record, booking.model or NO_MODEL)
     return True
 
@@ -266,7 +268,7 @@ def book(
 def _recent(deferred: Deferred, bookings: Sequence[Booking]) -> tuple[str, str] | None:
     """What the object has used in all, for its key."""
     record = RequestRecord("", PATH, request_id=deferred.id[:MAX_NAME], outcome=COMPLETED)
-    record.provider = deferred.provider
+    record.provider, record.tag = deferred.provider, deferred.tag
     record.model = bookings[0].model if len(bookings) == 1 else ""
     cost: int | None = 0
     for booking in bookings:

@@ -12,7 +12,7 @@ import time
 
 from wrapper.auth import CLIENT
 from wrapper.cancellation import CancelScope
-from wrapper.proxy.cost import bound
+from wrapper.proxy.cost import bound, price
 from wrapper.proxy.recent import recent_request
 from wrapper.record import NO_KEY, RequestRecord
 from wrapper.runtime import Runtime, Snapshot
@@ -33,17 +33,16 @@ def finalize(
     model = telemetry.ledger_model(record)
     try:
         if counts and metering:
-            if record.usage is not None:
-                if record.cost is None and record.unpriced is None:  # else it was known at once
-                    host = snapshot.upstreams[record.provider].host
-                    record.cost, record.unpriced, record.cost_by_kind = snapshot.prices.price(
-                        record.provider, host, record.model, record.served_model, record.usage
-                    )
-            elif record.bounded is not None:
-                bound(record, snapshot)
-            elif record.unmetered is not None:
-                record.cost = runtime.admission.bound(record.lease)
-            _settle(record, runtime, model)
+            try:
+                if record.usage is not None:
+                    if record.cost is None and record.unpriced is None:  # else it was known at once
+                        price(record, snapshot, record.usage, record.served_model)
+                elif record.bounded is not None:
+                    bound(record, snapshot)
+                elif record.unmetered is not None:
+                    record.cost = runtime.admission.bound(record.lease)
+            finally:
+                _settle(record, runtime, model)
         elif record.lease is not None:
             _release(record, runtime)
     finally:

@@ -146,6 +146,7 @@ class SocketUsage:
             status=200,
             upstream_request_id=name[:MAX_NAME] or None,
             output_fields=self._output_fields,
+            tag=socket.tag,
         )
         record.attempted(self._attempt.upstream.provider.name, model)
         self._context.runtime.telemetry.proxy_request_started()

@@ -22,6 +22,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
+from wrapper.proxy.deferred import remember_waiting
 from wrapper.proxy.timeouts import HEAD
 from wrapper.runtime import Runtime, runtime_of
 from wrapper.server import lifecycle
@@ -97,6 +98,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """The worker exits: write the times and the usage that are not written yet."""
         if self.wsgi is not None:
             self._runtime.telemetry.publish()
+            remember_waiting(self._runtime)
             try:
                 self._runtime.store.close()
             except StoreError as error:

@@ -36,6 +36,7 @@ class Deferred(NamedTuple):
     `kind` is what the endpoint table's `creates` says, `target` the path and query at the provider
     of the request that created it. `created` is Unix time. `cost` is the estimate that is held in
     budgets, in pico-USD, None where the key has none. `asks` counts the gateway's own questions.
+    `tag` is that of the request.
     """
 
     provider: str
@@ -47,6 +48,7 @@ class Deferred(NamedTuple):
     created: float
     cost: int | None = None
     asks: int = 0
+    tag: str = ""
 
 
 def pause(first: float, asks: int) -> float:
@@ -62,6 +64,7 @@ class _Stored(msgspec.Struct, array_like=True):
     created: float
     cost: int | None
     asks: int
+    tag: str = ""
 
 
 _decode = msgspec.json.Decoder(_Stored).decode
@@ -84,6 +87,5 @@ def restored(name: str, text: str) -> Deferred:
     return Deferred(
         *(provider, ident, found.kind, found.key, found.model, found.target),
         found.created,
-        found.cost,
-        found.asks,
+        *(found.cost, found.asks, found.tag),
     )

@@ -11,7 +11,7 @@ from wrapper.store.limits import MAX_COST, Lease
 from wrapper.store.reservations import settle
 
 _REMEMBER = """
-INSERT OR IGNORE INTO deferred VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, 0)
+INSERT OR IGNORE INTO deferred VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, 0, ?)
 """
 _HOLDERS = "UPDATE deferred SET holders = ?, cost = ? WHERE provider = ? AND id = ?"
 _LEASE = "SELECT cost, shares FROM lease WHERE worker = ? AND id = ?"
@@ -19,7 +19,7 @@ _TAKE_MONEY = "UPDATE lease SET cost = 0 WHERE worker = ? AND id = ?"
 _HOLD = "UPDATE subject SET reserved = min(reserved + ?, ?) WHERE name = ? RETURNING id"
 _GIVE_BACK = "UPDATE subject SET reserved = max(0, reserved - ?) WHERE id = ?"
 _PENDING = """
-SELECT provider, id, kind, api_key, model, target, created, cost, asks FROM deferred
+SELECT provider, id, kind, api_key, model, target, created, cost, asks, tag FROM deferred
 WHERE booked = 0 AND provider = ? AND id IN ({})
 """
 _BOOK = """
@@ -28,7 +28,7 @@ RETURNING cost, holders
 """
 _NEXT = "SELECT 1 FROM deferred WHERE booked = 0 AND next <= ? LIMIT 1"
 _DUE = """
-SELECT provider, id, kind, api_key, model, target, created, cost, asks FROM deferred
+SELECT provider, id, kind, api_key, model, target, created, cost, asks, tag FROM deferred
 WHERE booked = 0 AND next <= ? ORDER BY next LIMIT 1
 """
 _ASKED = "UPDATE deferred SET asks = asks + 1, next = ? WHERE provider = ? AND id = ?"
@@ -50,7 +50,7 @@ _HOLD_BY_ID = "UPDATE subject SET reserved = min(reserved + ?, ?) WHERE id = ?"
 
 def remember(cursor: Cursor, deferred: Deferred, lease: Lease | None, due: float) -> None:
     """Keep a record, and let it hold the money that its request's lease holds."""
-    cursor.execute(_REMEMBER, (*deferred, due))
+    cursor.execute(_REMEMBER, (*deferred[:-1], due, deferred.tag))
     if not cursor.rowcount or lease is None or not deferred.cost:
         return
     held = cursor.execute(_LEASE, (lease.worker, lease.id)).fetchone()

@@ -12,7 +12,7 @@ from wrapper.metering import Usage
 from wrapper.store import past, recent
 from wrapper.store.base import ALL_TIME_BY, Entry, Sums
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 # SQLite's integers have 64 bits and become floats beyond. A sum of two of these does not.
 _MAX = 4611686018427387904  # 2**62
@@ -167,6 +167,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     # Triggers of earlier versions took longer than all else of a settlement.
     5: ("DROP TRIGGER IF EXISTS spend_new", "DROP TRIGGER IF EXISTS spend_more"),
     6: (recent.TABLE,),
+    7: ("ALTER TABLE deferred ADD COLUMN tag TEXT NOT NULL DEFAULT ''",),
 }
 
 # The sums of a row, in the order of `Sums`. In a shared store each has a letter.
