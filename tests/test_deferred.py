@@ -176,14 +176,16 @@ def test_it_is_booked_in_the_hour_in_which_it_ended(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time()
-    for ended_at, at in ((now + 3600, now + 3600), (now + 9000, now + 7200), ("x", now + 7200)):
-        world.create(name=f"resp_{ended_at}")
-        world.answers(**ended(f"resp_{ended_at}", completed_at=ended_at))
+    seen, readable = now + 7200, now + 3600
+    times = ((readable, readable), (now + 9000, seen), ("x", seen), (10**400, seen), (-1, seen))
+    for number, (ended_at, at) in enumerate(times):
+        world.create(name=f"resp_{number}")
+        world.answers(**ended(f"resp_{number}", completed_at=ended_at))
         hour = {"since": at // 3600 * 3600, "until": at}
         [before] = world.app.runtime.store.totals(**hour)
         with monkeypatch.context() as later:
-            later.setattr(time, "time", lambda: now + 7200)
-            world.call("GET", f"/v1/responses/resp_{ended_at}")
+            later.setattr(time, "time", lambda: seen)
+            world.call("GET", f"/v1/responses/resp_{number}")
         [after] = world.app.runtime.store.totals(**hour)
         assert after.total - before.total == 350
 

@@ -267,6 +267,6 @@ def _number(value: object, place: str) -> Decimal:
         number = Decimal(text)
     except InvalidOperation:
         number = Decimal("NaN")
-    if isinstance(value, bool) or not number.is_finite() or abs(number) > _HIGH:
+    if isinstance(value, bool) or not number.is_finite() or number.copy_abs() > _HIGH:
         raise ExportError(f"{place}: {quote(str(value))} is not a number")
     return number

@@ -19,6 +19,7 @@ from wrapper.metering.usage import ExtractedUsage, Sight
 ENDED = frozenset({"completed", "incomplete", "failed", "cancelled", "canceled", "expired"})
 PENDING = frozenset({"queued", "in_progress", "validating", "finalizing", "cancelling"})
 MAX_OBJECTS = 1000  # of a list
+_MAX_TIME = 1e11  # Unix time; a whole number in JSON may be larger than any float
 
 _NAMED = frozenset((b'"id"', b'"status"', b'"background"', b'"response"'))
 
@@ -99,5 +100,6 @@ def _sights(shown: Shown, usage: Any, model: str | None) -> tuple[Sight, ...]:
         return ()
     output = shown.output_file_id if isinstance(shown.output_file_id, str) else ""
     times = (shown.completed_at, shown.cancelled_at, shown.expired_at)
-    ended = next((float(at) for at in times if isinstance(at, int | float)), 0.0)
+    known = (float(at) for at in times if isinstance(at, int | float) and 0 < at < _MAX_TIME)
+    ended = next(known, 0.0)
     return (Sight(shown.id, shown.status, usage, model or "", output, ended),)
