@@ -9,6 +9,7 @@ import pytest
 
 from harness import chat, raw
 from harness.defaults import CONFIG
+from wrapper.proxy.tags import MAX_MEMBER
 from wrapper.telemetry.labels import KeyTags
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ def test_a_tag_refuses_no_request_and_what_is_none_counts_as_other(app_factory: 
     for user in (7, None, {"a": 1}, "  "):
         call(app, user=user)
     call(app, metadata="team", user="ann")
-    assert tags(app) == {"other": 3, "-": 4, "ann": 1}
+    # A large one is not decoded: it would take twenty times its size.
+    call(app, metadata={"team": "billing", "more": [[]] * MAX_MEMBER}, user="ann")
+    assert tags(app) == {"other": 3, "-": 4, "ann": 2}
 
 
 def test_the_header_stays_here(app_factory: AppFactory, simulator: Any) -> None:

@@ -18,14 +18,18 @@ from wrapper.runtime import RequestContext
 from wrapper.telemetry.instruments import OTHER
 
 MAX_TAG: Final = 64  # characters
+# Bytes of a member that is looked into: decoded, a body's worth of lists takes half a gigabyte.
+MAX_MEMBER: Final = 1 << 16
+_NOTHING: Final = msgspec.Raw(b"")
 
 
 class _Tagged(msgspec.Struct):
-    metadata: Any = None
-    user: Any = None
+    metadata: msgspec.Raw = _NOTHING
+    user: msgspec.Raw = _NOTHING
 
 
 _decode = msgspec.json.Decoder(_Tagged).decode
+_decode_member = msgspec.json.Decoder().decode
 
 
 def tag_of(context: RequestContext, tags: Tags, body: Body) -> str:
@@ -45,9 +49,14 @@ def _in_body(tags: Tags, body: bytes) -> Iterator[object]:
     """What the body says, whatever it is."""
     try:
         fields = _decode(body)
+        if tags.metadata and isinstance(metadata := _member(fields.metadata), dict):
+            yield metadata.get(tags.metadata)
+        if tags.user:
+            yield _member(fields.user)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return
-    if tags.metadata and isinstance(fields.metadata, dict):
-        yield fields.metadata.get(tags.metadata)
-    if tags.user:
-        yield fields.user
+
+
+def _member(text: msgspec.Raw) -> Any:
+    content = bytes(text)
+    return _decode_member(content) if 0 < len(content) <= MAX_MEMBER else None
