@@ -893,16 +893,25 @@ def test_what_is_refused_while_the_providers_message_does_not_end_is_bounded(
     assert (own["outcome"], own["code"]) == ("rejected", "overloaded")
 
 
-@pytest.mark.parametrize("opcode", [BINARY, TEXT])
+UNPRICED = b'{"type": "response.create", "model": "unheard-of"}'
+
+
+@pytest.mark.parametrize(
+    ("opcode", "sent"),
+    [
+        (BINARY, UNPRICED),
+        (TEXT, b"\xef\xbb\xbf" + UNPRICED),
+        (TEXT, b'{"type": [["response.create"]], "model": "unheard-of"}'),
+    ],
+    ids=["binary", "byte order mark", "no text"],
+)
 def test_a_key_with_a_budget_hides_no_model_from_its_prices(
-    gateway: Gateway, book: str, opcode: int
+    gateway: Gateway, book: str, opcode: int, sent: bytes
 ) -> None:
     """Some providers read binary messages, and a byte order mark, as JSON."""
-    event = json.dumps({"type": "response.create", "model": "unheard-of"}).encode()
-    sent = event if opcode == BINARY else b"\xef\xbb\xbf" + event
     orders = told(book).items()
     with connect(gateway.port, "/v1/responses", *orders, key=gateway.secrets["frugal"]) as client:
-        client.send(frame(TEXT, event, masked=True))
+        client.send(frame(TEXT, UNPRICED, masked=True))
         assert client.event("error")["error"]["code"] == "model_not_priced"
         client.send(frame(opcode, sent, masked=True))
         assert client.event("error")["error"]["code"] == "invalid_json"

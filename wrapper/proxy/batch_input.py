@@ -119,8 +119,9 @@ class BatchLines:
         body = bytes(found.body)
         if jsonbytes.has_duplicate(line, _MEMBERS) or jsonbytes.has_duplicate(body, _FIELDS):
             raise ValueError("two readers could find different requests in it")
+        self._names.update(names_in_body(body))  # which bounds what there is to decode
         fields: Any = _decode_body(body)
-        self._names.update((fields.model, *names_in_body(body)))
+        self._names.add(fields.model)
         if len(self._names) > MAX_NAMES or max(map(len, self._names)) > MAX_NAME:
             raise ValueError("too many models, or a name that is too long")
         demand = self._models.setdefault(fields.model, ModelDemand())

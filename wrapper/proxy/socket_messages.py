@@ -9,7 +9,7 @@ Everything else is not looked at: `Messages.are_read` is false, and its bytes pa
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -43,7 +43,7 @@ class Checked(NamedTuple):
 
 
 class _Event(msgspec.Struct):
-    type: Any = None
+    type: str | None = None
 
 
 _decode = msgspec.json.Decoder(_Event).decode
@@ -90,7 +90,7 @@ class Messages:
             if self._must_be_json:
                 raise errors.InvalidJson(
                     "This API key has a budget or a list of models: each message has to be a JSON"
-                    " object, as text."
+                    " object with a 'type', as text."
                 ) from None
             return _AS_IT_IS
         if twice or text is None:
