@@ -22,6 +22,7 @@ from harness.raw import Answer
 from harness.redisserver import RedisServer
 from harness.simulator import Simulator
 from wrapper.metering.pricing import Prices
+from wrapper.store.sqlite import SqliteStore
 
 MODEL = "sim-priced"
 # One token is 1 pico-USD times a million: of input 1e6, of output 2e6.
@@ -617,6 +618,24 @@ def test_without_metering_leases_end_too(make: Make, store: dict[str, str]) -> N
 
 
 # --- reload -------------------------------------------------------------------------------------
+
+
+def test_a_scrape_reads_the_limits_on_a_connection_of_its_own(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thousands of keys that takes a while, in which the worker's requests go on."""
+    app = make({"web": {"budget_usd": 1}})
+    asked = []
+    standing = SqliteStore.standing
+
+    def recorded(store: SqliteStore, subjects: Any) -> Any:
+        asked.append(store)
+        return standing(store, subjects)
+
+    monkeypatch.setattr(SqliteStore, "standing", recorded)
+    scrape(app)
+    [store] = asked
+    assert store is not app.runtime.store
 
 
 def test_a_request_whose_cost_cannot_be_worked_out_ends_its_lease(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrapper.admission import output_limit
+from wrapper.admission.estimate import output_of
 from wrapper.metering.bounds import OUTPUT_FIELDS
 from wrapper.store import Limits, Subject
 from wrapper.store.spans import PERIODS, period
@@ -28,7 +29,10 @@ from wrapper.store.window import EMPTY, SLOTS, Window, correct
         ({"max_tokens": 20, "n": 3}, 60),
         ({"n": 3}, 1500),
         ({"max_tokens": 20, "n": 2, "best_of": 5}, 100),
-        ({"max_tokens": True, "n": "3"}, 500),
+        ({"max_tokens": True, "n": "x"}, 500),
+        ({"max_tokens": 2e6, "n": "3"}, 6_000_000),
+        ({"max_tokens": "20.0", "n": 2.0}, 40),
+        ({"max_tokens": "inf", "n": "-3"}, 500),
         ({"max_tokens": -1, "n": 0}, 500),
         ({"max_tokens": 1.5, "n": None}, 500),
         ({"max_tokens": [], "best_of": {}}, 500),
@@ -38,6 +42,11 @@ from wrapper.store.window import EMPTY, SLOTS, Window, correct
 def test_output_is_what_is_asked_for_or_the_default(body: Any, output: int) -> None:
     fields = [json.dumps(body[name]).encode() if name in body else b"" for name in OUTPUT_FIELDS]
     assert output_limit(fields).total(500) == output
+
+
+def test_the_requests_of_a_batch_are_read_likewise() -> None:
+    assert output_of({"max_tokens": 2e6, "n": "3"}) == (2_000_000, 3)
+    assert output_of({"max_tokens": 1.5, "n": None}) == (None, 1)
 
 
 def test_a_service_tier_is_read() -> None:

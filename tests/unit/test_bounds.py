@@ -34,7 +34,8 @@ def seen(content: int, prompt: Usage | None = None) -> ExtractedUsage:
         (Asked(10, input_only=True), None, Bounds(0, 10, 0, 40)),
         # The request's own limit, for each of its completions.
         (Asked(10, fields(max_tokens=b"5", n=b"3")), None, Bounds(0, 25, 0, 40 + 15 * 7)),
-        (Asked(10, fields(max_tokens=b"0", best_of=b'"3"')), None, Bounds(0, 60, 0, 390)),
+        (Asked(10, fields(max_tokens=b"0", best_of=b'"x"')), None, Bounds(0, 60, 0, 390)),
+        (Asked(10, fields(max_tokens=b"5.0", n=b'"3"')), None, Bounds(0, 25, 0, 40 + 15 * 7)),
         (Asked(10, fields(max_tokens=b"[[", n=b"null")), None, Bounds(0, 60, 0, 390)),
         # What was seen, its prompt at the price of cached tokens.
         (Asked(10), seen(4), Bounds(5, 60, 1 + 4 * 7, 390)),

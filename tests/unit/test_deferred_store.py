@@ -12,7 +12,7 @@ from harness.forks import Child, in_children
 from harness.poll import eventually
 from harness.redisserver import RedisServer
 from wrapper.metering import Usage
-from wrapper.store import Deferred, Demand, Entry, Lease, Limits, Subject, UsageStore
+from wrapper.store import Deferred, Demand, Entry, Lease, Limits, Subject, UsageStore, deferredsql
 from wrapper.store.deferred import GAP_SECONDS, LONGEST_PAUSE, pause
 from wrapper.store.redis import RedisStore
 from wrapper.store.sqlite import SqliteStore
@@ -219,6 +219,8 @@ def test_what_is_old_is_forgotten(tmp_path: Path) -> None:
     assert store.file("openai", "file-1") is None
     store.remember(WORK, None, 10.0)
     assert store.pending("openai", ["resp_1"]) == [WORK], "the booked one has been forgotten"
+    plan = store._here().execute(f"EXPLAIN QUERY PLAN {deferredsql._FORGET}", (NOON, 500))
+    assert "deferred_booked" in str(plan.fetchall())
     store.close()
 
 

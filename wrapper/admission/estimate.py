@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from wrapper.metering.bounds import field_value, whole
 from wrapper.store.limits import MAX_TOKENS
 
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -39,7 +40,7 @@ UNLIMITED = OutputLimit()
 
 def output_limit(fields: Sequence[bytes]) -> OutputLimit:
     """What the `OUTPUT_FIELDS` of a body (`metering.bounds`) ask for, each JSON or empty. A value
-    that is no whole number above 0 counts as missing: the provider refuses it.
+    that is no whole number above 0 counts as missing (`metering.bounds.whole`).
     """
     if not fields:
         return UNLIMITED
@@ -52,18 +53,11 @@ def output_limit(fields: Sequence[bytes]) -> OutputLimit:
 
 def _number(text: bytes) -> int:
     if not text.isdigit():
-        return 0
+        return whole(field_value(text)) if text else 0
     return int(text) if len(text) < 13 else MAX_TOKENS
 
 
 def output_of(body: Mapping[str, Any]) -> tuple[int | None, int]:
     """The output limit of a request, None where it sets none, and how many completions it wants."""
-    limits = [found for name in OUTPUT_LIMITS if (found := _whole(body.get(name)))]
-    completions = max(_whole(body.get(name)) or 1 for name in COMPLETIONS)
-    return max(limits) if limits else None, completions
-
-
-def _whole(value: object) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        return None
-    return value
+    limit = max(whole(body.get(name)) for name in OUTPUT_LIMITS)
+    return limit or None, max(whole(body.get(name)) or 1 for name in COMPLETIONS)

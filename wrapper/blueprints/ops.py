@@ -61,7 +61,10 @@ def metrics() -> Response:
     current_app.extensions["model_lists"].look_for_dates(context.snapshot.upstreams)
     further = [*key_families(settings.keys.values())]
     try:
-        standings = context.runtime.admission.standing(list(context.snapshot.limits))
+        subjects = list(context.snapshot.limits)
+        standings = (
+            _read(context.runtime.store, lambda store: store.standing(subjects)) if subjects else []
+        )
         further += limit_families(standings)
     except StoreError as error:  # the other metrics are there all the same
         context.runtime.store_failed(error)

@@ -72,8 +72,8 @@ def bounds(
     `cost` prices a usage in pico-USD.
     """
     low = _low(seen)
-    *numbers, tier = map(_value, asked.fields or (b"",) * len(OUTPUT_FIELDS))
-    *limits, n, best_of = map(_whole, numbers)
+    *numbers, tier = map(field_value, asked.fields or (b"",) * len(OUTPUT_FIELDS))
+    *limits, n, best_of = map(whole, numbers)
     limit = (max(limits) or default_output) * max(1, n, best_of)
     prompt = asked.size // MEDIA_BYTES_PER_TOKEN if asked.media else asked.size
     if seen is not None and seen.prompt is not None:
@@ -96,7 +96,8 @@ def bounds(
     return Bounds(low.total, high.total, min(cost_low, cost_high), cost_high)
 
 
-def _value(field: bytes) -> object:
+def field_value(field: bytes) -> object:
+    """The value of one of `OUTPUT_FIELDS`; None for what can be none."""
     if not 0 < len(field) < _MAX_FIELD:
         return None
     try:
@@ -105,8 +106,17 @@ def _value(field: bytes) -> object:
         return None
 
 
-def _whole(value: object) -> int:
-    """A whole number above 0; any other value counts as missing: the provider refuses it."""
+def whole(value: object) -> int:
+    """A whole number above 0; 0 for any other value, which the provider refuses.
+
+    Some servers take `1e3`, `1000.0` and `"1000"` for whole numbers, too (pydantic does).
+    """
+    if isinstance(value, str | float):
+        try:
+            number = float(value)
+        except ValueError:
+            return 0
+        value = int(number) if number.is_integer() else 0
     if isinstance(value, bool) or not isinstance(value, int):
         return 0
     return min(max(value, 0), _MAX_OUTPUT)

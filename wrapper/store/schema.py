@@ -12,7 +12,7 @@ from wrapper.metering import Usage
 from wrapper.store import past, recent
 from wrapper.store.base import ALL_TIME_BY, Entry, Sums
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 # SQLite's integers have 64 bits and become floats beyond. A sum of two of these does not.
 _MAX = 4611686018427387904  # 2**62
@@ -142,6 +142,7 @@ CREATE TABLE IF NOT EXISTS deferred (  -- store.deferred
 """
 
 _DEFERRED_DUE = "CREATE INDEX IF NOT EXISTS deferred_due ON deferred (next) WHERE booked = 0"
+_DEFERRED_BOOKED = "CREATE INDEX deferred_booked ON deferred (created) WHERE booked = 1"
 _ASKED = "CREATE TABLE IF NOT EXISTS asked (at REAL NOT NULL) STRICT"
 
 _BATCH_FILE = """
@@ -168,6 +169,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     5: ("DROP TRIGGER IF EXISTS spend_new", "DROP TRIGGER IF EXISTS spend_more"),
     6: (recent.TABLE,),
     7: ("ALTER TABLE deferred ADD COLUMN tag TEXT NOT NULL DEFAULT ''",),
+    8: (_DEFERRED_BOOKED,),
 }
 
 # The sums of a row, in the order of `Sums`. In a shared store each has a letter.
