@@ -398,6 +398,24 @@ def test_a_worker_that_exits_tells_the_store_what_it_has_not_learned_yet(
     assert known.key == "paid"
 
 
+def test_what_the_store_never_learns_of_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise StoreError("not in reach")
+
+    monkeypatch.setattr(world.app.runtime.store, "remember", fail)
+    monkeypatch.setattr("wrapper.proxy.deferred.MAX_UNREMEMBERED", 1)
+    world.create(name="resp_1")
+    world.create(name="resp_2")
+    worker: Any = SimpleNamespace(wsgi=world.app, _runtime=world.app.runtime)
+    Worker.close(worker)
+    assert [deferred.id for deferred, _ in world.app.runtime.unremembered] == ["resp_2"]
+    told = [line.getMessage() for line in caplog.records]
+    assert "too much waits for the store: response resp_1 is not metered" in told
+    assert "deferred work that the store has not taken is not metered: 1" in told
+
+
 def test_it_is_booked_under_the_tag_of_its_request(world: World) -> None:
     world.create(tag="search")
     world.answers(**ended())

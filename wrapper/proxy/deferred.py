@@ -15,6 +15,7 @@ Invariant: each object is booked once, at the price that was served, for the key
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -29,7 +30,7 @@ from wrapper.proxy.recent import recent_request
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.record import COMPLETED, MAX_NAME, NO_MODEL, RequestRecord
-from wrapper.runtime import RequestContext, Runtime, Snapshot
+from wrapper.runtime import MAX_UNREMEMBERED, RequestContext, Runtime, Snapshot
 from wrapper.store import Deferred, Demand, Entry, Lease, StoreError
 
 # Reasons of `unmetered_responses_total`, beside those of `wrapper.metering.usage`.
@@ -43,6 +44,8 @@ PATH: Final = "(deferred)"  # of a booking's log line
 MAX_SIGHTS: Final = 100  # objects of one response that are looked up
 
 _FAILED: Final = "failed"
+
+log = logging.getLogger("wrapper")
 
 
 class Booking(NamedTuple):
@@ -90,6 +93,9 @@ def remember(
         runtime.store.remember(deferred, lease, context.snapshot.settings.server.deferred_poll)
     except StoreError as error:
         runtime.store_failed(error)
+        if len(runtime.unremembered) == MAX_UNREMEMBERED:
+            lost = runtime.unremembered.popleft()[0]
+            log.error("too much waits for the store: %s %s is not metered", lost.kind, lost.id)
         runtime.unremembered.append((deferred, lease))
     if lease is not None:
         lease.demand = Demand(lease.demand.tokens, 0)
@@ -98,14 +104,14 @@ def remember(
 def remember_waiting(runtime: Runtime) -> None:
     """Remember what the store did not take at its creation."""
     while runtime.unremembered:
-        deferred, lease = runtime.unremembered[0]
+        deferred, lease = runtime.unremembered.popleft()
         delay = runtime.snapshot.settings.server.deferred_poll
         try:
             runtime.store.remember(deferred, lease, delay)
         except StoreError as error:
+            runtime.unremembered.appendleft((deferred, lease))
             runtime.store_failed(error)
             return
-        runtime.unremembered.popleft()
 
 
 def object_target(deferred: Deferred) -> str:

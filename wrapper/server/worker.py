@@ -99,6 +99,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         if self.wsgi is not None:
             self._runtime.telemetry.publish()
             remember_waiting(self._runtime)
+            if lost := len(self._runtime.unremembered):
+                log.error("deferred work that the store has not taken is not metered: %d", lost)
             try:
                 self._runtime.store.close()
             except StoreError as error:
