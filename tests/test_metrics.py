@@ -370,7 +370,7 @@ def test_five_hundred_unauthenticated_requests_add_at_most_ten_series(
     dice = random.Random(4)
     word = lambda: "".join(dice.choices(string.ascii_letters + string.digits, k=12))  # noqa: E731
     with Simulator(api_key=PROVIDER_KEYS["OPENAI_API_KEY"]) as strict:
-        gateway = gateway_factory(CONFIG.replace("{simulator}", strict.url), workers=2)
+        gateway = gateway_factory(CONFIG.replace("{simulator}", strict.url), workers=1)
         gateway.metrics()  # a scrape makes series too
         before = {(s.name, *sorted(s.labels.items())) for s in gateway.metrics().samples}
         connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)

@@ -76,7 +76,7 @@ def context(made: dict[str, Any], server: Server | None = None) -> RequestContex
     scopes: Any = Scopes()
     runtime: Any = SimpleNamespace(scopes=scopes, capacity=Capacity())
     snapshot: Any = SimpleNamespace(
-        settings=SimpleNamespace(server=server or Server()),
+        settings=SimpleNamespace(server=server or Server(), tags=None),
         limits=SimpleNamespace(has_budget=lambda _: False),
     )
     scope = CancelScope(scopes, made.get("gunicorn.socket"))

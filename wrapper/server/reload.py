@@ -68,7 +68,7 @@ class ConfigReloader:
         keys = keys_path(self._environ)
         if self._prepared.is_needed(keys):
             with contextlib.suppress(ChildFailed):  # then it is read here
-                in_child(self._prepare)
+                in_child(self._prepare, niceness=5)
         settings = load(self._environ, self._demo_url, prepared=self._prepared)
         try:
             self._prices = load_prices(settings, self._environ)
