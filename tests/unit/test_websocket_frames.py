@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
@@ -197,6 +198,29 @@ def test_a_transcription_reports_tokens_or_seconds() -> None:
 def test_a_session_names_its_models(kind: str, session: dict[str, Any]) -> None:
     found = read({"type": kind, "session": {"model": "gpt-realtime", **session}})
     assert found == SocketEvent("session", model="gpt-realtime", transcriber="whisper-1")
+
+
+@pytest.mark.parametrize(
+    "session", [None, "x", {"model": 7}, {"audio": {"input": {"transcription": None}}}]
+)
+def test_a_session_may_name_no_model(session: Any) -> None:
+    assert read({"type": "session.updated", "session": session}) == SocketEvent("session")
+
+
+@pytest.mark.parametrize("kind", ["session.updated", "response.created", "response.done"])
+def test_what_a_client_has_put_into_a_session_is_not_decoded(kind: str) -> None:
+    """The provider repeats it: decoded it would take more than twenty times its size."""
+    inner = {"id": "r", "model": "m", "tools": [[]] * 100_000}
+    text = json.dumps({"type": kind, "session": inner, "response": inner}).encode()
+    tracemalloc.start()
+    try:
+        found = read_event(text, b"")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found is not None
+    assert found.model == "m"
+    assert peak < 4 * len(text)
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,12 @@ Nearly every event is a piece of text or sound: it is searched for the types abo
 from __future__ import annotations
 
 import re
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from wrapper.metering.dialects import DECODING_ERRORS, read
+from wrapper.metering.raw import NOTHING, text_of
 from wrapper.metering.usage import NO_USAGE, TOO_LARGE, UNREADABLE, ExtractedUsage
 
 _TRANSCRIBED: Final = "conversation.item.input_audio_transcription.completed"
@@ -53,27 +54,34 @@ class SocketEvent(NamedTuple):
     extracted: ExtractedUsage = ExtractedUsage(None, None, NO_USAGE)
 
 
-class _Event(msgspec.Struct):
-    type: Any = None
-    response: Any = None
-    session: Any = None
-
-
 class _Response(msgspec.Struct):
-    id: Any = None
-    model: Any = None
-    status: Any = None
+    """Neither its output nor what may stand in place of a text is decoded."""
+
+    id: msgspec.Raw = NOTHING
+    model: msgspec.Raw = NOTHING
+    status: msgspec.Raw = NOTHING
 
 
-class _Begun(msgspec.Struct):
-    """The response alone: its output is not decoded."""
-
-    type: Any = None
+class _Event(msgspec.Struct):
+    type: msgspec.Raw = NOTHING
     response: _Response | None = None
 
 
+class _Session(msgspec.Struct):
+    """Any object on the way to the models of a session. The provider repeats what the client has
+    put beside them: it is not decoded.
+    """
+
+    session: msgspec.Raw = NOTHING
+    audio: msgspec.Raw = NOTHING
+    input: msgspec.Raw = NOTHING
+    transcription: msgspec.Raw = NOTHING
+    input_audio_transcription: msgspec.Raw = NOTHING
+    model: msgspec.Raw = NOTHING
+
+
 _decode_event = msgspec.json.Decoder(_Event).decode
-_decode_response = msgspec.json.Decoder(_Begun).decode
+_decode_session = msgspec.json.Decoder(_Session).decode
 
 
 def read_event(text: bytes | None, head: bytes) -> SocketEvent | None:
@@ -95,28 +103,23 @@ def read_event(text: bytes | None, head: bytes) -> SocketEvent | None:
 
 
 def _read(text: bytes) -> SocketEvent | None:
-    event = _decode_response(text)
-    kind, response = event.type, event.response or _Response()
-    if not isinstance(kind, str):
-        return None
-    name, model = _text(response.id), _text(response.model)
+    event = _decode_event(text)
+    kind, response = text_of(event.type), event.response or _Response()
+    name, model = text_of(response.id), text_of(response.model)
     if kind == _BEGUN:
         return SocketEvent("begun", name, model)
     if kind in _ENDED:
-        return SocketEvent(
-            "ended", name, model, extracted=_extracted(text, failed=response.status == "failed")
-        )
+        failed = text_of(response.status) == "failed"
+        return SocketEvent("ended", name, model, extracted=_extracted(text, failed=failed))
     if kind == _TRANSCRIBED:
         return SocketEvent("transcribed", extracted=_extracted(text))
     if _SESSION.fullmatch(kind):
-        session = _decode_event(text).session
+        session = bytes(_decode_session(text).session)
         return SocketEvent(
             "session",
-            model=_text(_member(session, "model")),
-            transcriber=_text(
-                _member(session, "audio", "input", "transcription", "model")
-                or _member(session, "input_audio_transcription", "model")
-            ),
+            model=_text_at(session, "model"),
+            transcriber=_text_at(session, "audio", "input", "transcription", "model")
+            or _text_at(session, "input_audio_transcription", "model"),
         )
     return None
 
@@ -127,11 +130,10 @@ def _extracted(text: bytes, *, failed: bool = False) -> ExtractedUsage:
     return ExtractedUsage(found.usage, found.model, reason, found.error or failed, terminal=True)
 
 
-def _member(value: Any, *names: str) -> Any:
+def _text_at(text: bytes, *names: str) -> str:
+    """The text that the names lead to; empty where there is none."""
     for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+        if not text.startswith(b"{"):
+            return ""
+        text = bytes(getattr(_decode_session(text), name))
+    return text_of(msgspec.Raw(text))
