@@ -961,3 +961,21 @@ def test_a_response_that_was_asked_for_and_not_begun_is_bounded(
         client.closed()
     *responses, _ = lines_of(gateway, client, 1 - len(said))
     assert [line["bounded"] for line in responses] == ["aborted"] * (1 - len(said))
+
+
+def test_a_response_that_reports_nothing_costs_its_estimate(
+    gateway: Gateway, provider: Provider
+) -> None:
+    """As over HTTP, also where it is too large to be read."""
+    key, done = gateway.secrets["frugal"], {"type": "response.done", "response": {"id": "r"}}
+    sent = text(done, masked=False) + text({**done, "pad": "x" * 900_000}, masked=False)
+    with ends(gateway, provider, key, "raw/v1/realtime?model=priced") as (client, end):
+        end.send(sent)
+        assert client.exactly(len(sent)) == sent
+        client.send(close(1000, masked=True))
+        end.closed()
+        end.send(close(1000, masked=False))
+        client.closed()
+    *responses, _ = lines_of(gateway, client, 2)
+    assert [line["unmetered"] for line in responses] == ["no_usage", "too_large"]
+    assert [line["cost_usd"] for line in responses] == [0.004096, 0.004096]

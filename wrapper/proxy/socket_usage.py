@@ -17,6 +17,7 @@ from typing import Final
 
 from wrapper import errors
 from wrapper.auth import Principal, expired
+from wrapper.cancellation import yield_if_due
 from wrapper.endpoints import NO_USAGE, Endpoint
 from wrapper.formats.websocket import Message
 from wrapper.metering import ExtractedUsage, content_begins
@@ -99,6 +100,7 @@ class SocketUsage:
         record.completed(event.extracted, _RESPONSE, ended=True, metering=True)
         refusal = self._count_against_limits(record)
         self._finalize(record)
+        yield_if_due()  # a piece may have a thousand of these
         return refusal
 
     def asks(self, model: str, output_fields: tuple[bytes, ...]) -> None:
@@ -170,15 +172,19 @@ class SocketUsage:
             return None
         provider = snapshot.limits.of_provider(record.provider)
         subjects = [*snapshot.limits.of_key(key.name), *filter(None, [provider])]
-        tokens = 0
+        socket, demand = self._context.record, Demand()
         if record.usage is not None:
-            tokens = record.usage.total
             price(record, self._context.snapshot, record.usage, record.served_model)
+            demand = Demand(record.usage.total, record.cost or 0)
+        elif record.unmetered is not None and socket.lease is not None:
+            demand = socket.lease.demand  # the estimate of one response
         try:
             record.lease = self._context.runtime.admission.admit(
-                map(_without_place, subjects), Demand(tokens, record.cost or 0)
+                map(_without_place, subjects), demand
             )
         except Refused as refusal:
+            if record.unmetered is not None:  # it costs the estimate that the socket has
+                record.lease, socket.lease = socket.lease, None
             return limit_exceeded(refusal)
         except StoreError as error:
             self._context.runtime.store_failed(error)
