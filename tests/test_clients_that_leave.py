@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,10 @@ import pytest
 
 from harness import chat, raw
 from harness.poll import eventually
+from wrapper.store import SqliteStore
 
 if TYPE_CHECKING:
-    from harness.gateway import Gateway, LogLine
+    from harness.gateway import Gateway, GatewayFactory, LogLine
     from harness.raw import Connection
     from harness.simulator import Simulator
 
@@ -270,3 +273,41 @@ def test_a_request_that_comes_while_a_stream_runs_waits_its_turn(gateway: Gatewa
         assert answer.clean_end
         assert chat.events(answer.body)[-1] == b"[DONE]"
         assert connection.read().status == 200
+
+
+def test_work_that_goes_on_without_its_client_is_remembered(
+    gateway_factory: GatewayFactory,
+) -> None:
+    """A client that left before the response could else have batches and videos for nothing."""
+    arrived, left = threading.Event(), threading.Event()
+
+    def respond(sent: bytes) -> bytes:
+        kind = "batch" if b"/batches" in sent.split(b"\r\n")[0] else "video"
+        arrived.set()
+        assert left.wait(60)
+        made = {"id": f"{kind}_1", "object": kind, "status": "in_progress"}
+        return raw.response(json.dumps(made).encode(), "Content-Type: application/json")
+
+    with raw.scripted(respond) as provider:
+        config = f'[providers.far]\nbase_url = "{provider.url}/v1"\n'
+        config += 'api_key = { env = "OPENAI_API_KEY" }\n'
+        gateway = gateway_factory(config + '[[routes]]\nmodel = "*"\ntargets = ["far"]\n')
+        for path, body in (
+            ("/v1/batches", {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}),
+            ("/v1/videos", {"model": "sora-2", "prompt": "A calico cat."}),
+        ):
+            arrived.clear()
+            left.clear()
+            key = gateway.secrets["web-app"]
+            content = json.dumps(body).encode()
+            with raw.Connection(gateway.port) as connection:
+                connection.send(raw.request(gateway.port, "POST", path, content, key=key))
+                assert arrived.wait(60)
+            time.sleep(0.2)  # for the gateway to notice; without it this holds, too
+            left.set()
+        with contextlib.closing(SqliteStore(gateway.directory / "usage.db")) as store:
+            eventually(
+                lambda: len(store.pending("far", ["batch_1", "video_1"])) == 2,
+                30,
+                what="both in the store",
+            )

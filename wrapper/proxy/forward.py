@@ -14,8 +14,10 @@ from wrapper import errors
 from wrapper.cancellation import CLIENT_GONE, DRAINED, TIMEOUT, CancelScope, Interrupted
 from wrapper.proxy import timeouts
 from wrapper.proxy.admit import move
+from wrapper.proxy.batches import BATCH
 from wrapper.proxy.beginning import Beginning
 from wrapper.proxy.body import RequestBody
+from wrapper.proxy.deferred import VIDEO
 from wrapper.proxy.failover_and_retry import may_fail_over, note_failure, refuses_stream_options
 from wrapper.proxy.handshake import handshake_up
 from wrapper.proxy.request import ProxyRequest
@@ -26,6 +28,7 @@ from wrapper.upstream import UpstreamResponse, headers_up
 
 clock = time.perf_counter
 
+_STARTS_WORK = frozenset((BATCH, VIDEO))
 _NOT_REPEATABLE = frozenset(("POST", "PATCH"))
 
 
@@ -162,8 +165,12 @@ def _send(
     if isinstance(body, RequestBody):
         outgoing = _Upload(body, scope)
         upload = timeouts.body_seconds(body.length, context.snapshot.settings.server)
-    elif upstream.provider.on_abort == "drain" and request.endpoint.metered:
-        scope.grace = upstream.provider.drain_timeout
+    else:
+        drains = upstream.provider.on_abort == "drain" and request.endpoint.metered
+        scope.grace = upstream.provider.drain_timeout if drains else 0.0
+        if request.endpoint.creates in _STARTS_WORK:
+            # It goes on without the client, and cannot be booked before its id is known.
+            scope.grace = upstream.provider.first_byte_timeout
     if scope.client_left:  # while another target was asked
         raise interrupted(context, CLIENT_GONE)
     timeouts.arm_first_byte(scope, upstream.provider, upload)
