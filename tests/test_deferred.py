@@ -511,6 +511,22 @@ def test_a_video_is_booked_when_it_is_there_and_not_when_it_fails(world: World) 
     assert world.sums()["sora-2"].requests == 2
 
 
+def test_a_budget_has_no_room_for_more_videos_than_it_can_pay(world: World) -> None:
+    def create(number: int, **asked: Any) -> int:
+        world.answers(**{**VIDEO, "id": f"video_{number}", "status": "queued"})
+        body = {"model": "sora-2", "prompt": "a cat", **asked}
+        return world.call("POST", "/v1/videos", body, key="paid").status
+
+    assert create(0) == 429, "without a length it may be the longest there is, which is 1.2 USD"
+    assert [create(number, seconds="4") for number in (1, 2, 3)] == [200, 200, 429]
+    [held] = world.app.runtime.store.standing(world.app.runtime.snapshot.limits.of_key("paid"))
+    assert (held.reserved, held.spent) == (2 * FOUR_SECONDS, 0)
+    world.answers(**{**VIDEO, "status": "completed"})
+    world.call("GET", "/v1/videos/video_1", key="paid")
+    [held] = world.app.runtime.store.standing(world.app.runtime.snapshot.limits.of_key("paid"))
+    assert (held.reserved, held.spent) == (FOUR_SECONDS, FOUR_SECONDS)
+
+
 def test_a_video_that_nobody_asks_for(world: World) -> None:
     world.answers(**VIDEO, status="queued")
     world.call("POST", "/v1/videos/video_0/remix", {"prompt": "a dog"})

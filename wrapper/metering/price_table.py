@@ -34,6 +34,7 @@ _PER_TOKEN = (
     "audio_output",
     "image_output",
 )
+VIDEO_SECOND = "video_second"  # how the units of videos begin; their size follows
 _OUTPUTS = ("output", "audio_output", "image_output")
 _INPUTS = tuple(name for name in _PER_TOKEN if name not in _OUTPUTS)
 _OF_RATE = frozenset((*_PER_TOKEN, "audio_hour", "tiers", "above"))
@@ -197,14 +198,25 @@ class Ceiling(NamedTuple):
     character: int
     minimum_seconds: int
     answers: bool
+    video_second: int = 0
 
-    def cost(self, prompt: int, completion: int, seconds: float = 0.0, characters: int = 0) -> int:
-        """The most that so many tokens, seconds and characters cost, in pico-USD."""
+    def cost(
+        self,
+        prompt: int,
+        completion: int,
+        seconds: float = 0.0,
+        characters: int = 0,
+        video_seconds: int = 0,
+    ) -> int:
+        """The most that so many tokens, seconds (of audio, of video) and characters cost, in
+        pico-USD.
+        """
         input_ = output = hour = 0
         for above, input_, output, hour in self.rates:  # noqa: B007 the last one is used below
             if prompt > above:
                 break
         cost = prompt * input_ + completion * output + characters * self.character
+        cost += video_seconds * self.video_second
         if seconds:
             cost += round(max(seconds, self.minimum_seconds) * 1000) * hour // 3_600_000
         return cost
@@ -241,6 +253,10 @@ class ModelPrices(NamedTuple):
             self.minimum_seconds,
             not self.uncounted
             and (bool(self.units) or any(rate.output is not None for rate in rates)),
+            max(
+                (self.units[unit] for unit in self.units if unit.startswith(VIDEO_SECOND)),
+                default=0,
+            ),
         )
 
     def price(self, usage: Usage) -> Priced:

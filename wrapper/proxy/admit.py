@@ -14,14 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from wrapper import errors
 from wrapper.admission import KeyLimits, output_limit
 from wrapper.auth import Principal
 from wrapper.config.problems import quote
-from wrapper.metering.bounds import MEDIA_BYTES_PER_SECOND, MEDIA_BYTES_PER_TOKEN
+from wrapper.metering.bounds import MEDIA_BYTES_PER_SECOND, MEDIA_BYTES_PER_TOKEN, whole
+from wrapper.metering.dialects import DECODING_ERRORS
 from wrapper.proxy.batches import BATCH, demand_of_batch
+from wrapper.proxy.body import Body
+from wrapper.proxy.deferred import VIDEO
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.runtime import RequestContext
@@ -29,6 +34,14 @@ from wrapper.store import Demand, Lease, Refused, Standing, StoreError
 from wrapper.upstream import Upstream
 
 _NO_DEMAND: Final = Demand()
+MAX_VIDEO_SECONDS: Final = 12  # of those that OpenAI makes
+
+
+class _Video(msgspec.Struct):
+    seconds: Any = None
+
+
+_decode_video = msgspec.json.Decoder(_Video).decode
 
 
 def admit(
@@ -234,6 +247,7 @@ def _demand(
     stated = endpoint.input_only or asks.tokens is not None
     output = asks.total(0 if stated else _default_output(context, attempts))
     characters = size if endpoint.by_character else 0
+    video_seconds = _video_seconds(body) if endpoint.creates == VIDEO else 0
     # Embeddings and transcriptions have no price of what they write.
     answers = not endpoint.input_only and not seconds
     cost = 0
@@ -243,7 +257,7 @@ def _demand(
             upstream.provider.name, upstream.host, attempt.model, asks.tier
         )
         if ceiling is not None:
-            cost = max(cost, ceiling.cost(size, output, seconds, characters))
+            cost = max(cost, ceiling.cost(size, output, seconds, characters, video_seconds))
             if ceiling.answers or not answers:
                 continue
         if budgets and (attempt.model or endpoint.metered or endpoint.default_model):
@@ -252,6 +266,15 @@ def _demand(
             context.record.dry_run.append(errors.ModelNotPriced.code)
             budgets = None
     return Demand(size + output, cost)
+
+
+def _video_seconds(body: Body) -> int:
+    """How long the video is that a request asks for; of a form, the longest that there is."""
+    try:
+        asked = whole(_decode_video(body).seconds) if isinstance(body, bytes) else 0
+    except DECODING_ERRORS:
+        asked = 0
+    return asked or MAX_VIDEO_SECONDS
 
 
 def _default_output(context: RequestContext, attempts: list[UpstreamAttempt]) -> int:
