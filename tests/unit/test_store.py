@@ -423,3 +423,23 @@ def test_settling_costs_a_few_calls_however_much_is_on_record(store: SqliteStore
     for index in range(1000):
         store.settle(entry(key=f"key-{index % 50}", model=f"model-{index % 20}"))
     assert effort.calls(lambda: store.settle(entry())) < 40
+
+
+def test_a_reader_leaves_the_locks_of_its_process_alone(path: Path, store: SqliteStore) -> None:
+    """Else the next process that closes the file deletes the log that this one writes to."""
+    other = f"""if True:
+        from pathlib import Path
+        from wrapper.store.sqlite import SqliteStore
+        store = SqliteStore(Path({str(path)!r}))
+        print(store.totals()[0].requests)
+        store.close()
+    """
+    found = []
+    for _ in range(2):
+        store.settle(entry())
+        reader = store.reader()
+        reader.totals()
+        reader.close()
+        done = subprocess.run([sys.executable, "-c", other], capture_output=True, check=True)
+        found.append(int(done.stdout))
+    assert found == [1, 2]

@@ -5,6 +5,7 @@ Invariant: the file is readable by its owner alone, and one of a newer version i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import time
@@ -54,8 +55,11 @@ def open_file(path: Path) -> sqlite3.Connection:
     """A connection in autocommit that waits for nobody; the file is made where there is none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Before SQLite makes it: readable by the owner alone. Its log files take after it.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        # Before SQLite makes it: readable by the owner alone. Its log files take after it. One that
+        # is there is not opened: closing it would drop the locks of this process's connections,
+        # and another process could delete their log (sqlite.org/howtocorrupt.html, section 2.2).
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     except (sqlite3.Error, OSError) as error:
         raise problem(path, error) from error
