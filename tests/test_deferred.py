@@ -271,6 +271,26 @@ def test_what_nobody_asks_for_is_asked_by_the_gateway_with_its_own_credential(
         assert b"Authorization: Bearer sk-PROVIDERS-OWN-KEY" in sent
 
 
+@pytest.mark.parametrize(
+    ("created", "asked"),
+    [
+        ("/v1/respons%65s", "/v1/responses/resp_1"),
+        ("/openai/v1/Responses;x/", "/v1/responses/resp_1"),
+        ("/v1/responses?stream=true&Stre%61m=1&include[]=x", "/v1/responses/resp_1"),
+        ("/v1/responses?x=1&api-version=v1", "/v1/responses/resp_1?x=1&api-version=v1"),
+    ],
+)
+def test_no_way_to_write_its_path_hides_it_from_the_gateway(
+    world: World, created: str, asked: str
+) -> None:
+    world.answers(id="resp_1", object="response", status="queued", background=True, usage=None)
+    assert world.call("POST", created, BODY).status == 200
+    world.answers(**ended())
+    world.ask()
+    assert world.provider.requests[-1].startswith(f"GET {asked} HTTP/1.1\r\n".encode())
+    assert world.sums()[MODEL].total == 350
+
+
 def test_a_failed_or_unreachable_provider_is_asked_again(world: World) -> None:
     world.create()
     world.answers(503, error={"message": "busy"})

@@ -19,7 +19,7 @@ import logging
 import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote, unquote_plus
 
 from wrapper.metering import ExtractedUsage, Sight, Usage
 from wrapper.metering.batch_output import BATCH_TIER
@@ -41,6 +41,8 @@ VIDEO: Final = "video"
 # Where the objects of a kind are: the end of the path that creates and lists them.
 COLLECTIONS: Final = {"response": "/responses", BATCH: "/batches", VIDEO: "/videos"}
 PATH: Final = "(deferred)"  # of a booking's log line
+# How a query asks for another form of an object.
+_OTHER_FORMS: Final = frozenset(["stream", "starting_after", "include", "include_obfuscation"])
 MAX_SIGHTS: Final = 100  # objects of one response that are looked up
 
 _FAILED: Final = "failed"
@@ -120,10 +122,24 @@ def object_target(deferred: Deferred) -> str:
 
 
 def collection_target(deferred: Deferred, collection: str, object_id: str, rest: str = "") -> str:
-    """The same of an object beside it, in another `collection`."""
-    path, mark, query = deferred.target.partition("?")
-    end = path.lower().rfind(COLLECTIONS[deferred.kind])
-    return f"{path[:end]}{collection}/{quote(object_id, safe='')}{rest}{mark}{query}"
+    """The same of an object beside it, in another `collection`.
+
+    The query of the caller goes along, as it may choose the API (`api-version`), but for what asks
+    for another response: with `stream=true` it would be a stream, in which no end is found.
+    """
+    path, _, query = deferred.target.partition("?")
+    parts, name = path.split("/"), COLLECTIONS[deferred.kind][1:]
+    # As `endpoints` reads a path: a caller may have sent `/respons%65s`.
+    known = [n for n, part in enumerate(parts) if unquote(part).partition(";")[0].lower() == name]
+    before = "/".join(parts[: known[-1] if known else -1])
+    kept = [each for each in query.split("&") if each and not _asks_for_another(each)]
+    more = "?" + "&".join(kept) if kept else ""
+    return f"{before}{collection}/{quote(object_id, safe='')}{rest}{more}"
+
+
+def _asks_for_another(parameter: str) -> bool:
+    name = unquote_plus(parameter.partition("=")[0])
+    return name.partition("[")[0].strip().lower() in _OTHER_FORMS
 
 
 def saw_end_of_request(
