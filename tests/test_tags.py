@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +10,42 @@ import pytest
 
 from harness import chat, raw
 from harness.defaults import CONFIG
+from harness.metrics import Metrics
+from wrapper.metering import Usage
 from wrapper.proxy.tags import MAX_MEMBER
-from wrapper.telemetry.labels import KeyTags
+from wrapper.record import COMPLETED, RequestRecord
+from wrapper.telemetry.instruments import TAG_COST, TAG_REQUESTS, TAG_TOKENS
+from wrapper.telemetry.labels import MAX_TAGS_OF_KEY, KeyTags
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from harness.app import App, AppFactory
     from harness.redisserver import RedisServer
 
 MODEL = "gpt-6-sol"
 ALL = '\n[tags]\nheader = "X-Wrapper-Tag"\nmetadata = "team"\nuser = true\n'
+LISTED = ALL + 'labels = ["team-a", "nightly"]\n'
+COUNTED = ("tag_requests_total", "tag_tokens_total", "tag_cost_usd_total")
+
+
+@pytest.fixture
+def no_series() -> Iterator[None]:
+    """Metrics are of the process: other tests' tags are not seen, and leave nothing."""
+    for metric in (TAG_REQUESTS, TAG_TOKENS, TAG_COST):
+        metric.clear()
+    yield
+    for metric in (TAG_REQUESTS, TAG_TOKENS, TAG_COST):
+        metric.clear()
+
+
+def counted(app: App) -> dict[str, tuple[float, ...]]:
+    """The requests, tokens and dollars of each tag in `/metrics`."""
+    got = app.exchange(raw.request(app.port, "GET", "/metrics"))
+    assert got.status == 200
+    families = [Metrics(got.body.decode()).by(name, "tag") for name in COUNTED]
+    assert families[0].keys() == families[1].keys() == families[2].keys()
+    return {tag: tuple(family[tag,] for family in families) for (tag,) in families[0]}
 
 
 def call(app: App, tag: str = "", **fields: Any) -> str:
@@ -86,3 +114,71 @@ def test_a_key_that_makes_up_tags_leaves_room_for_the_others() -> None:
     assert [known.of("web", str(n)) for n in range(6)] == ["0", "1", "2", "3", "other", "other"]
     assert [known.of("batch", str(n)) for n in range(3)] == ["0", "1", "other"]
     assert [known.of("web", "3"), known.of("batch", "1")] == ["3", "1"]
+
+
+@pytest.mark.usefixtures("no_series")
+def test_a_listed_tag_is_counted_in_the_metrics_and_no_other(app_factory: AppFactory) -> None:
+    app = app_factory(CONFIG + LISTED, keys={"web": {}})
+    assert counted(app) == {"team-a": (0, 0, 0), "nightly": (0, 0, 0)}
+    for tag in ("team-a", "team-a", "search", "", "x" * 65):
+        call(app, tag)
+    call(app, user="nightly")
+    assert tags(app) == {"team-a": 2, "nightly": 1, "search": 1, "-": 1, "other": 1}
+    booked = {row.group[0]: row for row in app.runtime.store.totals(by=("tag",))}
+    assert booked["nightly"].total > 0
+    assert booked["nightly"].cost > 0
+    assert counted(app) == {
+        tag: (row.requests, row.total, pytest.approx(row.cost / 1e12, rel=0, abs=1e-10))
+        for tag, row in booked.items()
+        if tag in ("team-a", "nightly")
+    }
+
+
+@pytest.mark.usefixtures("no_series")
+def test_deferred_work_counts_tokens_and_cost_of_its_tag_and_no_request(
+    app_factory: AppFactory,
+) -> None:
+    app = app_factory(CONFIG + LISTED, keys={"web": {}})
+    for tag in ("nightly", "search"):
+        record = RequestRecord("", "(deferred)", api_key="web", provider="openai", model=MODEL)
+        record.usage, record.cost = Usage(10, 5, 15), 2_000_000_000_000
+        record.outcome, record.tag = COMPLETED, tag
+        app.runtime.telemetry.booked(record, MODEL)
+    assert counted(app) == {"team-a": (0, 0, 0), "nightly": (0, 15, 2)}
+
+
+@pytest.mark.usefixtures("no_series")
+def test_a_reload_changes_what_is_listed(app_factory: AppFactory) -> None:
+    app = app_factory(CONFIG + LISTED, keys={"web": {}})
+    settings, prices = app.runtime.snapshot.settings, app.runtime.snapshot.prices
+    other = dataclasses.replace(settings.tags, labels=frozenset(("search",)))
+    app.runtime.apply(dataclasses.replace(settings, tags=other), prices)
+    for tag in ("team-a", "search"):
+        call(app, tag)
+    found = counted(app)
+    assert {tag: requests for tag, (requests, *_) in found.items()} == {
+        "team-a": 0,
+        "nightly": 0,
+        "search": 1,
+    }
+
+
+@pytest.mark.usefixtures("no_series")
+def test_no_tag_is_a_label_where_none_is_listed(app_factory: AppFactory) -> None:
+    app = app_factory(CONFIG + ALL, keys={"web": {}})
+    call(app, "team-a")
+    call(app)
+    assert counted(app) == {}
+
+
+@pytest.mark.usefixtures("no_series")
+def test_a_listed_tag_has_its_place_among_those_that_a_key_makes_up(
+    app_factory: AppFactory,
+) -> None:
+    app = app_factory(CONFIG + LISTED, keys={"web": {}})
+    for number in range(MAX_TAGS_OF_KEY):
+        app.runtime.telemetry.tag("web", str(number))
+    call(app, "search")
+    call(app, "nightly")
+    assert tags(app) == {"other": 1, "nightly": 1}
+    assert counted(app)["nightly"][0] == 1

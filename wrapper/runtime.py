@@ -86,7 +86,8 @@ class Runtime:
         models.update(routes.exact_names)
         models.update(name for name in settings.prices if not name.endswith("*"))
         priced = (prices.names(name, upstream.host) for name, upstream in upstreams.items())
-        self.telemetry.register(models, upstreams, set().union(*priced))
+        tags = settings.tags.labels if settings.tags is not None else ()
+        self.telemetry.register(models, upstreams, set().union(*priced), tags)
         for name, shutdowns in settings.shutdowns.items():
             times = {model: shutdown.at for model, shutdown in shutdowns.items()}
             self.telemetry.models_shut_down(name, times)

@@ -486,6 +486,9 @@ targets = [
 ]
 [[routes]]
 targets = ["x"]
+[tags]
+user = true
+labels = [" a"]
 """
     keys = f"""\
 [keys]
@@ -498,9 +501,17 @@ a = {{ sha256 = "{DIGEST}", models = [] }}
         'providers.x.headers."a b"': 4,
         "routes[0].targets": 8,
         "routes[1].model": 12,
+        "tags.labels": 16,
         "keys.a.models": 2,
         'keys."b.c".sha256': 3,
     }
+
+
+def test_fifty_tags_may_be_labels(loaded: Load) -> None:
+    names = [*map(str, range(49)), "x" * 64]
+    tags = loaded(f"[tags]\nuser = true\nlabels = {names}{OTHERWISE_FINE}").tags
+    assert tags is not None
+    assert tags.labels == set(names)
 
 
 @pytest.mark.parametrize(
@@ -545,6 +556,19 @@ a = {{ sha256 = "{DIGEST}", models = [] }}
         ('[tags]\nheader = "x tag"', "tags.header", "is 'x tag'"),
         ('[tags]\nheader = "Authorization"', "tags.header", "holds a credential"),
         ('[tags]\nuser = "yes"', "tags.user", "is a string"),
+        ('[tags]\nuser = true\nlabels = "a"', "tags.labels", "is a string"),
+        ("[tags]\nuser = true\nlabels = []", "tags.labels", "is empty"),
+        ('[tags]\nuser = true\nlabels = ["a", 1]', "tags.labels[1]", "is an integer"),
+        ('[tags]\nuser = true\nlabels = ["a", "a"]', "tags.labels[1]", "is there twice"),
+        ('[tags]\nuser = true\nlabels = [" a"]', "tags.labels", "' a' is no tag"),
+        ('[tags]\nuser = true\nlabels = ["a\\n"]', "tags.labels", "is no tag"),
+        (f"[tags]\nuser = true\nlabels = ['{'x' * 65}']", "tags.labels", "is no tag"),
+        (
+            f"[tags]\nuser = true\nlabels = {list(map(str, range(51)))}",
+            "tags.labels",
+            "has 51 tags",
+        ),
+        ('[tags]\nuser = false\nlabels = ["a"]', "tags.labels", "no request has one"),
         (provider('on_abort = "wait"'), "providers.x.on_abort", "is 'wait'"),
         (provider("default_output_tokens = 0"), "providers.x.default_output_tokens", "out of"),
         ("[server]\ndefault_output_tokens = 0", "server.default_output_tokens", "out of range"),

@@ -26,6 +26,7 @@ from wrapper.config.problems import ConfigError, Problem
 from wrapper.config.settings import (
     ADMIN_KEY,
     MAX_IN_FLIGHT,
+    MAX_TAG,
     ApiKey,
     Group,
     Price,
@@ -42,6 +43,7 @@ from wrapper.config.settings import (
 __all__ = [
     "ADMIN_KEY",
     "MAX_IN_FLIGHT",
+    "MAX_TAG",
     "ApiKey",
     "ConfigError",
     "Group",

@@ -20,6 +20,8 @@ from wrapper.config.settings import (
     DEFAULT_OUTPUT_TOKENS,
     MAX_IN_FLIGHT,
     MAX_OUTPUT_TOKENS,
+    MAX_TAG,
+    MAX_TAG_LABELS,
     Price,
     Provider,
     Route,
@@ -94,6 +96,7 @@ def _tags(table: Table | None) -> Tags | None:
     header = table.text("header", None, wanted='a name such as "x-wrapper-tag"')
     metadata = table.text("metadata", None, wanted='the name of a member, such as "team"')
     user = table.flag("user", False)
+    labels = _tag_labels(table)
     if not table.data:
         table.problem("", "says nothing", 'write header = "x-wrapper-tag"')
     if header is not None and not (header.isascii() and header.replace("-", "a").isalnum()):
@@ -102,7 +105,23 @@ def _tags(table: Table | None) -> Tags | None:
         table.problem("header", "holds a credential", 'write "x-wrapper-tag"')
     table.close()
     name = None if header is None else "HTTP_" + header.upper().replace("-", "_")
-    return Tags(name, metadata, user)
+    return Tags(name, metadata, user, labels)
+
+
+def _tag_labels(table: Table) -> frozenset[str]:
+    labels = table.texts("labels", (), wanted='an array of tags such as "team-a"')
+    if not labels:
+        return frozenset()
+    if not any(table.data.get(key) for key in ("header", "metadata", "user")):
+        hint = 'say where a request has its tag, such as header = "x-wrapper-tag"'
+        table.problem("labels", "lists tags, and no request has one", hint)
+    if len(labels) > MAX_TAG_LABELS:
+        table.problem("labels", f"has {len(labels)} tags", f"list {MAX_TAG_LABELS} or fewer")
+    for label in labels:
+        if len(label) > MAX_TAG or not label.isprintable() or label != label.strip():
+            hint = f"write up to {MAX_TAG} printable characters, without spaces around them"
+            table.problem("labels", f"{quote(label)} is no tag", hint)
+    return frozenset(labels)
 
 
 def _check_name(name: str, table: Table) -> None:

@@ -21,6 +21,8 @@ MAX_IN_FLIGHT = 4000  # requests in a worker; it accepts more connections: idle 
 DEFAULT_STORE = "sqlite:///data/usage.db"
 DEFAULT_OUTPUT_TOKENS = 4096
 MAX_OUTPUT_TOKENS = 10_000_000
+MAX_TAG = 64  # characters
+MAX_TAG_LABELS = 50
 BUDGET_PERIODS = ("day", "week", "month", "total")
 """Days, weeks from Monday and months are UTC; "total" is a prepaid pot."""
 
@@ -253,12 +255,13 @@ class Shutdown:
 @dataclass(frozen=True, slots=True)
 class Tags:
     """Where a request says who inside its key it is for: the first of a header (as WSGI names it),
-    a member of the body's `metadata`, and its `user`.
+    a member of the body's `metadata`, and its `user`. Those in `labels` are labels of metrics.
     """
 
     header: str | None = None
     metadata: str | None = None
     user: bool = False
+    labels: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 Invariant: a tag never refuses a request. One that is no short printable text counts as `other`, and
 so does one more than a key may have (`Telemetry.tag`): callers choose it, and the usage table has a
-row for each.
+row for each. Those that the configuration lists (`labels`) are few, and always count as themselves.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Any, Final
 
 import msgspec
 
-from wrapper.config import Tags
+from wrapper.config import MAX_TAG, Tags
 from wrapper.proxy.body import Body
 from wrapper.runtime import RequestContext
 from wrapper.telemetry.instruments import OTHER
 
-MAX_TAG: Final = 64  # characters
 # Bytes of a member that is looked into: decoded, a body's worth of lists takes half a gigabyte.
 MAX_MEMBER: Final = 1 << 16
 _NOTHING: Final = msgspec.Raw(b"")
@@ -38,8 +37,8 @@ def tag_of(context: RequestContext, tags: Tags, body: Body) -> str:
     if not found and isinstance(body, bytes) and (tags.metadata or tags.user):
         found = next((each for each in _in_body(tags, body) if isinstance(each, str)), None)
     text = (found or "").strip()
-    if not text:
-        return ""
+    if not text or text in tags.labels:
+        return text
     if len(text) > MAX_TAG or not text.isprintable():
         return OTHER
     return context.runtime.telemetry.tag(context.record.api_key, text)

@@ -1,9 +1,9 @@
 """Counts every finished record and logs it: Prometheus instruments and one JSON line.
 
 Invariant: labels are bounded whatever unauthenticated clients send. Keys are labelled by their
-configured names, paths by their patterns, methods by HTTP's own, models as in `labels`. Values
-live in memory-mapped files (prometheus_client's multi-process mode) that outlive a killed
-worker. No secret, query string or body gets here.
+configured names, paths by their patterns, methods by HTTP's own, models as in `labels`, tags where
+the configuration lists them. Values live in memory-mapped files (prometheus_client's multi-process
+mode) that outlive a killed worker. No secret, query string or body gets here.
 
 `instruments` has the metrics, `labels` the model labels, `request_log` the log line, `exposition`
 the text of `/metrics`.
@@ -56,6 +56,7 @@ class Telemetry:
 
     def __init__(self, log_level: str = "info") -> None:
         self._known: set[str] = set()
+        self._tag_labels: frozenset[str] = frozenset()
         self.models = Labels()
         self._tags = KeyTags()
         self._series = UsageSeries()
@@ -66,16 +67,25 @@ class Telemetry:
             metrics.RELOADS[result,].inc(0)
 
     def register(
-        self, models: Iterable[str], providers: Iterable[str], priced: Iterable[str] = ()
+        self,
+        models: Iterable[str],
+        providers: Iterable[str],
+        priced: Iterable[str] = (),
+        tags: Iterable[str] = (),
     ) -> None:
         """Note the names of a configuration: its own models, which are always labels, its
-        providers, and the models of the price list, which are labels while there is a place.
+        providers, the models of the price list, which are labels while there is a place, and the
+        tags that are labels.
         """
         reserved = set(models)
         self.models.reserve(reserved)
         self._known = reserved.union(priced)
         for provider in providers:
             self.cooldown(provider, is_on=False)
+        self._tag_labels = frozenset(tags)
+        for tag in self._tag_labels:  # from zero, for `increase()` to see the first request
+            for metric in (metrics.TAG_REQUESTS, metrics.TAG_TOKENS, metrics.TAG_COST):
+                metric[tag,].inc(0)
 
     def cooldown(self, provider: str, *, is_on: bool) -> None:
         """Note whether the provider is left alone in this worker."""
@@ -224,6 +234,9 @@ class Telemetry:
                     cost -= part
             if cost:
                 metrics.BY_KIND[labels[0], "other"].inc(cost)
+        if record.tag in self._tag_labels:
+            metrics.TAG_REQUESTS[record.tag,].inc()
+            _count_tag(record)
         if record.relayed and 200 <= record.status < 300:
             self._observe_speed(record, (provider, model), self._times[labels[0]])
 
@@ -263,6 +276,8 @@ class Telemetry:
         if record.cost is not None:
             metrics.COST[labels].inc(record.cost)
             _count_kinds(labels[0], record.cost, record.cost_by_kind)
+        if record.tag in self._tag_labels:
+            _count_tag(record)
         self.log.write(record)
 
     def _observe_speed(
@@ -318,6 +333,13 @@ def _count_kinds(key: str, cost: int, by_kind: tuple[int, int, int, int]) -> Non
             rest -= part
     if rest:
         metrics.BY_KIND[key, "other"].inc(rest)
+
+
+def _count_tag(record: RequestRecord) -> None:
+    if record.usage is not None:
+        metrics.TAG_TOKENS[record.tag,].inc(record.usage.total)
+    if record.cost is not None:
+        metrics.TAG_COST[record.tag,].inc(record.cost)
 
 
 def reloaded(*, success: bool) -> None:

@@ -149,8 +149,14 @@ BOUNDED_COST = Series(
         (*_KEY_LABELS, "bound"),
     )
 )
+# Of the tags that the configuration lists.
+_TAG = ("tag",)
+TAG_REQUESTS = Series(Counter("tag_requests", "Proxy requests by listed tag.", _TAG))
+TAG_TOKENS = Series(Counter("tag_tokens", "All tokens by listed tag.", _TAG))
+TAG_COST_FAMILY = "tag_cost_usd"
+TAG_COST = Series(Counter(TAG_COST_FAMILY, "Cost in US dollars by listed tag.", _TAG))
 # Counted in whole pico-USD, and dollars in the exposition.
-USD_FAMILIES = frozenset((COST_FAMILY, BY_KIND_FAMILY, BOUNDED_COST_FAMILY))
+USD_FAMILIES = frozenset((COST_FAMILY, BY_KIND_FAMILY, BOUNDED_COST_FAMILY, TAG_COST_FAMILY))
 KINDS = ("input", "cached_input", "cache_write", "output", "other")
 REJECTIONS = Series(
     Counter("api_key_rejections", "Requests that the gateway refused.", ("api_key", "reason"))
