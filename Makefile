@@ -18,8 +18,8 @@ EXPORT := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --
 	--generate-hashes --no-emit-index-url --no-strip-extras --upgrade
 LOCK := $(EXPORT) pyproject.toml
 ARGS ?=
-# Many tests wait for sockets: one process more than there are processors.
-JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# Most tests wait for sockets most of the time: two processes for each processor.
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) \* 2)
 TESTS := pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --durations=10
 # Client libraries want different versions of the same packages: an environment for each lock file.
 CLIENT_LOCKS := $(wildcard tests/clients/requirements/*.txt)

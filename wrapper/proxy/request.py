@@ -214,7 +214,8 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     context.record.stream = request.stream
     context.record.output_fields, context.record.media = request.output_fields, request.media
     context.record.input_only = request.endpoint.input_only
-    _read_tag(context, request.body)
+    if (tags := context.snapshot.settings.tags) is not None:
+        context.record.tag = tag_of(context, tags, request.body)
     return request
 
 
@@ -225,14 +226,9 @@ def _socket_request(context: RequestContext, socket: Endpoint, length: int | Non
     target, query = context.target
     model = handshake.model_of(query)
     context.record.model = (model or "")[:MAX_NAME]
-    _read_tag(context, None)
+    if (tags := context.snapshot.settings.tags) is not None:
+        context.record.tag = tag_of(context, tags, None)
     return ProxyRequest("GET", target, query, socket, model=model)
-
-
-def _read_tag(context: RequestContext, body: Body) -> None:
-    tags = context.snapshot.settings.tags
-    if tags is not None:
-        context.record.tag = tag_of(context, tags, body)
 
 
 def _take_newcomers_place(context: RequestContext, credential: Credential) -> None:
