@@ -26,7 +26,10 @@ def test_a_later_source_overrides_an_earlier_one() -> None:
 
 @pytest.mark.parametrize(
     "misspelt",
-    ["stutus=429", "status", "status=abc", "gap=-1", "gap=nan", "framing=odd", "stamp=1", "set=x"],
+    [
+        *("stutus=429", "status", "status=abc", "gap=-1", "gap=nan", "framing=odd", "stamp=1"),
+        *("set=x", "tool=calculator:1", "tool=web_search", "tier"),
+    ],
 )
 def test_an_unknown_or_malformed_instruction_is_refused(misspelt: str) -> None:
     with pytest.raises(BadInstruction):

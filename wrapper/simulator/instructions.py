@@ -27,6 +27,11 @@ Instructions (x-sim)
   size=BYTES       length of each piece of content; length of the body of an echo
   prompt=N completion=N cached[=N] reasoning[=N] seconds=N   usage to report, exactly
                    (cached alone: a quarter of the prompt, reasoning alone: 4)
+  cache-write=N image=N   tokens of the prompt written to the cache, and those of images
+  tool=web_search:N|file_search:N   the provider has run this tool N times (responses, messages)
+  tier=NAME        service tier that has served the request (messages: fast is its speed)
+  compound=MODEL,…   models of a Groq compound system: equal parts of the tokens, the first one
+                   has what is left over
   any-model        accept a model name that is not known
   book=TAG         tag in the ledger, before x-sim-book and "user"
   answered-model=NAME   model named in the response, if not the requested one
@@ -105,6 +110,11 @@ class Instructions:
     cached: int | None = None  # -1: a quarter of the prompt
     reasoning: int | None = None
     seconds: int | None = None
+    cache_write: int | None = None
+    image: int | None = None
+    tool: tuple[str, int] | None = None
+    tier: str | None = None
+    compound: str | None = None
     any_model: bool = False
     answered_model: str | None = None
     style: str | None = None
@@ -174,6 +184,13 @@ def _text(value: str) -> str:
     return value
 
 
+def _tool(value: str) -> tuple[str, int]:
+    name, _, count = value.partition(":")
+    if name not in ("web_search", "file_search"):
+        raise ValueError("web_search:N or file_search:N")
+    return name, _count(count)
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def pick(value: str) -> str:
         if value not in choices:
@@ -194,6 +211,7 @@ _VALUES: Mapping[str, Callable[[str], Any]] = {
     **{name: _READERS[kind] for name, kind in _TYPES.items() if kind in _READERS},
     "style": _one_of("openai", "groq"),
     "echo": _one_of("json", "raw"),
+    "tool": _tool,
     "encoding": _one_of("gzip", "deflate", "br"),
     "ends": _one_of("failed", "cancelled", "expired", "incomplete"),
     "framing": _one_of(*FRAMINGS),

@@ -35,12 +35,20 @@ class Record:
     status: int | None = None
     book: str = ""
     model: str = ""
+    tier: str = ""
+    parts: tuple[tuple[str, Usage], ...] = ()
     endpoint: str = ""
     stream: bool = False
     events: int = 0
     bytes: int = 0
     usage: Usage | None = None
     unsent: Usage | None = None
+
+    def billed(self) -> tuple[tuple[str, Usage], ...]:
+        """What was sent, by the model that it is billed to."""
+        if self.usage is None:
+            return ()
+        return self.parts or ((self.model, self.usage),)
 
     def as_json(self) -> dict[str, Any]:
         """The record for `GET /_sim/requests`."""
@@ -62,6 +70,7 @@ class Record:
             "status": self.status,
             "book": self.book,
             "model": self.model,
+            "tier": self.tier,
             "endpoint": self.endpoint,
             "stream": self.stream,
             "events_sent": self.events,
@@ -77,16 +86,18 @@ class Totals:
 
     requests: int = 0
     events: int = 0
-    sent: list[int] = field(default_factory=lambda: [0] * 5)
-    unsent: list[int] = field(default_factory=lambda: [0] * 5)
+    sent: list[int] = field(default_factory=lambda: [0] * len(Usage._fields))
+    unsent: list[int] = field(default_factory=lambda: [0] * len(Usage._fields))
 
     def add(self, record: Record) -> None:
-        """Count one more request."""
+        """Count one more request, without what was sent."""
         self.requests += 1
-        for into, usage in ((self.sent, record.usage), (self.unsent, record.unsent)):
-            if usage is not None:
-                for place, number in enumerate(usage):
-                    into[place] += number
+        if record.unsent is not None:
+            _add(self.unsent, record.unsent)
+
+    def bill(self, usage: Usage) -> None:
+        """Count what was sent."""
+        _add(self.sent, usage)
 
     def as_json(self) -> dict[str, Any]:
         """Tokens that were sent at the top, the others under `unsent`."""
@@ -98,6 +109,11 @@ class Totals:
             "total": sent["prompt"] + sent["completion"],
             "unsent": dict(zip(Usage._fields, self.unsent, strict=True)),
         }
+
+
+def _add(sums: list[int], usage: Usage) -> None:
+    for place, number in enumerate(usage):
+        sums[place] += number
 
 
 class Ledger:
@@ -113,7 +129,7 @@ class Ledger:
     def reset(self) -> None:
         """Delete all records and sums; requests in progress are still recorded at their end."""
         self.records: deque[Record] = deque(maxlen=self._remember)
-        self._sums: dict[tuple[str, str, str, str, int], Totals] = {}
+        self._sums: dict[tuple[str, str, str, str, int, str], Totals] = {}
         self.by_day: dict[tuple[int, str, str], Totals] = {}  # day: Unix time / 86,400
 
     def begin(self, record: Record) -> None:
@@ -124,24 +140,27 @@ class Ledger:
         """Add a finished request to the sums."""
         self.open -= 1
         record.ended = time.time()
-        at = (record.book, record.model, record.endpoint)
-        sums = self._sums.setdefault((*at, record.outcome or "", record.status or 0), Totals())
+        end = (record.endpoint, record.outcome or "", record.status or 0, record.tier)
+        sums = self._sums.setdefault((record.book, record.model, *end), Totals())
         sums.events += record.events
         sums.add(record)
+        for model, usage in record.billed():
+            self._sums.setdefault((record.book, model, *end), Totals()).bill(usage)
         # What the provider refused or broke off itself is on no invoice.
         if record.outcome in ("completed", "aborted") and 200 <= (record.status or 0) < 300:
-            day = (int(record.ended // 86_400), record.endpoint, record.model)
-            self.by_day.setdefault(day, Totals()).add(record)
+            day = (int(record.ended // 86_400), record.endpoint)
+            self.by_day.setdefault((*day, record.model), Totals()).add(record)
+            for model, usage in record.billed():
+                self.by_day.setdefault((*day, model), Totals()).bill(usage)
 
     def bill(self, book: str, model: str, endpoint: str, usage: Usage) -> None:
         """Add what was used by work that went on after its request."""
-        sums = self._sums.setdefault((book, model, endpoint, "completed", 200), Totals())
-        for place, number in enumerate(usage):
-            sums.sent[place] += number
+        at = (book, model, endpoint, "completed", 200, "")
+        self._sums.setdefault(at, Totals()).bill(usage)
 
     def as_json(self) -> list[dict[str, Any]]:
         """The entries of `GET /_sim/books`."""
-        names = ("book", "model", "endpoint", "outcome", "status")
+        names = ("book", "model", "endpoint", "outcome", "status", "tier")
         return [
             {**dict(zip(names, key, strict=True)), **sums.as_json()}
             for key, sums in sorted(self._sums.items())

@@ -21,13 +21,18 @@ from wrapper.simulator.instructions import Instructions
 
 
 class Usage(NamedTuple):
-    """Tokens (and seconds of audio) that a response reports."""
+    """What is billed of a response. `cached`, `cache_write` and `image` are parts of `prompt`."""
 
     prompt: int = 0
     completion: int = 0
     cached: int = 0
     reasoning: int = 0
     seconds: int = 0
+    cache_write: int = 0
+    image: int = 0
+    web_search: int = 0
+    file_search: int = 0
+    characters: int = 0
 
 
 class Event(NamedTuple):
@@ -44,7 +49,7 @@ class Response:
 
     `length` is the length of all blocks in bytes, None if it is not announced. `usage` is the
     usage that the body carries; the events of a stream carry their own. `planned` is the usage
-    of the request, whether or not it is reported.
+    of the request, whether or not it is reported. `parts` are the models that share the usage.
     """
 
     status: int = 200
@@ -56,6 +61,7 @@ class Response:
     length: int | None = None
     usage: Usage | None = None
     planned: Usage | None = None
+    parts: tuple[tuple[str, Usage], ...] = ()
 
 
 def encode(value: Any) -> bytes:

@@ -146,7 +146,7 @@ class Sender:
         if response.events is not None:
             pieces = self._stream(response.events)
         elif response.blocks is not None:
-            pieces = self._blocks(response.blocks)
+            pieces = self._blocks(response.blocks, response.usage)
         else:
             pieces = self._whole(response)
         if instructions.drip is not None:
@@ -243,7 +243,7 @@ class Sender:
             body, usage = body[:limit], None
         yield Piece(body, usage, 0, False)
 
-    def _blocks(self, blocks: Iterable[bytes]) -> Iterator[Piece]:
+    def _blocks(self, blocks: Iterable[bytes], usage: Usage | None) -> Iterator[Piece]:
         left = self._limit()
         for block in blocks:
             if left is not None and len(block) >= left:
@@ -253,6 +253,8 @@ class Sender:
             if left is not None:
                 left -= len(block)
             yield Piece(block, None, 0, self.framing.paced)
+        if usage is not None:
+            yield Piece(b"", usage, 0, False)
 
 
 def _compressed(pieces: Iterator[Piece], how: Compressor) -> Iterator[Piece]:

@@ -243,7 +243,8 @@ class Handler:
         self._client.pause(pace.latency if wanted.delay is None else wanted.delay)
         response = apply(wanted, response, f"req_{record.id}")
         record.unsent = response.planned
-        record.status = response.status
+        record.status, record.parts = response.status, response.parts
+        record.tier = wanted.tier or ""
         record.stream = response.events is not None
         gap = pace.gap if wanted.gap is None else wanted.gap
         self._connection.idle = wanted.idle_close

@@ -282,6 +282,7 @@ class Session:
             begun=time.time(),
             book=self._record.book,
             model=model,
+            tier=wanted.tier or "",
             endpoint=endpoint,
             stream=True,
             status=200,

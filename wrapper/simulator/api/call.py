@@ -161,12 +161,23 @@ class Call:
             cached=prompt // 4 if cached < 0 else cached,
             reasoning=reasoning,
             seconds=wanted.seconds or 0,
+            cache_write=wanted.cache_write or 0,
+            image=wanted.image or 0,
         )
+
+    def served(self) -> dict[str, str]:
+        """The member that names the tier, if one was ordered."""
+        tier = self.instructions.tier
+        return {"service_tier": tier} if tier else {}
+
+    def tools(self, usage: Usage) -> Usage:
+        """The usage with the tools that the provider has run."""
+        return usage._replace(**dict([self.instructions.tool] if self.instructions.tool else []))
 
     def plain_usage(self, prompt: int, completion: int) -> Usage:
         """The usage of endpoints without cached and reasoning tokens."""
         usage = self.usage(prompt, completion)
-        return Usage(prompt=usage.prompt, completion=usage.completion)
+        return Usage(prompt=usage.prompt, completion=usage.completion, image=usage.image)
 
 
 def streamed(call: Call, events: Iterator[Event], planned: Usage) -> Response:
@@ -212,7 +223,11 @@ def chat_usage(call: Call, usage: Usage) -> dict[str, Any]:
             made["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning}
         return made
     return made | {
-        "prompt_tokens_details": {"cached_tokens": usage.cached, "audio_tokens": 0},
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached,
+            "audio_tokens": 0,
+            **_written(usage),
+        },
         "completion_tokens_details": {
             "reasoning_tokens": usage.reasoning,
             "audio_tokens": 0,
@@ -222,11 +237,15 @@ def chat_usage(call: Call, usage: Usage) -> dict[str, Any]:
     }
 
 
+def _written(usage: Usage) -> dict[str, int]:
+    return {"cache_write_tokens": usage.cache_write} if usage.cache_write else {}
+
+
 def responses_usage(usage: Usage) -> dict[str, Any]:
     """`usage` of the responses API."""
     return {
         "input_tokens": usage.prompt,
-        "input_tokens_details": {"cached_tokens": usage.cached},
+        "input_tokens_details": {"cached_tokens": usage.cached, **_written(usage)},
         "output_tokens": usage.completion,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning},
         "total_tokens": usage.prompt + usage.completion,
@@ -237,7 +256,10 @@ def media_usage(usage: Usage) -> dict[str, Any]:
     """`usage` of images and of speech."""
     return {
         "input_tokens": usage.prompt,
-        "input_tokens_details": {"text_tokens": usage.prompt, "image_tokens": 0},
+        "input_tokens_details": {
+            "text_tokens": usage.prompt - usage.image,
+            "image_tokens": usage.image,
+        },
         "output_tokens": usage.completion,
         "total_tokens": usage.prompt + usage.completion,
     }

@@ -47,7 +47,9 @@ def chat(call: Call) -> Response:
     plan = _plan(call)
     if call.json.get("stream"):
         events = _stream(call, plan)
-        return streamed(call, events, plan.usage)
+        response = streamed(call, events, plan.usage)
+        response.parts = _parts(call, plan.usage)
+        return response
     return _unary(call, plan)
 
 
@@ -122,9 +124,28 @@ def _unary(call: Call, plan: Plan) -> Response:
     }
     carried = put_usage(call, made, plan.usage, chat_usage(call, plan.usage))
     if call.groq:
-        made |= {"usage_breakdown": None, "x_groq": {"id": call.id}}
-    made |= {"system_fingerprint": "fp_simulated", "service_tier": "default"}
-    return json_response(made, carried, planned=plan.usage)
+        made |= {"usage_breakdown": _breakdown(call, plan), "x_groq": {"id": call.id}}
+    tier = call.instructions.tier or "default"
+    made |= {"system_fingerprint": "fp_simulated", "service_tier": tier}
+    response = json_response(made, carried, planned=plan.usage)
+    response.parts = _parts(call, plan.usage)
+    return response
+
+
+def _parts(call: Call, usage: Usage) -> tuple[tuple[str, Usage], ...]:
+    """The usage of each model of a compound system: the first one has what is left over."""
+    if not call.instructions.compound or not call.groq:
+        return ()
+    first, *others = call.instructions.compound.split(",")
+    share = Usage(*(number // (1 + len(others)) for number in usage))
+    left = Usage(*(a - b * len(others) for a, b in zip(usage, share, strict=True)))
+    return ((first, left), *((name, share) for name in others))
+
+
+def _breakdown(call: Call, plan: Plan) -> dict[str, Any] | None:
+    parts = _parts(call, plan.usage)
+    models = [{"model": model, "usage": chat_usage(call, usage)} for model, usage in parts]
+    return {"models": models} if models else None
 
 
 def _tool_call(call: Call, tool: dict[str, Any], arguments: str) -> dict[str, Any]:
@@ -173,6 +194,7 @@ def _stream(call: Call, plan: Plan) -> Iterator[Event]:
             "created": call.created,
             "model": call.answered_model,
             "system_fingerprint": "fp_simulated",
+            **call.served(),
         }
     )
     chunks = _Chunks(head[:-1] + b",", b'"finish_reason":null}]' + null + b"}")
@@ -240,7 +262,9 @@ def _closing(call: Call, plan: Plan, chunks: _Chunks, asked: bool) -> Iterator[E
     elif call.instructions.no_usage:
         extra += b"}"
     else:
-        extra += b',"usage":' + usage + b"}"
+        extra += b',"usage":' + usage
+        breakdown = _breakdown(call, plan)
+        extra += b',"usage_breakdown":' + encode(breakdown) + b"}" if breakdown else b"}"
     if asked and not call.instructions.no_usage:
         extra += b',"usage":' + usage
     for index in range(plan.choices - 1):

@@ -34,7 +34,8 @@ def transcription(call: Call) -> Response:
     """`POST audio/transcriptions` and `audio/translations`.
 
     A model with "whisper" in its name is billed by seconds (32,000 bytes each), others by
-    tokens (one per second in, one per piece out). Groq reports no usage.
+    tokens (one per second in, one per piece out). Groq reports no usage but the duration, where
+    `verbose_json` is asked for.
     """
     upload = call.file()
     seconds = max(1, upload.size // _BYTES_PER_SECOND)
@@ -53,11 +54,12 @@ def transcription(call: Call) -> Response:
         return Response(content_type="text/plain; charset=utf-8", body=body, planned=usage)
     made: dict[str, object] = {"text": text}
     if wanted == "verbose_json":
-        made |= {"task": "transcribe", "language": "english", "duration": float(seconds)}
+        duration = float(usage.seconds or seconds)
+        made |= {"task": "transcribe", "language": "english", "duration": duration}
         made |= {"segments": []}
     if call.groq:
         made["x_groq"] = {"id": call.id}
-        return json_response(made, None, planned=usage)
+        return json_response(made, usage if "duration" in made else None, planned=usage)
     carried = put_usage(call, made, usage, transcription_usage(usage))
     return json_response(made, carried, planned=usage)
 
@@ -71,7 +73,10 @@ def _transcript_events(call: Call, content: tuple[str, ...], usage: Usage) -> It
 
 
 def speech(call: Call) -> Response:
-    """`POST audio/speech`: a WAV file of silence in blocks, or events that end with the usage."""
+    """`POST audio/speech`: a WAV file of silence in blocks, or events that end with the usage.
+
+    The file reports nothing: tts-1 is billed by the characters of the text, others by tokens.
+    """
     call.need("model", "input")
     size = call.instructions.size if call.instructions.size is not None else 4 * _BLOCK
     usage = call.plain_usage(prompt_words(call.json["input"]), max(1, size // _BLOCK))
@@ -79,7 +84,10 @@ def speech(call: Call) -> Response:
         events = _speech_events(call, size, usage)
         return streamed(call, events, usage)
     kind = _TYPES.get(call.json.get("response_format") or "mp3", "audio/mpeg")
-    return Response(content_type=kind, blocks=_silence(size), planned=usage)
+    if not call.model.startswith("tts-1"):
+        return Response(content_type=kind, blocks=_silence(size), planned=usage)
+    spoken = Usage(characters=len(call.json["input"]))
+    return Response(content_type=kind, blocks=_silence(size), usage=spoken, planned=spoken)
 
 
 def _silence(size: int) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ def create(call: Call) -> Response:
     _, content, truncated = limited(
         call.limit("max_tokens"), (), pieces(call, last_text(body["messages"]))
     )
-    usage = call.usage(prompt_words(body["messages"], body.get("system")), len(content))
+    usage = call.tools(call.usage(prompt_words(body["messages"], body.get("system")), len(content)))
     made = {
         "id": f"msg_{call.id}",
         "type": "message",
@@ -32,7 +32,7 @@ def create(call: Call) -> Response:
     }
     if body.get("stream"):
         return streamed(call, _stream(call, made, content, usage), usage)
-    carried = put_usage(call, made, usage, _usage(usage))
+    carried = put_usage(call, made, usage, _usage(call, usage))
     return json_response(made, carried, planned=usage)
 
 
@@ -43,10 +43,14 @@ def count_tokens(call: Call) -> Response:
     return json_response({"input_tokens": count})
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _usage(call: Call, usage: Usage) -> dict[str, Any]:
+    served = {"speed": "fast"} if call.instructions.tier == "fast" else call.served()
+    searches = {"server_tool_use": {"web_search_requests": usage.web_search}}
     return {
-        "input_tokens": usage.prompt - usage.cached,
-        "cache_creation_input_tokens": 0,
+        **(searches if usage.web_search else {}),
+        **served,
+        "input_tokens": usage.prompt - usage.cached - usage.cache_write,
+        "cache_creation_input_tokens": usage.cache_write,
         "cache_read_input_tokens": usage.cached,
         "output_tokens": usage.completion,
     }
@@ -54,7 +58,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 def _stream(call: Call, made: dict[str, Any], content: Texts, usage: Usage) -> Iterator[Event]:
     begun = {**made, "content": [], "stop_reason": None}
-    so_far = put_usage(call, begun, first := usage._replace(completion=1), _usage(first))
+    so_far = put_usage(call, begun, first := usage._replace(completion=1), _usage(call, first))
     yield _event("message_start", {"message": begun}, so_far)
     yield _event("content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}})
     yield _event("ping", {})

@@ -70,9 +70,10 @@ def _made(call: Call) -> tuple[Texts, dict[str, Any] | None, dict[str, Any], Usa
     limit = call.limit("max_output_tokens")
     reasoning, content, truncated = limited(limit, reasoning, content)
     prompt = prompt_words(body["input"], body.get("instructions"))
-    usage = call.usage(prompt, len(content), len(reasoning))
+    usage = call.tools(call.usage(prompt, len(content), len(reasoning)))
     status = "incomplete" if truncated else "completed"
-    made = _response(call, status, [_item(call, tool, "".join(content), status)])
+    item = _item(call, tool, "".join(content), status)
+    made = _response(call, status, [*_hosted(call), item])
     if truncated:
         made["incomplete_details"] = {"reason": "max_output_tokens"}
     return content, tool, made, usage
@@ -105,6 +106,18 @@ def _json_content(body: dict[str, Any]) -> Texts:
         return ()
     made = instance(wanted["schema"]) if "schema" in wanted else {"simulated": True}
     return cut(encode(made).decode())
+
+
+def _hosted(call: Call) -> list[dict[str, Any]]:
+    """The calls of a tool that the provider has run."""
+    name, count = call.instructions.tool or ("", 0)
+    what: dict[str, Any] = {"queries": ["simulated"], "results": None}
+    if name == "web_search":
+        what = {"action": {"type": "search", "query": "simulated"}}
+    return [
+        {"id": f"ws_{call.id}_{n}", "type": f"{name}_call", "status": "completed", **what}
+        for n in range(count)
+    ]
 
 
 def _item(call: Call, tool: dict[str, Any] | None, text: str, status: str) -> dict[str, Any]:
@@ -152,6 +165,7 @@ def _response(call: Call, status: str, output: list[dict[str, Any]]) -> dict[str
         "truncation": "disabled",
         "usage": None,
         "user": None,
+        **call.served(),
         "metadata": call.json.get("metadata") or {},
     }
 
@@ -166,7 +180,8 @@ def _stream(
     begun = _response(call, "in_progress", [])
     whole = "".join(content)
     item = {**_item(call, tool, "", "in_progress")}
-    place = {"item_id": item["id"], "output_index": 0}
+    index = len(made["output"]) - 1
+    place = {"item_id": item["id"], "output_index": index}
     kind = "response.function_call_arguments" if tool else "response.output_text"
     inner = {} if tool else {"content_index": 0, "logprobs": []}
     part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
@@ -174,8 +189,12 @@ def _stream(
     events: list[tuple[str, dict[str, Any]]] = [
         ("response.created", {"response": begun}),
         ("response.in_progress", {"response": begun}),
-        ("response.output_item.added", {"output_index": 0, "item": item}),
     ]
+    for number, hosted in enumerate(made["output"][:-1]):
+        begins = {"output_index": number, "item": {**hosted, "status": "in_progress"}}
+        events.append(("response.output_item.added", begins))
+        events.append(("response.output_item.done", {"output_index": number, "item": hosted}))
+    events.append(("response.output_item.added", {"output_index": index, "item": item}))
     if not tool:
         events.append(("response.content_part.added", {**place, "content_index": 0, "part": part}))
     events += [(f"{kind}.delta", {**place, **inner, "delta": text}) for text in content]
@@ -183,7 +202,7 @@ def _stream(
     if not tool:
         full = {**part, "text": whole}
         events.append(("response.content_part.done", {**place, "content_index": 0, "part": full}))
-    last = {"output_index": 0, "item": made["output"][0]}
+    last = {"output_index": index, "item": made["output"][-1]}
     events.append(("response.output_item.done", last))
     events.append((f"response.{made['status']}", {"response": made}))
     for number, (name, fields) in enumerate(events):
