@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 from wrapper.config import ApiKey
 from wrapper.errors import ApiKeyExpired, InvalidApiKey
+from wrapper.steps import Pause, in_steps, no_pause
 
 PREFIX = "sk-wr-"
 """The prefix of every secret that the gateway creates."""
@@ -110,12 +111,13 @@ def digest(secret: str) -> str:
 class Keyring:
     """All keys in force, by digest.
 
-    While a rotation overlaps, a key has two digests; the old one has an end of its own.
+    While a rotation overlaps, a key has two digests; the old one has an end of its own. `pause` is
+    made now and then while many keys are taken in.
     """
 
-    def __init__(self, keys: Mapping[str, ApiKey]) -> None:
+    def __init__(self, keys: Mapping[str, ApiKey], pause: Pause = no_pause) -> None:
         self._by_digest: dict[str, tuple[Principal, float | None, str]] = {}
-        for key in keys.values():
+        for key in in_steps(keys.values(), pause):
             principal, end = Principal(key.name, key.models, key), key.expires_at
             self._by_digest[key.sha256] = principal, end, _EXPIRED
             if key.old_sha256 is not None:

@@ -23,6 +23,7 @@ from wrapper.config import Settings, prices_path
 from wrapper.metering.pricing import Prices
 from wrapper.record import RequestRecord
 from wrapper.routing import Routes
+from wrapper.steps import Pause, no_pause
 from wrapper.store import Deferred, Lease, StoreError, UsageStore, object_table
 from wrapper.store.objects import ObjectPlaces
 from wrapper.telemetry import Telemetry
@@ -62,21 +63,27 @@ class Runtime:
         self.store_failing = False
         # Deferred work that the store has not taken yet, with the leases of its requests.
         self.unremembered: deque[tuple[Deferred, Lease | None]] = deque(maxlen=MAX_UNREMEMBERED)
-        self.snapshot = self._snapshot(settings, prices, {})
+        self.snapshot = self._snapshot(settings, prices, {}, no_pause)
 
     def init_app(self, app: Flask) -> None:
         """Make it the runtime of this application; see `runtime_of`."""
         app.extensions["wrapper"] = self
 
-    def apply(self, settings: Settings, prices: Prices) -> None:
-        """Put another configuration in force; providers that did not change keep connections."""
+    def apply(self, settings: Settings, prices: Prices, pause: Pause = no_pause) -> None:
+        """Put another configuration in force; providers that did not change keep connections.
+
+        `pause` lets requests run in between, with the configuration before. Not to be called again
+        until it has returned.
+        """
         old = self.snapshot
-        self.snapshot = self._snapshot(settings, prices, old.upstreams)
+        self.snapshot = self._snapshot(settings, prices, old.upstreams, pause)
         for name, upstream in old.upstreams.items():
             if self.snapshot.upstreams.get(name) is not upstream:
                 upstream.close()
 
-    def _snapshot(self, settings: Settings, prices: Prices, kept: dict[str, Upstream]) -> Snapshot:
+    def _snapshot(
+        self, settings: Settings, prices: Prices, kept: dict[str, Upstream], pause: Pause
+    ) -> Snapshot:
         upstreams = {}
         for name, provider in settings.providers.items():
             old = kept.get(name)
@@ -91,7 +98,7 @@ class Runtime:
         for name, shutdowns in settings.shutdowns.items():
             times = {model: shutdown.at for model, shutdown in shutdowns.items()}
             self.telemetry.models_shut_down(name, times)
-        keyring, limits = Keyring(settings.keys), Subjects(settings)
+        keyring, limits = Keyring(settings.keys, pause), Subjects(settings, pause)
         return Snapshot(settings, keyring, routes, upstreams, prices, limits)
 
     def show_cooldowns(self) -> None:

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "wrapper"
 
 RANKS = {
     "errors": 0,
+    "steps": 0,
     "config": 1,
     "formats": 1,
     "cancellation": 1,

@@ -15,6 +15,7 @@ from wrapper.config import ConfigError, Settings, load
 from wrapper.config.loading import prepare_keys
 from wrapper.config.prepared import Prepared
 from wrapper.config.watch import Reloader, accept, load_or_last_good
+from wrapper.steps import STEP
 
 GATEWAY = """\
 [providers.groq]
@@ -296,6 +297,19 @@ def test_a_time_stamp_in_the_future_is_not_read_again_and_again(place: Place) ->
     for _ in range(3):
         place.reloader.poll()
     assert (place.loads, len(place.changes)) == (1, 1)
+
+
+def test_what_another_process_has_read_is_taken_in_pieces(place: Place) -> None:
+    names = [f"k{n}" for n in range(STEP * 10 + 1)]
+    place.write("keys.toml", "".join(f'[keys.{n}]\nsha256 = "{digest(n)}"\n' for n in names))
+    prepare_keys(place.environ, Prepared(place.last_good))
+    pauses: list[None] = []
+    prepared = Prepared(place.last_good, lambda: pauses.append(None))
+    assert list(load(place.environ, prepared=prepared).keys) == names
+    assert len(pauses) == 1 + 11  # after what is not keys, and after each hundred of these
+    path = place.last_good / "keys.prepared"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert list(load(place.environ, prepared=prepared).keys) == names  # from the file itself
 
 
 def test_a_large_keys_file_is_read_once_for_all_processes(

@@ -18,12 +18,18 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.parser import RequestParser
 
+from harness.app import AppFactory
+from wrapper.auth import digest
 from wrapper.config import load
+from wrapper.config.loading import prepare_keys
+from wrapper.config.prepared import Prepared
 from wrapper.metering.pricing import Prices
+from wrapper.runtime import Runtime
 from wrapper.server import lifecycle, room
 from wrapper.server.logging import JsonFormatter, TextFormatter, formatter
 from wrapper.server.reload import ConfigReloader
 from wrapper.server.worker import HeadTimeout, StrictRequest
+from wrapper.steps import STEP
 
 INFINITE = resource.RLIM_INFINITY
 
@@ -178,6 +184,71 @@ def test_the_demo_provider_is_no_provider_of_the_configuration(
     with caplog.at_level(logging.INFO, "wrapper"):
         reloader._apply(settings)
     assert "configuration reloaded: 1 providers, 0 keys" in caplog.messages
+
+
+def test_requests_go_on_while_many_keys_come_into_force(
+    app_factory: AppFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = '[providers.local]\nbase_url = "http://127.0.0.1:1"\n'
+    app = app_factory(gateway, keys={"alice": {}})
+    environ, prepared = app._environ(), Prepared(app.directory / "accepted")
+    runtime: Runtime = app.runtime
+    digests = (digest(str(n)) for n in range(10 * STEP))
+    text = "".join(f'[keys.k{n}]\nsha256 = "{found}"\n' for n, found in enumerate(digests))
+    (app.directory / "keys.toml").write_text(text)
+    prepare_keys(environ, prepared)
+    in_force: list[int] = []
+    monkeypatch.setattr(
+        "wrapper.server.reload.yield_if_due",
+        lambda: in_force.append(len(runtime.snapshot.settings.keys)),
+    )
+    reloader = ConfigReloader(runtime, environ, app.directory / "accepted", None)
+    assert len(runtime.snapshot.settings.keys) == 10 * STEP
+    # The constructor itself takes keys that are new: into the keyring, and twice into the limits.
+    assert len(in_force) >= 3 * 10
+    assert set(in_force) == {1}  # a request in between sees all that was in force before
+    in_force.clear()
+    (app.directory / "keys.toml").write_text(text + "# another state\n")
+    prepare_keys(environ, prepared)
+    assert reloader._reloader.poll(force=True)
+    assert len(in_force) >= 4 * 10  # and they are taken from the prepared file
+    assert set(in_force) == {10 * STEP}
+
+
+def test_whatever_happens_at_a_heartbeat_there_is_another_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Over(BaseException):
+        """Ends the thread, which never returns."""
+
+    done: list[str] = []
+
+    def sleep(seconds: float) -> None:
+        done.append("sleep")
+        if done.count("sleep") > 3:
+            raise Over
+
+    def show_cooldowns() -> None:
+        if done.count("sleep") == 1:
+            raise RuntimeError("no metrics")
+
+    def heartbeat() -> None:
+        if done.count("sleep") == 2:
+            raise ValueError("not a store's error")
+        done.append("heartbeat")
+
+    settings = SimpleNamespace(server=SimpleNamespace(metering=True))
+    runtime: Any = SimpleNamespace(
+        show_cooldowns=show_cooldowns,
+        snapshot=SimpleNamespace(limits=SimpleNamespace(any=True), settings=settings),
+        admission=SimpleNamespace(heartbeat=heartbeat),
+        store_failing=False,
+    )
+    monkeypatch.setattr(lifecycle, "time", SimpleNamespace(sleep=sleep))
+    with pytest.raises(Over):
+        lifecycle._heartbeat(runtime)
+    assert done == ["sleep", "sleep", "sleep", "heartbeat", "sleep"]
+    assert caplog.messages.count("unhandled exception at a heartbeat") == 2
 
 
 def test_whatever_goes_to_stderr_is_one_line_of_json() -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from wrapper.config import ApiKey, Group, Provider, Settings
 from wrapper.metering import PICO
+from wrapper.steps import Pause, in_steps, no_pause
 from wrapper.store.limits import Limits, Subject
 
 
@@ -32,11 +33,14 @@ class KeyLimits(NamedTuple):
 
 
 class Subjects:
-    """Built once per configuration; only what has limits is in it."""
+    """Built once per configuration; only what has limits is in it.
 
-    def __init__(self, settings: Settings) -> None:
+    `pause` is made now and then while there are many keys.
+    """
+
+    def __init__(self, settings: Settings, pause: Pause = no_pause) -> None:
         members: dict[str, list[str]] = {name: [] for name in settings.groups}
-        for key in settings.keys.values():
+        for key in in_steps(settings.keys.values(), pause):
             if key.group in members:
                 members[key.group].append(key.name)
         groups = {
@@ -49,7 +53,7 @@ class Subjects:
         }
         self._providers = {name: subject for name, subject in providers.items() if subject.limits}
         self._by_key: dict[str, KeyLimits] = {}
-        for key in settings.keys.values():
+        for key in in_steps(settings.keys.values(), pause):
             own = Subject(f"key:{key.name}", _limits(key))
             both = (own, groups[key.group]) if key.group in groups else (own,)
             limited = tuple(subject for subject in both if subject.limits)

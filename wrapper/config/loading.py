@@ -32,6 +32,7 @@ from wrapper.config.settings import (
 from wrapper.config.shutdowns import read_shutdowns
 from wrapper.config.statements import located
 from wrapper.config.storeurl import REDIS_FORMS, is_redis, parse_redis
+from wrapper.steps import STEP
 
 DEFAULT_CONFIG = "config/gateway.toml"
 DEFAULT_KEYS = "config/keys.toml"
@@ -294,18 +295,24 @@ def _prepared_keys(
     found = prepared.get(sources.watch(path)) if prepared else None
     if found is None:
         return _keys(environ, sources, problems)
-    keys: KeyFile
-    keys, known = found
+    key_file: KeyFile
+    (key_file, known), *pieces = found
     problems += known
-    return keys
+    keys: dict[str, ApiKey] = {}
+    for piece in pieces:
+        keys.update(piece)
+    return replace(key_file, keys=frozen(keys))
 
 
 def prepare_keys(environ: Mapping[str, str], prepared: Prepared) -> None:
     """Read a large keys file for this process and others; see `wrapper.config.prepared`."""
 
-    def read() -> tuple[KeyFile, list[Problem]]:
+    def read() -> list[object]:
         problems: list[Problem] = []
-        return _keys(environ, Sources(), problems), problems
+        found = _keys(environ, Sources(), problems)
+        keys = [*found.keys.items()]
+        pieces = (dict(keys[start : start + STEP]) for start in range(0, len(keys), STEP))
+        return [(replace(found, keys=frozen({})), problems), *pieces]
 
     prepared.prepare(keys_path(environ), read)
 

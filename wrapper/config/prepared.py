@@ -2,7 +2,7 @@
 
 Reading some ten thousand keys takes seconds, and every worker needs them. So one process, beside
 the event loops, reads the file and leaves the result in the run directory; the others take it from
-there in some milliseconds.
+there: in pieces, between which a worker's other requests go on.
 
 Invariant: what is taken is what reading the file itself would give: it belongs to one state of the
 file, and a file that was written within the last moments is not prepared yet, because a second
@@ -17,13 +17,14 @@ import io
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from wrapper.config.files import TICK_NS, replace_file, stamp
 from wrapper.config.settings import Stamp, frozen
+from wrapper.steps import Pause, no_pause
 
 LARGE = 65536  # bytes of a keys file: some hundred keys, some ten milliseconds
 NAME = "keys.prepared"
@@ -31,17 +32,25 @@ _UNREADABLE = (OSError, ValueError, EOFError, pickle.UnpicklingError)
 
 
 class Prepared:
-    """The results of reading, in `directory`, which only this user can read."""
+    """The results of reading, in `directory`, which only this user can read.
 
-    def __init__(self, directory: Path) -> None:
+    Each is a row of pieces; whoever takes it makes a `pause` after every piece.
+    """
+
+    def __init__(self, directory: Path, pause: Pause = no_pause) -> None:
         self._directory = directory
+        self._pause = pause
 
-    def get(self, found: Stamp) -> Any | None:
+    def get(self, found: Stamp) -> list[Any] | None:
         """What reading the file in that state gave; None where nobody has read it."""
         # Written by this program, in a directory of mode 0700.
         with contextlib.suppress(*_UNREADABLE), (self._directory / NAME).open("rb") as file:
             if pickle.load(file) == found:  # noqa: S301
-                return pickle.load(file)  # noqa: S301
+                pieces = []
+                for _ in range(pickle.load(file)):  # noqa: S301
+                    pieces.append(pickle.load(file))  # noqa: S301
+                    self._pause()
+                return pieces
         return None
 
     def is_needed(self, path: Path) -> bool:
@@ -53,7 +62,7 @@ class Prepared:
             return bool(pickle.load(file) != found)  # noqa: S301
         return True
 
-    def prepare(self, path: Path, read: Callable[[], Any]) -> None:
+    def prepare(self, path: Path, read: Callable[[], Sequence[object]]) -> None:
         """Keep what `read` gives for the file, unless another process has done so meanwhile.
 
         Blocks for as long as reading takes. Raises OSError.
@@ -64,9 +73,10 @@ class Prepared:
                 return
             while _is_fresh(found := stamp(path)):
                 os.sched_yield()  # not sleep: it is gevent's, and a child has closed its event loop
-            result = read()
+            pieces = read()
             if stamp(path) == found:
-                replace_file(self._directory / NAME, _dumped(found) + _dumped(result))
+                written = b"".join(map(_dumped, (found, len(pieces), *pieces)))
+                replace_file(self._directory / NAME, written)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

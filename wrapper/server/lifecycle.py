@@ -247,22 +247,29 @@ def start_worker(runtime: Runtime) -> Callable[[], None]:
 
 def _heartbeat(runtime: Runtime) -> None:
     """Keep this worker's leases alive and end those of dead workers; never returns."""
-    from wrapper.store import StoreError
-
     while True:
         time.sleep(HEARTBEAT_SECONDS)
-        runtime.show_cooldowns()
-        # Also without limits: leases of a configuration before may be open, requests may wait to be
-        # written.
-        if not (runtime.snapshot.limits.any or runtime.snapshot.settings.server.metering):
-            continue
         try:
-            runtime.admission.heartbeat()
-        except StoreError as error:
-            runtime.store_failed(error)
-        else:
-            if runtime.store_failing:
-                runtime.store_works()
+            _beat(runtime)
+        except Exception:  # other workers would take this one for dead, and end its leases
+            log.exception("unhandled exception at a heartbeat")
+
+
+def _beat(runtime: Runtime) -> None:
+    from wrapper.store import StoreError
+
+    runtime.show_cooldowns()
+    # Also without limits: leases of a configuration before may be open, requests may wait to be
+    # written.
+    if not (runtime.snapshot.limits.any or runtime.snapshot.settings.server.metering):
+        return
+    try:
+        runtime.admission.heartbeat()
+    except StoreError as error:
+        runtime.store_failed(error)
+    else:
+        if runtime.store_failing:
+            runtime.store_works()
 
 
 def worker_exited(pid: int) -> None:

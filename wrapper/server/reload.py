@@ -42,7 +42,7 @@ class ConfigReloader:
         self._runtime = runtime
         self._environ = environ
         self._accepted = accepted
-        self._prepared = Prepared(accepted)
+        self._prepared = Prepared(accepted, yield_if_due)
         self._demo_url = demo_url
         self._prices: Prices = runtime.snapshot.prices
         in_force = runtime.snapshot.settings
@@ -86,7 +86,7 @@ class ConfigReloader:
     def _apply(self, settings: Settings) -> None:
         yield_if_due()
         before = self._runtime.snapshot.settings
-        self._runtime.apply(settings, self._prices)
+        self._runtime.apply(settings, self._prices, yield_if_due)
         with contextlib.suppress(OSError):
             accept(settings, self._environ, self._accepted)
         providers, keys = len(settings.providers), len(settings.keys)
