@@ -325,3 +325,15 @@ def test_usage_that_cannot_be_written_at_a_stop_is_told_in_a_sentence(
     held.close()
     assert "usage that was not written is lost" in gateway.stderr()
     assert "Traceback" not in gateway.stderr()
+
+
+def test_a_worker_notices_the_end_of_its_first_child(gateway_factory: GatewayFactory) -> None:
+    """The kernel drops SIGCHLD (proc(5): SigCgt) where no handler is there before the fork."""
+    gateway = gateway_factory(workers=2)
+
+    def catches(worker: int) -> bool:
+        status = Path(f"/proc/{worker}/status").read_text()
+        caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+        return bool(int(caught.split()[1], 16) >> (signal.SIGCHLD - 1) & 1)
+
+    eventually(lambda: all(map(catches, gateway.workers())), what="a handler in each worker")

@@ -79,6 +79,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         # request: as attributes they cost nothing.
         self.cfg.__dict__.update({name: each.get() for name, each in self.cfg.settings.items()})
         self._environments = Environments(self.cfg)
+        # gevent does it with the first watcher of a child, which is made after the fork: a first
+        # child that has ended by then would be waited for in vain.
+        gevent.get_hub().loop.install_sigchld()
         for listener in self.sockets:
             bound_unsent(listener)
         self._stop_asking = lifecycle.start_worker(self._runtime)
