@@ -336,4 +336,10 @@ def test_a_worker_notices_the_end_of_its_first_child(gateway_factory: GatewayFac
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
         return bool(int(caught.split()[1], 16) >> (signal.SIGCHLD - 1) & 1)
 
-    eventually(lambda: all(map(catches, gateway.workers())), what="a handler in each worker")
+    name = "gateway_worker_resident_memory_bytes"
+    eventually(
+        lambda: {int(w) for (w,) in gateway.metrics().by(name, "worker")} == {*gateway.workers()},
+        what="both workers have started",
+    )
+    # One of them has had a child, for the scrape; the other one has not.
+    assert all(map(catches, gateway.workers()))

@@ -262,7 +262,8 @@ def within(seconds: float) -> Iterator[None]:
         else:
             greenlet.throw(Interrupted(TIMEOUT))
 
-    timer.start(look)
+    # From now: the event loop's own time is that of its last turn, in a command perhaps long ago.
+    timer.start(look, update=True)
     try:
         yield
     finally:

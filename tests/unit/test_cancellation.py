@@ -24,6 +24,13 @@ def test_a_block_in_time_is_not_interrupted_later() -> None:
     gevent.sleep(0.1)
 
 
+def test_the_time_begins_now_however_long_the_event_loop_has_not_run() -> None:
+    gevent.sleep(0.001)
+    time.sleep(0.4)  # the thread's, not the loop's
+    with within(0.3):
+        gevent.sleep(0.01)
+
+
 def test_what_is_there_when_a_busy_event_loop_comes_to_its_timers_is_in_time() -> None:
     """The time was over while another greenlet worked; what the block waits for came meanwhile."""
     there = Event()
