@@ -32,7 +32,13 @@ def in_child(work: Callable[[], bytes], niceness: int = 0) -> bytes:
     """
     reading, writing = socket.socketpair()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        reading.close()
+        writing.close()
+        raise
     if pid == 0:
         status = 1
         try:

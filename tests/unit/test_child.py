@@ -44,6 +44,16 @@ def test_a_signal_ends_the_child_whatever_its_parent_does_with_it(number: signal
         signal.signal(number, before)
 
 
+def test_where_no_child_can_be_made_signals_still_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refused)
+    with pytest.raises(BlockingIOError):
+        in_child(lambda: b"")
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_a_child_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "SECONDS", 0.1)
     with pytest.raises(ChildFailed, match="nothing came from the child"):

@@ -64,11 +64,10 @@ class Name:
         return self._found
 
     def _look_up(self) -> None:
-        self._found, self._error = [], None
         try:
-            self._found = addresses(self.host, self._port)
+            self._found, self._error = addresses(self.host, self._port), None
         except (OSError, UnicodeError) as error:
-            self._error = error
+            self._found, self._error = [], error
         self._at = time.monotonic()
 
 
