@@ -77,8 +77,8 @@ def stack() -> Iterator[Stack]:
         Gateway(demo_config(simulator.url), workers=4) as gateway,
         Prometheus(f"127.0.0.1:{gateway.port}") as prometheus,
     ):
-        # The rules take a counter for a new one if its gateway was there 15 s before.
-        eventually(lambda: prometheus.query("up{job='wrapper'} offset 15s == 1"), deadline=60)
+        # The rules take a counter for a new one if its gateway was there 20 s before.
+        eventually(lambda: prometheus.query("up{job='wrapper'} offset 20s == 1"), deadline=90)
         traffic(gateway.url, gateway.keys_file, "--seconds", "12", "--rate", "8", "--threads", "20")
         busy = time.time() - 1
         exposed = frozenset(sample.name for sample in gateway.metrics().samples)
@@ -123,7 +123,7 @@ def test_a_panels_query_gives_numbers_over_an_hour_a_day_and_a_month(
         return
     # The last minutes of a chart may have none of a kind.
     over = re.sub(r"\[1m\]", "[10m]", expr)
-    values = eventually(lambda: at(stack, over), 20, what="data")
+    values = eventually(lambda: at(stack, over), 60, what="data")
     assert any(value == value for value in values), "only NaN"
 
 
@@ -150,7 +150,7 @@ def test_a_rule_is_evaluated_and_a_recorded_one_gives_numbers(
     stack.prometheus.query(rule["expr"])
     if "record" in rule:
         recorded = f"last_over_time({rule['record']}[10m])"
-        eventually(lambda: stack.prometheus.query(recorded), deadline=45, what=rule["record"])
+        eventually(lambda: stack.prometheus.query(recorded), deadline=90, what=rule["record"])
 
 
 def test_every_rule_is_healthy(stack: Stack) -> None:
@@ -215,7 +215,7 @@ def test_the_totals_by_key_are_those_of_the_providers_books(stack: Stack) -> Non
         assert len(expected) >= 4
         eventually(
             partial(agree, stack.prometheus, counted, expected),
-            deadline=15,
+            deadline=60,
             what=f"{counted} == {expected}",
         )
 
@@ -234,7 +234,7 @@ def test_the_tables_totals_are_those_of_the_providers_books(stack: Stack, range_
     total = f"sum by (api_key) ({queries_of.grown('token_usage', range_, OTHERS)}) > 0"
     bars = f"sum by (api_key) ({queries_of.added('token_usage', range_, OTHERS)})"
     for counted in (total, bars):
-        eventually(partial(agree, stack.prometheus, counted, expected), 20, what=counted)
+        eventually(partial(agree, stack.prometheus, counted, expected), 60, what=counted)
 
 
 def test_a_month_is_compared_from_a_few_samples_of_each_counter(stack: Stack) -> None:
