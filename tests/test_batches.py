@@ -124,8 +124,8 @@ class World:
         rows = self.app.runtime.store.totals(by=("model",), key=key)
         return {row.group[0]: row for row in rows}
 
-    def ask(self) -> None:
-        self.app.runtime.store._wall = lambda: time.time() + 1000
+    def ask(self, later: float = 1000.0) -> None:
+        self.app.runtime.store._wall = lambda: time.time() + later
         assert Asker(self.app.runtime).ask_once()
 
 
@@ -342,6 +342,29 @@ def test_a_batch_without_usage_is_booked_by_its_output(world: World) -> None:
     assert (sol.prompt, sol.completion) == (20, 2)
     assert sol.cost == 20 * SOL_PRICES[0] + 2 * SOL_PRICES[1]
     assert world.reserved() == 0
+
+
+@pytest.mark.parametrize(("age", "unmetered"), [(60, 0), (7200, 1)])
+def test_the_output_of_a_batch_that_has_just_ended_may_not_be_there_yet(
+    world: World, age: float, unmetered: int
+) -> None:
+    world.upload(jsonl(line()))
+    world.start()
+    running = response(b'{"id": "batch_1", "status": "in_progress"}', JSON)
+    world.send = lambda _: running
+    for hour in range(4):
+        world.ask((hour + 1) * 10_000.0)
+    ended = {"completed_at": int(time.time() - age), "output_file_id": "file-out"}
+    done = response(json.dumps({"id": "batch_1", "status": "completed", **ended}).encode(), JSON)
+    gone = response(b"{}", JSON, status="404 Not Found")
+    world.send = lambda request: gone if b"/content " in request else done
+    world.ask(90_000.0)
+    assert sum(row.unmetered for row in world.sums().values()) == unmetered
+    if not unmetered:
+        lines = response(output((LUNA, 10, 1)))
+        world.send = lambda request: lines if b"/content " in request else done
+        world.ask(180_000.0)
+        assert world.sums()[LUNA].prompt == 10
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled", "expired"])

@@ -102,8 +102,10 @@ def test_what_has_no_known_price_names_it_and_has_no_header(app: App) -> None:
 
 
 def test_the_header_is_the_gateways_own(app: App) -> None:
-    spoofed = f"set={HEADER}: 0.5"
-    assert call(app, orders=f"no-usage; {spoofed}").header(HEADER) is None
+    for name in (HEADER, "X_Wrapper_Cost_Usd"):
+        spoofed = f"set={name}: 0.5"
+        answer = call(app, orders=f"no-usage; {spoofed}")
+        assert answer.header(HEADER) is answer.header(name) is None
     assert call(app, orders=f"{USE}; {spoofed}").header(HEADER) == "0.00165"
     assert call(app, orders=f"status=400; {spoofed}").header(HEADER) is None
 

@@ -75,7 +75,8 @@ def test_the_first_of_header_metadata_and_user_is_the_tag(
     request_id = call(app, user="ann")
     call(app, metadata={"other": "x"})
     call(app)
-    assert tags(app) == {"search": 1, "billing": 1, "Zoë Ω": 1, "ann": 1, "-": 2}
+    call(app, "Zoë Ω".encode().decode("latin-1"))  # as UTF-8
+    assert tags(app) == {"search": 1, "billing": 1, "Zoë Ω": 2, "ann": 1, "-": 2}
     got = app.exchange(
         raw.request(app.port, "GET", f"/usage/requests/{request_id}", key=app.secrets["web"])
     )

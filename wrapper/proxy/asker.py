@@ -43,6 +43,8 @@ OUTPUT_TIMEOUT: Final = 900.0  # seconds for a batch's output file
 MAX_OUTPUT: Final = 4 << 30  # bytes
 # A provider may not know a new object at once: how often it has to be asked before it is believed.
 ASKS_UNTIL_GONE: Final = 3
+# Nor the output file of a batch that has just ended: how long it may take, in seconds.
+OUTPUT_APPEARS: Final = 3600.0
 _GONE: Final = frozenset((404, 410))
 
 log = logging.getLogger("wrapper")
@@ -80,6 +82,9 @@ class Asker:
             self._ask(snapshot, deferred)
         except StoreError as error:
             runtime.store_failed(error)
+            return False
+        except Exception:  # it is asked again, and the others are
+            log.exception("unhandled exception while looking for deferred work")
             return False
         return True
 
@@ -135,6 +140,8 @@ def _read_output(
     target = collection_target(deferred, "/files", sight.output_file, "/content")
     status = upstream.get(target, output.feed, timeout=OUTPUT_TIMEOUT, limit=MAX_OUTPUT)
     if status in _GONE and deferred.asks >= ASKS_UNTIL_GONE:
+        if time.time() - sight.ended < OUTPUT_APPEARS:
+            return None
         return [unmetered(deferred, NOT_FOUND)]
     if status != 200:
         return None

@@ -34,6 +34,8 @@ _decode_member = msgspec.json.Decoder().decode
 def tag_of(context: RequestContext, tags: Tags, body: Body) -> str:
     """The request's tag, empty where it has none."""
     found = context.environ.get(tags.header) if tags.header else None
+    if found and not found.isascii():  # its characters are bytes (PEP 3333)
+        found = found.encode("latin-1").decode(errors="replace")
     if not found and isinstance(body, bytes) and (tags.metadata or tags.user):
         found = next((each for each in _in_body(tags, body) if isinstance(each, str)), None)
     text = (found or "").strip()

@@ -99,7 +99,8 @@ _NEVER_DOWN = _HOP_BY_HOP | frozenset(
         "content-length",
         "date",
         "server",
-        "x-wrapper-cost-usd",  # the gateway's own
+        "x-wrapper-cost-usd",  # the gateway's own, in both spellings
+        "x_wrapper_cost_usd",
         # What a provider says about its own origin would bind the gateway's.
         "strict-transport-security",
         "public-key-pins",
