@@ -5,8 +5,15 @@ cannot be served ends the start with every problem listed and exit code 1. gunic
 file again on SIGHUP.
 """
 
-from gevent import monkey
+import gc
 
+gc.disable()  # until `load_app`: some hundred collections would go through what stays anyhow
+
+from gevent import events, monkey  # noqa: E402
+
+# Not gevent's own, which reads every installed package's metadata at each of its 25 steps, in
+# search of plugins.
+events.notify_and_call_entry_points = events.notify
 monkey.patch_all()
 
 # The patch above must come before anything that imports ssl, socket or threading.

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from flask import Flask, current_app, g
 
@@ -147,9 +148,14 @@ def request_context() -> RequestContext:
     return cast(RequestContext, g.context)
 
 
-def load_prices(settings: Settings, environ: Mapping[str, str]) -> Prices:
+def load_prices(settings: Settings, environ: Mapping[str, str], pause: Pause = no_pause) -> Prices:
     """The price list beside the configuration, with the configuration's own prices over it.
 
-    Raises ConfigError.
+    `pause` lets requests run in between. Raises ConfigError.
     """
-    return Prices.load(prices_path(environ), settings.prices, settings.stand_in)
+    hosts = {
+        name: urlsplit(provider.base_url).hostname or ""
+        for name, provider in settings.providers.items()
+    }
+    path = prices_path(environ)
+    return Prices.load(path, settings.prices, settings.stand_in, hosts, pause)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from wrapper.config import ConfigError, Price
-from wrapper.metering import Usage
+from wrapper.metering import Usage, price_file
 from wrapper.metering.price_table import Priced, Rate, with_plain
 from wrapper.metering.pricing import MAX_CACHED, Prices, undated
+from wrapper.steps import no_pause
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "config" / "prices.toml"
@@ -248,6 +249,103 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Prices.load(path, {})
     assert len(caught.value.problems) == 3
+
+
+def test_only_the_models_of_providers_that_are_configured_are_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Reading all of them takes a hundred milliseconds of each start."""
+    path = tmp_path / "prices.toml"
+    path.write_bytes(SHIPPED.read_bytes())
+    lines: list[str] = []
+    parse = price_file._parsed
+    monkeypatch.setattr(
+        price_file, "_parsed", lambda text: [lines.extend(text.splitlines()), parse(text)][1]
+    )
+    configured = {"groq": "api.groq.com", "mine": "eu.api.openai.com"}
+    pauses: list[bool] = []
+    some = Prices.load(path, {}, providers=configured, pause=lambda: pauses.append(True))
+    assert some.knows("groq", "api.groq.com", "openai/gpt-oss-20b")
+    assert some.knows("mine", "eu.api.openai.com", "gpt-4o-mini")
+    models = sum(line.startswith('"') for line in lines)
+    assert models < 400 < SHIPPED.read_text().count('\n"')
+    assert len(pauses) >= models // price_file.SLICE
+    read = len(lines)
+    again = Prices.load(path, {}, providers=configured)
+    assert again.knows("groq", "api.groq.com", "openai/gpt-oss-20b")
+    assert len(lines) == read
+    more = Prices.load(path, {}, providers={**configured, "anthropic": "api.anthropic.com"})
+    assert more.knows("anthropic", "api.anthropic.com", "claude-opus-4-6")
+    assert models < sum(line.startswith('"') for line in lines) < 500
+    demo = Prices.load(path, {}, "demo", {"demo": "127.0.0.1"})
+    assert demo.names("demo", "127.0.0.1") > more.names("anthropic", "api.anthropic.com")
+
+
+def test_a_table_at_a_time_the_file_says_the_same_as_whole() -> None:
+    whole = price_file._File(SHIPPED)
+    expected = whole._read_whole(price_file._Reader("", [], no_pause))
+    parts = price_file._File(SHIPPED)
+    assert parts.tables(price_file.every, no_pause) == expected
+    assert not parts._is_whole
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[providers]\nx = { match = ["h"], models = { m = { input = 1.0 } } }',
+        '[providers.x]\nmatch = ["h"]\nmodels = { m = { input = 1.0 } }',
+        '[providers."x"]\nmatch = ["h"]\n[providers."x".models]\nm = { input = 1.0 }',
+        '[providers.x]\nmatch = [\n"h"\n]\n[providers.x.models.m]\ninput = 1.0',
+        """note = '''
+[providers.x.models]
+m = {}
+'''
+providers.x = { match = ["h"], models = { m = { input = 1.0 } } }""",
+        """[providers.x]
+match = ["h"]
+note = '''
+[providers.y]
+'''
+[providers.x.models]
+m = { input = 1.0 }""",
+        '[providers.x] # mine\nmatch = ["h"]\n[providers.x.models]\nm.input = 1.0',
+        '[providers.x]\nmatch = ["h"]\n[providers.x.models]\n'
+        + "".join(f"n{i} = {{ input = 2.0 }}\n" for i in range(price_file.SLICE - 1))
+        + "m = { input = 1.0, tiers = [\n{ above = 9, input = 1.0 }\n] }",
+    ],
+)
+def test_a_file_that_is_laid_out_in_another_way_says_the_same(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(text)
+    prices = Prices.load(path, {}, providers={"a": "h"})
+    assert prices.cost("a", "h", "m", Usage(1, 0, 1)) == 1_000_000
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        '[providers.x]\nmatch = ["a"]\n[providers.x]\nmatch = ["b"]',
+        "[providers.x.models]\nm = { input = 1.0 }\n[providers.x.models]\nn = { input = 1.0 }",
+        "[providers.x]\nmodels = {}\n[providers.x.models]\nm = { input = 1.0 }",
+        "[providers.x.models]\n"
+        + "".join(f"m{i % price_file.SLICE} = {{ input = 1.0 }}\n" for i in range(60)),
+    ],
+)
+def test_what_stands_twice_is_a_mistake(tmp_path: Path, twice: str) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(twice)
+    with pytest.raises(ConfigError, match=r"cannot be read.*line") as caught:
+        Prices.load(path, {}, providers={"x": "h"})
+    assert len(caught.value.problems) == 1
+
+
+def test_a_mistake_in_a_table_stays_one_when_others_are_needed_later(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text("[providers.x.models]\nm = { input = 1.0 }\n[providers.y.models]\nn = 1\n")
+    assert Prices.load(path, {}, providers={"x": "h"}).knows("x", "h", "m")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="is not a table"):
+            Prices.load(path, {}, providers={"y": "h"})
 
 
 def test_a_directory_in_place_of_the_file_is_a_problem(tmp_path: Path) -> None:

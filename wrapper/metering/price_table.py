@@ -1,27 +1,21 @@
-"""Reads config/prices.toml into rates, in pico-USD per token.
+"""Rates in pico-USD per token, and what usage costs by them.
 
-The layout is described in `wrapper.metering.pricing`.
-
-Invariant: a price that cannot be read is a problem with a file and a key path, never a price of
-zero.
+The tables are read by `wrapper.metering.price_file`; `wrapper.metering.pricing` describes them.
 """
 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from wrapper.config import ConfigError, Problem
-from wrapper.metering.usage import PICO, Usage
+from wrapper.metering.usage import Usage
 
 _PICO_PER_MILLION = 10**6
 
-_PER_TOKEN = (
+PER_TOKEN = (
     "input",
     "cached_input",
     "output",
@@ -36,9 +30,7 @@ _PER_TOKEN = (
 )
 VIDEO_SECOND = "video_second"  # how the units of videos begin; their size follows
 _OUTPUTS = ("output", "audio_output", "image_output")
-_INPUTS = tuple(name for name in _PER_TOKEN if name not in _OUTPUTS)
-_OF_RATE = frozenset((*_PER_TOKEN, "audio_hour", "tiers", "above"))
-_OF_MODEL = _OF_RATE | {"service_tiers", "units", "minimum_seconds", "uncounted"}
+_INPUTS = tuple(name for name in PER_TOKEN if name not in _OUTPUTS)
 
 
 class Priced(NamedTuple):
@@ -342,46 +334,9 @@ class Table(NamedTuple):
         return prices
 
 
-_read: dict[tuple[str, int, int, int], dict[str, Table]] = {}
-
-
-def read(path: Path) -> dict[str, Table]:
-    """The tables of the file at `path`, none without a file. Raises ConfigError."""
-    try:
-        state = path.stat()
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise ConfigError([_unreadable(path, error)]) from error
-    stamp = (str(path), state.st_ino, state.st_size, state.st_mtime_ns)
-    if stamp not in _read:
-        tables = _parse(path)
-        # Why: parsing would stop the worker at every reload of the configuration.
-        _read.clear()
-        _read[stamp] = tables
-    return _read[stamp]
-
-
-def _parse(path: Path) -> dict[str, Table]:
-    try:
-        data = tomllib.loads(path.read_text("utf-8"), parse_float=Decimal)
-    except (OSError, ValueError, ArithmeticError, RecursionError) as error:
-        raise ConfigError([_unreadable(path, error)]) from error
-    problems: list[Problem] = []
-    tables = _Reader(str(path), problems).tables(data)
-    if problems:
-        raise ConfigError(problems)
-    return tables
-
-
 def pico(per_million: Decimal) -> int:
     """USD per million tokens in pico-USD per token."""
     return round(per_million * _PICO_PER_MILLION)
-
-
-def _unreadable(path: Path, error: Exception) -> Problem:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return Problem(str(path), "", f"cannot be read: {reason}", "`make prices` writes a new one")
 
 
 def _with_geo(prices: ModelPrices, region: Region) -> ModelPrices:
@@ -390,146 +345,3 @@ def _with_geo(prices: ModelPrices, region: Region) -> ModelPrices:
     tiers = {**local.service_tiers, "standard": local.rates}
     named = {f"{name} in {region.geo}": rates for name, rates in tiers.items()}
     return prices._replace(service_tiers={**prices.service_tiers, **named})
-
-
-class _Reader:
-    """Reads the tables of the file and collects every problem."""
-
-    def __init__(self, file: str, problems: list[Problem]) -> None:
-        self._file = file
-        self._problems = problems
-
-    def tables(self, data: Mapping[str, object]) -> dict[str, Table]:
-        found: dict[str, Table] = {}
-        for name, table in self._table(data.get("providers", {}), "providers").items():
-            where = f"providers.{name}"
-            content = self._table(table, where)
-            hosts = content.get("match", [])
-            if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
-                self._problem(f"{where}.match", "is not a list of host names")
-                hosts = []
-            models = self._table(content.get("models", {}), f"{where}.models")
-            regions = self._regions(content.get("regions", []), f"{where}.regions")
-            priced = {
-                model.lower(): self._model(entry, f'{where}.models."{model}"')
-                for model, entry in models.items()
-            }
-            found[name] = Table(tuple(host.lower() for host in hosts), priced, regions)
-        return found
-
-    def _regions(self, entries: object, where: str) -> tuple[Region, ...]:
-        if not isinstance(entries, list):
-            self._problem(where, "is not a list of tables")
-            return ()
-        found = []
-        for entry in entries:
-            table = self._table(entry, where)
-            times = self._number(table.get("times"), f"{where}.times", 10)
-            texts = {name: table.get(name, "") for name in ("host", "geo", "released")}
-            models = table.get("models", [])
-            if times is None or not all(isinstance(text, str) for text in texts.values()):
-                self._problem(where, "needs times, and host or geo")
-            elif not isinstance(models, list) or not all(isinstance(each, str) for each in models):
-                self._problem(f"{where}.models", "is not a list of globs")
-            else:
-                names = {name: str(text).lower() for name, text in texts.items()}
-                globs = tuple(each.lower() for each in models)
-                found.append(Region(round(times * 100), models=globs, **names))
-        return tuple(found)
-
-    def _model(self, entry: object, where: str) -> ModelPrices:
-        base = self._table(entry, where)
-        tiers = self._table(base.get("service_tiers", {}), f"{where}.service_tiers")
-        units = self._table(base.get("units", {}), f"{where}.units")
-        minimum = self._number(base.get("minimum_seconds"), f"{where}.minimum_seconds", 3600)
-        rates = {"standard": self._rates(base, where, _OF_MODEL)}
-        for tier, entry_ in tiers.items():
-            if not isinstance(entry_, str):
-                rates[tier.lower()] = self._rates(entry_, f"{where}.service_tiers.{tier}")
-            elif entry_ in rates:
-                rates[tier.lower()] = rates[entry_]
-            else:
-                self._problem(f"{where}.service_tiers.{tier}", "is not a table nor a tier above")
-        return ModelPrices(
-            rates["standard"],
-            rates,
-            {
-                unit: round((self._number(value, f"{where}.units.{unit}") or 0) * PICO)
-                for unit, value in units.items()
-            },
-            int(minimum or 0),
-            uncounted=self._text(base, "uncounted", where) if "uncounted" in base else "",
-        )
-
-    def _text(self, table: Mapping[str, object], name: str, where: str) -> str:
-        value = table[name]
-        if isinstance(value, str):
-            return value
-        self._problem(f"{where}.{name}", "is not a text")
-        return ""
-
-    def _rates(self, entry: object, where: str, known: frozenset[str] = _OF_RATE) -> Rates:
-        base = self._table(entry, where)
-        tiers = base.get("tiers", [])
-        if not isinstance(tiers, list):
-            self._problem(f"{where}.tiers", "is not a list of tables")
-            tiers = []
-        rates = [self._rate(base, where, known)]
-        rates += [self._rate(self._table(tier, f"{where}.tiers"), where) for tier in tiers]
-        return tuple(sorted(rates, key=lambda rate: -rate.above))
-
-    def _rate(
-        self, entry: Mapping[str, object], where: str, known: frozenset[str] = _OF_RATE
-    ) -> Rate:
-        for name in entry:
-            if name not in known:
-                self._problem(
-                    f"{where}.{name}", f"is not known; known are {', '.join(sorted(known))}"
-                )
-        prices: dict[str, int | None] = dict.fromkeys(_PER_TOKEN)
-        for name in entry:  # few of them are there, of thousands of models
-            if name in prices:
-                prices[name] = self._price(entry[name], f"{where}.{name}")
-        hour = self._number(entry.get("audio_hour"), f"{where}.audio_hour")
-        above = self._number(entry.get("above"), f"{where}.above", 10**9)
-        # Images in a prompt are text tokens to most models, and without a price of its own a cache
-        # saves nothing. Nothing else costs what something else costs unless it is said.
-        for name, same in (
-            ("cached_input", "input"),
-            ("image_input", "input"),
-            ("cached_audio", "audio_input"),
-            ("cached_image", "image_input" if entry.get("image_input") else "cached_input"),
-        ):
-            if prices[name] is None:
-                prices[name] = prices[same]
-        return Rate(
-            above=-1 if above is None else int(above),
-            audio_hour=None if hour is None else round(hour * PICO),
-            plain=False,
-            **prices,
-        )
-
-    def _price(self, value: object, where: str) -> int | None:
-        number = self._number(value, where)
-        return None if number is None else pico(number)
-
-    def _number(self, value: object, where: str, high: int = 10**6) -> Decimal | None:
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | Decimal):
-            self._problem(where, "is not a number")
-            return None
-        number = Decimal(value)
-        if not number.is_finite() or not 0 <= number <= high:
-            self._problem(where, f"is not between 0 and {high:,}")
-            return None
-        return number
-
-    def _table(self, value: object, where: str) -> dict[str, object]:
-        if isinstance(value, dict):
-            return value
-        self._problem(where, "is not a table")
-        return {}
-
-    def _problem(self, where: str, message: str) -> None:
-        self._problems.append(Problem(self._file, where, message, "`make prices` writes a new one"))

@@ -30,10 +30,11 @@ Invariant: what has no known price makes the cost None, never zero, and is named
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from wrapper.config import Price
+from wrapper.metering.price_file import Needed, every, read
 from wrapper.metering.price_table import (
     Ceiling,
     ModelPrices,
@@ -42,10 +43,10 @@ from wrapper.metering.price_table import (
     Table,
     added_kinds,
     pico,
-    read,
     with_plain,
 )
 from wrapper.metering.usage import Usage
+from wrapper.steps import Pause, no_pause
 
 # Model names come from responses, so the cache is bounded.
 MAX_CACHED = 4096
@@ -71,13 +72,22 @@ class Prices:
         self._ceilings: dict[tuple[str, str, str, str], Ceiling | None] = {}
 
     @classmethod
-    def load(cls, path: Path, overrides: Mapping[str, Price], demo: str | None = None) -> Prices:
+    def load(
+        cls,
+        path: Path,
+        overrides: Mapping[str, Price],
+        demo: str | None = None,
+        providers: Mapping[str, str] | None = None,
+        pause: Pause = no_pause,
+    ) -> Prices:
         """The prices of the file at `path`; without a file only the overrides.
 
-        The provider `demo` serves the models of all others, and they cost what they cost there.
-        Raises ConfigError with all problems of the file.
+        Read are those of `providers`, the hosts by name, or all. The provider `demo` serves the
+        models of all, and they cost what they cost there. `pause` lets others run in between.
+        Raises ConfigError with all problems of what is read.
         """
-        tables = read(path)
+        needed = every if demo is not None or providers is None else _needed_by(providers)
+        tables = read(path, needed, pause)
         if demo is not None:
             models = {
                 name: prices for table in tables.values() for name, prices in table.models.items()
@@ -196,9 +206,18 @@ class Prices:
         """The table that matches the provider's host, else the one with the provider's name."""
         host = host.lower()
         for table in self._tables.values():
-            if any(host == name or host.endswith("." + name) for name in table.hosts):
+            if _is_of(host, table.hosts):
                 return table
         return self._tables.get(provider, _NO_TABLE)
+
+
+def _is_of(host: str, names: Iterable[str]) -> bool:
+    return any(host == name or host.endswith("." + name) for name in names)
+
+
+def _needed_by(providers: Mapping[str, str]) -> Needed:
+    hosts = [host.lower() for host in providers.values()]
+    return lambda name, of: name in providers or any(_is_of(host, of) for host in hosts)
 
 
 def _match(models: Mapping[str, ModelPrices], model: str) -> ModelPrices | None:

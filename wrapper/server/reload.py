@@ -49,7 +49,7 @@ class ConfigReloader:
         with contextlib.suppress(ConfigError):
             settings, _ = load_or_last_good(environ, accepted, demo_url)
             if settings != in_force:
-                self._prices = load_prices(settings, environ)
+                self._prices = load_prices(settings, environ, yield_if_due)
                 self._apply(settings)
                 in_force = settings
         self._reloader = Reloader(self._load, self._apply, self._report, in_force)
@@ -71,7 +71,7 @@ class ConfigReloader:
                 in_child(self._prepare, niceness=5)
         settings = load(self._environ, self._demo_url, prepared=self._prepared)
         try:
-            self._prices = load_prices(settings, self._environ)
+            self._prices = load_prices(settings, self._environ, yield_if_due)
         except ConfigError as error:
             key_file = KeyFile(settings.keys, settings.groups)
             # With the keys, so that a revoked one is refused although the prices are broken.
