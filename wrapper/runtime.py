@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from flask import Flask, current_app, g
+from flask import Flask, current_app
+from flask.globals import _cv_request
 
 from wrapper.admission import Admission, Subjects
 from wrapper.auth import Keyring
@@ -121,9 +122,13 @@ class Runtime:
         self.store_failing = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class RequestContext:
-    """What one request is handled with. `target` is its raw path and its raw `?query`."""
+    """What one request is handled with; nothing of it is replaced. (`frozen` would set each field
+    through a function.)
+
+    `target` is its raw path and its raw `?query`.
+    """
 
     environ: dict[str, Any]
     target: tuple[str, str]
@@ -145,7 +150,7 @@ def current_runtime() -> Runtime:
 
 def request_context() -> RequestContext:
     """The context of the present request."""
-    return cast(RequestContext, g.context)
+    return cast(RequestContext, _cv_request.get())
 
 
 def load_prices(settings: Settings, environ: Mapping[str, str], pause: Pause = no_pause) -> Prices:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from wrapper import errors
-from wrapper.proxy import admit, authenticate, begin, forward, read_request, resolve, stream
+from wrapper.proxy import (
+    StreamedResponse,
+    admit,
+    authenticate,
+    begin,
+    forward,
+    read_request,
+    resolve,
+    stream,
+)
 
 bp = Blueprint("chat", __name__)
 
@@ -14,7 +23,7 @@ PATH = "/chat/completions"
 
 @bp.post("/chat/completions")
 @bp.post("/v1/chat/completions")
-def chat() -> Response:
+def chat() -> StreamedResponse:
     """Chat, routed by `model`."""
     context = begin()
     principal = authenticate(context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, current_app
 from flask import request as flask_request
 
 from wrapper import errors
@@ -10,6 +10,7 @@ from wrapper.blueprints import chat
 from wrapper.blueprints.openai import ANY_METHOD, without_version
 from wrapper.endpoints import FIRST_SEGMENTS
 from wrapper.proxy import (
+    StreamedResponse,
     admit,
     authenticate,
     begin,
@@ -26,7 +27,7 @@ bp = Blueprint("passthrough", __name__)
 
 @bp.route("/<provider>", methods=ANY_METHOD)
 @bp.route("/<provider>/<path:rest>", methods=ANY_METHOD)
-def passthrough(provider: str, rest: str = "") -> Response:
+def passthrough(provider: str, rest: str = "") -> StreamedResponse:
     """Any path of one provider; else it may be one of the OpenAI API without `/v1`.
 
     In this order, so that no provider in a configuration disappears behind a path of that API.

@@ -27,12 +27,13 @@ from wrapper.proxy.admit import admit
 from wrapper.proxy.forward import forward
 from wrapper.proxy.handshake import authorization_of
 from wrapper.proxy.request import read_request
-from wrapper.proxy.response import stream
+from wrapper.proxy.response import StreamedResponse, stream
 from wrapper.proxy.targets import resolve, resolve_provider
 from wrapper.proxy.websocket import relay
 from wrapper.runtime import RequestContext, request_context
 
 __all__ = [
+    "StreamedResponse",
     "admit",
     "authenticate",
     "begin",

@@ -16,11 +16,9 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
-from flask import Response
-from werkzeug.datastructures import Headers
 
 from wrapper import errors
 from wrapper.cancellation import TIMEOUT, TURN, Interrupted, within, yield_if_due
@@ -62,7 +60,9 @@ _decode_input = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
 
-def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded) -> Response:
+def stream(
+    context: RequestContext, request: ProxyRequest, forwarded: Forwarded
+) -> StreamedResponse:
     """The client's response: the provider's status, headers and body, and the gateway's headers."""
     record, response = context.record, forwarded.response
     media, coding = response.media_type, response.coding
@@ -92,22 +92,22 @@ def stream(context: RequestContext, request: ProxyRequest, forwarded: Forwarded)
         else NullExtractor(),
         error_event=record.stream and not coding and not has_length,
     )
-    headers = response.headers
+    down = [*response.headers]
     if record.lease is not None:
-        headers = with_rate_limits(headers, record.lease.standings)
-    down = Headers()
-    down._list = [*headers]  # `Headers(…)` would check each of them once more
+        down = with_rate_limits(down, record.lease.standings)
     if has_length:
-        down.add("Content-Length", str(response.length))
+        down.append(("Content-Length", str(response.length)))
     if not response.request_id:
-        down.add("x-request-id", record.request_id)
+        down.append(("x-request-id", record.request_id))
     if record.stream or (not has_length and media and not is_json(media)):
-        down.set("X-Accel-Buffering", "no")  # nginx would collect the stream
+        # nginx would collect the stream.
+        down = [pair for pair in down if pair[0].lower() != "x-accel-buffering"]
+        down.append(("X-Accel-Buffering", "no"))
     whole = response.body.complete and not record.stream and metering and response.status < 300
     if whole and (cost := body.cost_of_whole()) is not None:
-        down.add("x-wrapper-cost-usd", exact_usd(cost))
-    down.set("x-wrapper-provider", forwarded.attempt.upstream.provider.name)
-    down.add("Server-Timing", record.server_timing())
+        down.append(("x-wrapper-cost-usd", exact_usd(cost)))
+    down.append(("x-wrapper-provider", forwarded.attempt.upstream.provider.name))
+    down.append(("Server-Timing", record.server_timing()))
     return StreamedResponse(body, f"{response.status} {response.reason}".rstrip(), down)
 
 
@@ -124,25 +124,41 @@ def _remember(context: RequestContext, request: ProxyRequest, forwarded: Forward
             remember_file(context, request, forwarded.attempt.upstream, created.id)
 
 
-class StreamedResponse(Response):
-    """A provider's response: no header is corrected, removed or added by the framework, and closing
-    it closes the body and then does what `call_on_close` was asked for.
+class RelayedBody(Iterator[bytes], Protocol):
+    """The body of a `StreamedResponse`."""
+
+    def close(self) -> None:
+        """Nothing more is iterated."""
+
+
+class StreamedResponse:
+    """A provider's response, with its headers as they are; an application and its iterable.
+
+    Flask's own would be made, corrected and converted for each request. Closing it closes the body
+    and then calls `on_close`.
     """
 
-    def __init__(self, body: Iterator[bytes], status: str, headers: Headers) -> None:
-        # Not Werkzeug's, which makes headers of its own before it takes these.
-        self.response = self._body = body
+    __slots__ = ("_body", "headers", "on_close", "status")
+
+    def __init__(self, body: RelayedBody, status: str, headers: list[tuple[str, str]]) -> None:
+        self._body = body
         self.headers, self.status = headers, status
-        self.direct_passthrough = True
-        self._on_close: list[Callable[[], object]] = []
+        self.on_close: Callable[[], object] = lambda: None
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         """The response itself is the iterable, so that the server's `close()` reaches it."""
-        start_response(self.status, self.headers.to_wsgi_list())
+        start_response(self.status, self.headers)
         return self if environ["REQUEST_METHOD"] != "HEAD" else _Bodiless(self)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._body
+
+    def close(self) -> None:
+        """The body is not iterated any more, whether to its end or not."""
+        try:
+            self._body.close()
+        finally:
+            self.on_close()
 
 
 class _Bodiless:

@@ -34,8 +34,6 @@ from os import urandom
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from flask import Response
-from werkzeug.datastructures import Headers
 
 from wrapper import errors
 from wrapper.auth import Principal
@@ -45,7 +43,7 @@ from wrapper.endpoints import OTHER
 from wrapper.formats import websocket
 from wrapper.formats.websocket import Close, FrameReader, Message, Opcode, close_code, text_frame
 from wrapper.metering import ExtractedUsage
-from wrapper.proxy.admit import rate_limit_headers
+from wrapper.proxy.admit import with_rate_limits
 from wrapper.proxy.body import SMALL, close_after
 from wrapper.proxy.forward import Forwarded
 from wrapper.proxy.handshake import check_accepted
@@ -79,7 +77,7 @@ def relay(
     *,
     routed: bool,
     path: str | None = None,
-) -> Response:
+) -> StreamedResponse:
     """The client's 101 for that of a provider, or the response with which it refuses.
 
     Raises UpstreamProtocolError for a 101 that is not valid, and UpgradeRequired where HTTP will
@@ -106,16 +104,14 @@ def relay(
     if credential is not None:
         context.runtime.capacity.newcomers.accepted(context.scope, credential)
     close_after(context.environ)  # what follows the session is no HTTP
-    down = Headers(response.headers)
-    down.add("Upgrade", "websocket")
-    down.add("Connection", "upgrade")
-    if not response.request_id:
-        down.add("x-request-id", record.request_id)
-    down.set("x-wrapper-provider", forwarded.attempt.upstream.provider.name)
-    down.add("Server-Timing", record.server_timing())
+    down = [*response.headers]
     if record.lease is not None:
-        for name, value in rate_limit_headers(record.lease.standings):
-            down.set(name, value)
+        down = with_rate_limits(down, record.lease.standings)
+    down += [("Upgrade", "websocket"), ("Connection", "upgrade")]
+    if not response.request_id:
+        down.append(("x-request-id", record.request_id))
+    down.append(("x-wrapper-provider", forwarded.attempt.upstream.provider.name))
+    down.append(("Server-Timing", record.server_timing()))
     messages = Messages(context, principal, request, forwarded, routed=routed, path=path)
     usage = SocketUsage(context, principal, request, forwarded)
     body = SocketBody(context, principal, forwarded, messages, usage)

@@ -101,6 +101,7 @@ _NEVER_DOWN = _HOP_BY_HOP | frozenset(
         "server",
         "x-wrapper-cost-usd",  # the gateway's own, in both spellings
         "x_wrapper_cost_usd",
+        "x-wrapper-provider",
         # What a provider says about its own origin would bind the gateway's.
         "strict-transport-security",
         "public-key-pins",
