@@ -30,6 +30,7 @@ from wrapper.server.logging import JsonFormatter, TextFormatter, formatter
 from wrapper.server.reload import ConfigReloader
 from wrapper.server.worker import HeadTimeout, StrictRequest
 from wrapper.steps import STEP
+from wrapper.store import StoreError
 
 INFINITE = resource.RLIM_INFINITY
 
@@ -249,6 +250,24 @@ def test_whatever_happens_at_a_heartbeat_there_is_another_one(
         lifecycle._heartbeat(runtime)
     assert done == ["sleep", "sleep", "sleep", "heartbeat", "sleep"]
     assert caplog.messages.count("unhandled exception at a heartbeat") == 2
+
+
+def test_what_the_start_has_not_checked_is_checked_once_and_reported(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[bool] = []
+
+    def damaged() -> None:
+        raise StoreError("usage.db: damaged")
+
+    runtime: Any = SimpleNamespace(
+        store=SimpleNamespace(check_rest=damaged),
+        telemetry=SimpleNamespace(store_failed=lambda: failed.append(True)),
+    )
+    monkeypatch.setattr(lifecycle, "time", SimpleNamespace(sleep=lambda seconds: None))
+    lifecycle._check(runtime)
+    assert caplog.messages == ["the store has a problem: usage.db: damaged"]
+    assert failed == [True]
 
 
 def test_whatever_goes_to_stderr_is_one_line_of_json() -> None:

@@ -202,6 +202,54 @@ def test_a_damaged_file_is_found_at_the_start(path: Path, store: SqliteStore) ->
         SqliteStore(path).check()
 
 
+def test_a_large_file_is_not_read_at_the_start_but_beside_the_requests(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(3000):
+        store.settle(entry(model=f"model-{index}"))
+    store.close()
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2 // 4096 * 4096
+    content[half : half + 40_960] = b"\x5a" * 40_960
+    path.write_bytes(content)
+    SqliteStore(path).check_rest()  # there is none
+    monkeypatch.setattr(sqlite, "CHECKED_BYTES", len(content) - 1)
+    large = SqliteStore(path)
+    large.check()
+    with pytest.raises(StoreError, match="move it away"):
+        large.check_rest()
+
+
+def test_a_start_reads_no_more_of_a_ledger_of_many_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in steps of SQLite's virtual machine."""
+    monkeypatch.setattr(sqlite, "CHECKED_BYTES", 0)
+
+    def steps(hours: int) -> int:
+        path = tmp_path / str(hours) / "usage.db"
+        store = SqliteStore(path)
+        for hour in range(hours):
+            store.settle(entry(at=NOON + hour * HOUR))
+        store.all_time()  # sums up the hours that are over
+        store.close()
+        counted = 0
+
+        def step() -> int:
+            nonlocal counted
+            counted += 1
+            return 0
+
+        store = SqliteStore(path)
+        store._here().connection.set_progress_handler(step, 1)
+        store.check()
+        [row] = store.all_time()
+        assert row.requests == hours
+        return counted
+
+    assert 0 < steps(2000) <= steps(20) + 10
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for bad in (tmp_path / "file" / "usage.db", Path("/proc/usage.db"), tmp_path):

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
+from wrapper.telemetry.instruments import CALLS
 from wrapper.telemetry.mapped import FIRST_SIZE, MappedValues
 
 SERIES = 3000  # several times what fits into a file of the first size
@@ -73,3 +74,14 @@ def test_a_volume_without_any_room_exposes_nothing(
         values.write_value(f"series {number}", 1.0, 0.0)
     assert list(tmp_path.iterdir()) == []
     values.close()
+
+
+@pytest.mark.parametrize("key", ["web", 'a "quoted" \\ key', "schl\u00fcssel\u2028", ""])
+def test_a_restored_counter_is_called_as_one_that_a_worker_counts(key: str) -> None:
+    labels = [key, "groq", "llama", "completed"]
+    metric = CALLS._metric
+    name = metric._name
+    expected = mmap_key(
+        name, f"{name}_total", list(metric._labelnames), labels, metric._documentation
+    )
+    assert CALLS.key(tuple(labels)) == expected

@@ -229,9 +229,10 @@ def worker_forked() -> None:
     atexit.unregister(_terminate)
 
 
-def start_worker(runtime: Runtime) -> Callable[[], None]:
+def start_worker(runtime: Runtime, *, is_first: bool = False) -> Callable[[], None]:
     """Follow the configuration files, ask for deferred work, and make this worker's metrics
-    readable. What is returned is to be called when the worker begins to stop.
+    readable. What is returned is to be called when the worker begins to stop. The first worker
+    checks of the store what would have held up the start.
     """
     from wrapper import telemetry
     from wrapper.proxy.asker import Asker
@@ -242,6 +243,8 @@ def start_worker(runtime: Runtime) -> Callable[[], None]:
     reloader = ConfigReloader(runtime, dict(os.environ), _accepted(), os.environ.get(DEMO_URL))
     threading.Thread(target=reloader.run, name="reload", daemon=True).start()
     threading.Thread(target=_heartbeat, args=(runtime,), name="heartbeat", daemon=True).start()
+    if is_first:
+        threading.Thread(target=_check, args=(runtime,), name="check", daemon=True).start()
     asker = Asker(runtime)
     threading.Thread(target=asker.run, name="asker", daemon=True).start()
     return asker.stop
@@ -255,6 +258,17 @@ def _heartbeat(runtime: Runtime) -> None:
             _beat(runtime)
         except Exception:  # other workers would take this one for dead, and end its leases
             log.exception("unhandled exception at a heartbeat")
+
+
+def _check(runtime: Runtime) -> None:
+    from wrapper.store import StoreError
+
+    time.sleep(HEARTBEAT_SECONDS)  # the first requests of a start have the processor
+    try:
+        runtime.store.check_rest()
+    except StoreError as error:
+        runtime.telemetry.store_failed()
+        log.error("the store has a problem: %s", error)
 
 
 def _beat(runtime: Runtime) -> None:

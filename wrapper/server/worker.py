@@ -84,7 +84,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         gevent.get_hub().loop.install_sigchld()
         for listener in self.sockets:
             bound_unsent(listener)
-        self._stop_asking = lifecycle.start_worker(self._runtime)
+        self._stop_asking = lifecycle.start_worker(self._runtime, is_first=self.age == 1)
         gevent.spawn(self._drain_at_stop)
         Watchdog(self._runtime.telemetry.event_loop_lagged, self._look_around).start()
 

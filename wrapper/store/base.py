@@ -112,6 +112,9 @@ class UsageStore(Protocol):
     def check(self) -> None:
         """Whether the store can be used, found out at the start and not at the first request."""
 
+    def check_rest(self) -> None:
+        """What `check` leaves out because it takes long: in a worker, beside its requests."""
+
     def settle(self, entry: Entry, lease: Lease | None = None) -> None:
         """Add one request to the sums, and end its lease.
 

@@ -101,6 +101,9 @@ class RedisStore:
         self._leases: set[int] = set()
         self._unsettled: dict[int, None] = {}
 
+    def check_rest(self) -> None:
+        """There is nothing left."""
+
     def check(self) -> None:
         self._own()
         self._link.commands([("PING",)])

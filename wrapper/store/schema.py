@@ -5,6 +5,7 @@ Invariant: only texts of this module are put together to SQL; values from outsid
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -220,6 +221,16 @@ def _summed(name: str) -> str:
 
 _SUMS = ", ".join(map(_summed, NUMBERS))
 
+
+def _positions() -> Iterator[tuple[int, int]]:
+    at = 0
+    for name in NUMBERS:
+        yield at, _HIGH if name in _COSTS else 0
+        at += 2 if name in _COSTS else 1
+
+
+_AT = tuple(_positions())  # where the sums are in a row, and by what the first half is multiplied
+
 COLUMNS = {
     "key": "api_key",
     "provider": "provider",
@@ -304,12 +315,10 @@ def query(
 def sums(row: tuple[int | float | str, ...], by: tuple[str, ...]) -> Sums:
     """One row of the answer to `query`."""
     group = tuple(label(name, value) for name, value in zip(by, row, strict=False))
-    numbers = iter(row[len(by) :])
-    found: list[Any] = []
-    for name in NUMBERS:
-        number: Any = next(numbers)
-        found.append(number * _HIGH + next(numbers) if name in _COSTS else number)
-    return Sums(group, *found)
+    numbers: Any = row[len(by) :]
+    return Sums(
+        group, *[numbers[at] * high + numbers[at + 1] if high else numbers[at] for at, high in _AT]
+    )
 
 
 def label(dimension: str, value: int | float | str) -> str:

@@ -58,6 +58,7 @@ DOWN_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 # How often old records of deferred work are looked for, in seconds.
 FORGET_SECONDS = 3600.0
+CHECKED_BYTES = 16 << 20  # a file of that size is checked in a tenth of a second
 
 # What can never be written, and therefore does not wait.
 _IMPOSSIBLE = (sqlite3.DataError, sqlite3.IntegrityError, OverflowError, UnicodeEncodeError)
@@ -109,6 +110,34 @@ class SqliteStore:
         self._inherited: list[sqlite3.Cursor] = []
 
     def check(self) -> None:
+        if not self._is_large():
+            self._check_pages()
+
+    def check_rest(self) -> None:
+        from wrapper.cancellation import in_thread  # gevent: the commands do without it
+
+        def check_apart() -> None:
+            store = self.reader()
+            try:
+                store._check_pages()
+            finally:
+                store.close()
+
+        if self._is_large():
+            in_thread(check_apart)
+
+    def _is_large(self) -> bool:
+        """Whether reading all pages of the file would hold up a start."""
+        pages: int
+        size: int
+        pages, size = self._try(
+            lambda: (
+                self._here().execute("SELECT * FROM pragma_page_count, pragma_page_size").fetchone()
+            )
+        )
+        return pages * size > CHECKED_BYTES
+
+    def _check_pages(self) -> None:
         problems = self._try(lambda: self._here().execute("PRAGMA quick_check(1)").fetchone())
         if problems != ("ok",):
             raise StoreError(f"{self._path}: damaged ({problems[0]}); {sqlitefile.MOVE_AWAY}")

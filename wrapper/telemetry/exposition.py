@@ -20,6 +20,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import starmap
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +158,7 @@ def seed(totals: Iterable[Sums]) -> None:
     outcome; rows of the same group are added.
     """
     sums: Counter[_Labelled] = Counter()
-    for row in totals:
+    for row in _merged(totals):
         *labels, outcome = row.group
         group = tuple(labels)
         sums[metrics.CALLS, (*group, outcome)] += row.requests
@@ -184,6 +186,15 @@ def seed(totals: Iterable[Sums]) -> None:
             key = series.key(group)
             values.write_value(key, values.read_value(key)[0] + value, 0.0)
         values.close()
+
+
+def _merged(totals: Iterable[Sums]) -> Iterator[Sums]:
+    """One row for each group: of thousands of rows, most are of the same few groups."""
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    for group, *numbers in totals:
+        before = groups.get(group)
+        groups[group] = numbers if before is None else [*map(add, before, numbers)]
+    return starmap(Sums, ((group, *numbers) for group, numbers in groups.items()))
 
 
 def _bounded(row: Sums, group: tuple[str, ...]) -> dict[_Labelled, int]:

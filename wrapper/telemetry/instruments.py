@@ -10,6 +10,9 @@ and keys in `limits`.
 
 from __future__ import annotations
 
+import json
+from functools import cached_property
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram, Summary
@@ -42,12 +45,19 @@ class Series(dict[tuple[str, ...], Any]):
 
     def key(self, labels: tuple[str, ...]) -> str:
         """What a counter of these labels is called in the files of the workers' values."""
-        metric = self._metric
-        name, help_text = metric._name, metric._documentation
-        key: str = mmap_key(
-            name, name + "_total", list(metric._labelnames), list(labels), help_text
-        )
-        return key
+        before, names, after = self._pieces
+        values = map(encode_basestring_ascii, labels)
+        pairs = sorted(zip(names, values, strict=True))
+        return f"{before}{', '.join(f'{name}: {value}' for name, value in pairs)}{after}"
+
+    @cached_property
+    def _pieces(self) -> tuple[str, list[str], str]:
+        """What is around the labels in a key, and their names. A start makes ten thousand keys,
+        and prometheus_client would encode all of it for each.
+        """
+        name, help_text = self._metric._name, self._metric._documentation
+        before, after = mmap_key(name, name + "_total", [], [], help_text).split("{}", 1)
+        return f"{before}{{", [json.dumps(each) for each in self._metric._labelnames], f"}}{after}"
 
     def clear(self) -> None:
         """Forget all series, for tests."""

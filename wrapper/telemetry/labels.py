@@ -58,6 +58,7 @@ class Labels:
         weakref.finalize(self, os.close, fd)
         self.names: set[str] = set()  # as far as this process has read the file
         self._read = 0  # bytes
+        self._taken = 0  # places, by names that are reserved or labels
 
     def __contains__(self, name: str) -> bool:
         """Whether this process knows `name` as a label; does not read the file."""
@@ -66,6 +67,7 @@ class Labels:
     def reserve(self, names: Iterable[str]) -> None:
         """Reserve places for these names, in place of those reserved before."""
         self._reserved = frozenset(names)
+        self._taken = len(self.names | self._reserved)
 
     def add(self, name: str) -> bool:
         """Make `name` a label where there is a place; whether it is one."""
@@ -94,7 +96,7 @@ class Labels:
         self._write([name for name in ranked if name in labels])
 
     def _has_place(self, name: str) -> bool:
-        return name in self._reserved or len(self.names | self._reserved) < self._limit
+        return name in self._reserved or self._taken < self._limit
 
     def _use(self, file: Path) -> None:
         """Replace `file` by a new one for this run; a gateway that still runs keeps the old one."""
@@ -121,7 +123,9 @@ class Labels:
         size = os.fstat(self._fd).st_size
         added = os.pread(self._fd, max(0, size - self._read), self._read)
         added = added[: added.rfind(b"\n") + 1]
-        self.names.update(_names_in(added))
+        if added:
+            self.names.update(_names_in(added))
+            self._taken = len(self.names | self._reserved)
         self._read += len(added)
 
     def _write(self, names: list[str]) -> None:
