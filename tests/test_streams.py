@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import queue
 import re
+import socket
 import statistics
+import threading
 import time
 import zlib
 from typing import TYPE_CHECKING
@@ -14,7 +17,7 @@ import pytest
 from harness import chat, raw
 
 if TYPE_CHECKING:
-    from harness.gateway import Gateway
+    from harness.gateway import Gateway, GatewayFactory
     from harness.raw import Answer
     from harness.simulator import Simulator
 
@@ -139,6 +142,53 @@ def test_many_streams_at_once_do_not_wait_for_each_other(
         connection.close()
     assert time.monotonic() - began < 15
     assert len(simulator.requests(book=book, outcome="completed")) == 40
+
+
+def test_the_chunks_of_events_that_come_alone_are_passed_on_as_they_are(
+    gateway_factory: GatewayFactory,
+) -> None:
+    """The event loop moves them (`proxy.pump`): what it sends is what the provider has sent."""
+    event = b'data: {"model":"m","choices":[{"delta":{"content":"and a calico cat"}}]}\n\n'
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\n'
+    told: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    head = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+
+    def serve(listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        with sock:
+            raw._read_request(sock)
+            while data := told.get():
+                sock.sendall(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=serve, args=(listener,))
+        serving.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        config = f'[providers.far]\nbase_url = "{url}/v1"\napi_key = {{ env = "OPENAI_API_KEY" }}\n'
+        gateway = gateway_factory(config + '[[routes]]\nmodel = "*"\ntargets = ["far"]\n')
+        told.put(head + b"%x\r\n%b\r\n" % (len(event), event))
+        body = chat.body("m", stream=True, stream_options={"include_usage": True})
+        asked = raw.request(
+            gateway.port, "POST", "/v1/chat/completions", body, key=gateway.secrets["web-app"]
+        )
+        with raw.Connection(gateway.port, deadline=60).send(asked) as connection:
+            answer = connection.read_head()
+            assert connection._line() == b"%X" % len(event)
+            assert connection._exactly(len(event) + 2) == event + b"\r\n"
+            for _ in range(3):
+                told.put(b"%x\r\n%b\r\n" % (len(event), event))
+                assert connection._line() == b"%x" % len(event)
+                assert connection._exactly(len(event) + 2) == event + b"\r\n"
+            told.put(b"%x\r\n%b\r\n0\r\n\r\n" % (len(usage), usage))
+            assert b"".join(connection.body(answer)) == usage
+        told.put(b"")
+        serving.join()
+    line = gateway.log_line(answer.header("x-request-id") or "", deadline=60)
+    assert line["bytes_out"] == 4 * len(event) + len(usage)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (3, 4)
+    assert line["outcome"] == "completed"
 
 
 def test_two_calls_on_one_connection_do_not_see_each_other(gateway: Gateway) -> None:

@@ -24,9 +24,10 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 READ_SIZE = 65536
+TLS_RECORD = 16384  # RFC 8446 section 5.1
 MAX_HEAD = 65536
 MAX_CHUNK_LINE = 1024
 MAX_TRAILERS = 64
@@ -45,6 +46,9 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*
 
 # What nearly every chunk-size line is: no extension, and not the last chunk.
 _CHUNK = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,14})\r\n")
+
+# How a chunk ends whose data ends with an empty line.
+_ENDS_EMPTY = (b"\n\n\r\n", b"\r\n\r\n\r\n")
 
 _LAST_CHUNK = b"0\r\n\r\n"  # without trailers
 
@@ -94,14 +98,22 @@ class Connection:
     """One TCP or TLS connection to `host:port`, used for one request at a time."""
 
     __slots__ = (
-        *("_acked", "_ahead", "_drained", "_wait", "_written"),
+        *("_acked", "_ahead", "_drained", "_most", "_recv", "_wait", "_written"),
         *("idle_since", "reusable", "sock"),
     )
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        # Waits until there is something to read, where gevent's plain sockets are in use.
-        self._wait = None if isinstance(sock, ssl.SSLSocket) else getattr(sock, "_wait", None)
+        is_tls = isinstance(sock, ssl.SSLSocket)
+        # Where gevent's sockets are in use: waits until there is something to read, and reads what
+        # is there without waiting.
+        self._wait = getattr(sock, "_wait", None)
+        self._recv: Any = None
+        if self._wait is not None:
+            self._recv = sock._sslobj.read if is_tls else sock._sock.recv  # type: ignore[attr-defined]
+        # A read that gives less has taken all that was there. OpenSSL gives the rest of one record,
+        # and reads none ahead.
+        self._most = TLS_RECORD if is_tls else READ_SIZE
         self._drained = False  # the last read took all that was there
         self._ahead = b""
         self.reusable = False
@@ -189,7 +201,21 @@ class Connection:
             # `recv` would ask the system in vain first, for each event of a stream.
             self._wait(self.sock._read_event)  # type: ignore[attr-defined]
         data = self.sock.recv(READ_SIZE)
-        self._drained = len(data) < READ_SIZE
+        self._drained = len(data) < self._most
+        return data
+
+    @property
+    def can_receive_now(self) -> bool:
+        """Whether `receive_now` can be used next."""
+        return self._recv is not None and not self._ahead
+
+    def receive_now(self) -> bytes | None:
+        """What is there, without waiting: None where nothing is, empty when the peer has closed."""
+        try:
+            data: bytes = self._recv(READ_SIZE)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+        self._drained = len(data) < self._most
         return data
 
     def unread(self, data: bytes) -> None:
@@ -214,6 +240,7 @@ class Connection:
 
     def close(self) -> None:
         self.reusable = False
+        self._recv = None
         self.sock.close()
 
     def _until_blank_line(self) -> bytes:
@@ -373,17 +400,41 @@ class ChunkedBody(Body):
     def read1(self) -> bytes:
         while not self.complete:
             data = self.connection.receive()
-            if not data:
-                raise Disconnected("closed within a chunked body")
-            if self._pending:
-                data = self._pending + data
-                self._pending = b""
-            out = self._take(data)
+            out = self.take(data)
             if out:
                 return out
         return b""
 
-    def _take(self, data: bytes) -> bytes:
+    def size_of_chunks(self, data: bytes) -> int:
+        """How many bytes of the body `data`, which comes next, has, where that is whole chunks and
+        each of them ends with an empty line; 0 for anything else.
+        """
+        if self._left or self._trailers or self._pending:
+            return 0
+        position, size = 0, len(data)
+        total = chunks = 0
+        while position < size:
+            chunk = _CHUNK.match(data, position)
+            if chunk is None or chunks == MAX_PIECES:
+                return 0
+            begin, length = chunk.end(), int(chunk[1], 16)
+            position = begin + length + 2
+            if not data.endswith(_ENDS_EMPTY, begin, position):
+                return 0
+            total += length
+            chunks += 1
+        return total if position == size else 0
+
+    def take(self, data: bytes) -> bytes:
+        """The bytes of the body in `data`, which the connection has received next, if any.
+
+        Raises as `read1`.
+        """
+        if not data:
+            raise Disconnected("closed within a chunked body")
+        if self._pending:
+            data = self._pending + data
+            self._pending = b""
         pieces: list[bytes] = []
         position, size = 0, len(data)
         while position < size:

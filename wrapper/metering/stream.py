@@ -182,6 +182,16 @@ class StreamExtractor:
             return data
         return b"".join([span.raw for span in spans if self._is_kept(span)])
 
+    def passes(self, events: bytes) -> bool:
+        """Whether `events`, which are whole, may be in any framing and come next, have nothing of
+        interest. Then they are taken as if they had been fed, and stay as they are.
+        """
+        if self._reader.pending or self._stripped_at_cr or self._interesting(events):
+            return False
+        self._last = events
+        self._content += self.marker in events
+        return True
+
     def flush(self) -> bytes:
         self._ended = True
         if not self._reader.pending and self._oversized is None:

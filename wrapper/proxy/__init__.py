@@ -8,7 +8,8 @@
     admit            limits and budgets: reserve, or refuse      admit, batches
     forward          failover over the attempts                  forward, failover_and_retry,
                                                                  beginning
-    stream           bytes down, usage read beside them          response, objects, deferred
+    stream           bytes down, usage read beside them          response, pump, objects,
+                                                                 deferred
     relay            in place of `stream`, a WebSocket: bytes    handshake, websocket,
                      both ways, usage read beside them           socket_messages, socket_usage
     finalize         price → ledger → metrics → log, once        finalize

@@ -22,6 +22,7 @@ import msgspec
 
 from wrapper import errors
 from wrapper.cancellation import TIMEOUT, TURN, Interrupted, within, yield_if_due
+from wrapper.formats.http1 import ChunkedBody
 from wrapper.formats.media import is_json
 from wrapper.metering import (
     ExtractedUsage,
@@ -40,6 +41,7 @@ from wrapper.proxy.cost import price
 from wrapper.proxy.deferred import remember, saw_end_of_request
 from wrapper.proxy.forward import Forwarded, interrupted
 from wrapper.proxy.objects import remember_created
+from wrapper.proxy.pump import Client, Pump
 from wrapper.proxy.request import ProxyRequest
 from wrapper.record import CLIENT_ABORT, MAX_NAME
 from wrapper.runtime import RequestContext
@@ -205,6 +207,8 @@ class StreamingBody:
         self._gone = context.scope.client_left
         self._extracted: ExtractedUsage | None = None  # of a response that was whole at once
         self._tail = b""  # the end of what was sent last; empty before the first byte
+        self._client: Client | None = None
+        self._pump: Pump | None = None  # from the first event with content on
         self._yielded = clock()  # when other requests could last run, as far as is known here
         self._handed_over = 0.0
         if self.ended:
@@ -212,6 +216,10 @@ class StreamingBody:
 
     def __iter__(self) -> Iterator[bytes]:
         return self
+
+    def send_through(self, client: Client) -> None:
+        """Chunks may be sent to the client between two pieces that are iterated."""
+        self._client = client
 
     def __next__(self) -> bytes:
         record = self._context.record
@@ -273,6 +281,13 @@ class StreamingBody:
             if record.ttft is not None:
                 record.ttft += record.upstream - self._upstream
             self._feed = self._extractor.feed
+            body, extractor = self._response.body, self._extractor
+            if (
+                self._client is not None
+                and isinstance(body, ChunkedBody)
+                and isinstance(extractor, StreamExtractor)
+            ):
+                self._pump = Pump(self._context, body, extractor, self._client)
         return self._extractor.feed(data)
 
     def _read(self) -> bytes:
@@ -282,8 +297,10 @@ class StreamingBody:
         before the provider ends the body.
         """
         began = clock()
-        scope = self._context.scope
+        scope, pump = self._context.scope, self._pump
         try:
+            if pump is not None:
+                pump.move()
             with scope:
                 data = self._response.read1()
             if scope.client_left and not self._gone:
@@ -295,7 +312,7 @@ class StreamingBody:
             raise interrupted(self._context, interruption.reason) from None
         finally:
             now = clock()
-            self._context.record.upstream += now - began
+            self._context.record.upstream += now - began - (pump.busy if pump is not None else 0.0)
             if now - began > TURN:  # it was a wait, in which the others ran
                 self._yielded = now
 

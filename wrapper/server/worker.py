@@ -164,6 +164,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             body = self.wsgi(environ, response.start_response)
             try:
                 pieces = iter(body)
+                if response.chunked and hasattr(pieces, "send_through"):
+                    pieces.send_through(response)
                 for piece in pieces:
                     response.write(piece, last=getattr(pieces, "ended", False))
                 response.close()

@@ -96,6 +96,7 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
     headers: list[tuple[str, str]]
     upgrade: bool
     _complete = False  # the last chunk has been sent
+    _rest = b""
 
     def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
         """Take the headers that stay."""
@@ -148,6 +149,25 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
         """The body has ended."""
         end = _LAST_CHUNK if self.chunked and not self._complete else b""
         self._send(end if self.headers_sent else self._head() + end)
+
+    def send_at_once(self, data: bytes) -> bool:
+        """Send chunks of the body, or what the system takes of them without waiting.
+
+        Whether that was all; if not, `send_rest` has to be called next.
+        """
+        try:
+            sent = self.sock._sock.send(data)
+        except OSError:  # `send_rest` raises it
+            sent = 0
+        if sent == len(data):
+            return True
+        self._rest = data[sent:]
+        return False
+
+    def send_rest(self) -> None:
+        """Send what `send_at_once` has left."""
+        rest, self._rest = self._rest, b""
+        self.sock.sendall(rest)
 
     def _send(self, data: bytes) -> None:
         if data:
