@@ -127,6 +127,20 @@ def test_a_table_that_cannot_be_read_is_an_error_and_requests_still_get_their_re
     assert chat.call(gateway, model=MODEL).status == 200
 
 
+def test_what_a_gateway_has_booked_is_there_after_all_its_processes_were_killed(
+    gateway_factory: GatewayFactory,
+) -> None:
+    gateway = gateway_factory(workers=2)
+    for requests in (15, 30):
+        for _ in range(15):
+            assert chat.call(gateway, model=MODEL).status == 200
+        gateway.idle(30)
+        gateway.kill()
+        gateway.restart()
+        status, answer = usage(gateway, "web-app", "?since=24h")
+        assert (status, answer["totals"]["requests"]) == (200, requests)
+
+
 def test_a_worker_shows_a_key_its_own_use(gateway: Gateway) -> None:
     before = usage(gateway, "web-app", "?since=24h")[1]["totals"]["requests"]
     assert chat.call(gateway, model=MODEL).status == 200

@@ -23,7 +23,7 @@ from wrapper.store.accounts import Account, Moment, accounts_of
 from wrapper.store.base import Entry
 from wrapper.store.limits import MAX_COST, Demand, Lease, Refused, Subject, Violation, decide
 from wrapper.store.recent import ADD
-from wrapper.store.schema import SETTLE, counted, values
+from wrapper.store.schema import SETTLE, cost_of, values
 
 # A worker whose last heartbeat is older than this many seconds is dead.
 LEASE_SECONDS = 20.0
@@ -112,14 +112,14 @@ def settle(cursor: Cursor, entry: Entry | None, lease: Lease | None, tokens: int
     cost = since = 0
     budgets: list[str] = []
     if entry is not None:
-        cursor.execute(SETTLE, values(entry))
+        row = values(entry)
+        cursor.execute(SETTLE, row)
         if entry.recent is not None:
             cursor.execute(ADD, (entry.at, entry.key, *entry.recent))
-        cost = min(counted(entry), MAX_COST)
+        cost = min(cost_of(row[6:]), MAX_COST)
         if cost:
             since = int(entry.at // 3600) * 3600
-            sources = (f"key:{entry.key}", f"provider:{entry.provider}")
-            budgets = list(chain.from_iterable(cursor.execute(_BUDGETS, sources)))
+            budgets = _budgets(cursor, entry.key, entry.provider)
     if lease is not None:
         held = cursor.execute(_END, (lease.worker, lease.id)).fetchone()
         # Where it is gone, another worker has ended it, which took this one for dead.
@@ -133,6 +133,20 @@ def settle(cursor: Cursor, entry: Entry | None, lease: Lease | None, tokens: int
             cursor.execute(_SETTLE, (second, more, count, cost_reserved, since, spent, name))
     for name in budgets:  # of a subject that got its limits after the admission
         cursor.execute(_SPEND, (cost, since, name))
+
+
+def spend(cursor: Cursor, key: str, provider: str, since: int, cost: int) -> None:
+    """Add the cost of the hour that began at `since` to the budgets that it counts against."""
+    if cost:
+        cost = min(cost, MAX_COST)
+        for name in _budgets(cursor, key, provider):
+            cursor.execute(_SPEND, (cost, since, name))
+
+
+def _budgets(cursor: Cursor, key: str, provider: str) -> list[str]:
+    """The subjects whose budgets count what this key costs at this provider."""
+    sources = (f"key:{key}", f"provider:{provider}")
+    return list(chain.from_iterable(cursor.execute(_BUDGETS, sources)))
 
 
 def beat(cursor: Cursor, worker: str, moment: Moment) -> None:

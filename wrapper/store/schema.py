@@ -5,18 +5,18 @@ Invariant: only texts of this module are put together to SQL; values from outsid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from wrapper.metering import Usage
-from wrapper.store import past, recent
+from wrapper.store import live, past, recent
 from wrapper.store.base import ALL_TIME_BY, Entry, Sums
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 
 # SQLite's integers have 64 bits and become floats beyond. A sum of two of these does not.
-_MAX = 4611686018427387904  # 2**62
+MAX_SUM = 4611686018427387904  # 2**62
 _HIGH = 10**6
 
 _LEDGER_1 = """
@@ -171,6 +171,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     6: (recent.TABLE,),
     7: ("ALTER TABLE deferred ADD COLUMN tag TEXT NOT NULL DEFAULT ''",),
     8: (_DEFERRED_BOOKED,),
+    9: (live.TABLE,),
 }
 
 # The sums of a row, in the order of `Sums`. In a shared store each has a letter.
@@ -196,12 +197,13 @@ NUMBERS = {
     "cost_output": "o",
     "cost_other": "x",
 }
+_COST, _COST_HIGH = (list(NUMBERS).index(name) for name in ("cost_pico", "cost_high"))
 _COSTS = frozenset(name for name in NUMBERS if name.startswith("cost_"))
 
 
 def _raised(name: str) -> str:
     added = f"{name} + excluded.{name}"
-    return f"{name} = min({added}, {_MAX})" if name in _COSTS else f"{name} = {added}"
+    return f"{name} = min({added}, {MAX_SUM})" if name in _COSTS else f"{name} = {added}"
 
 
 _PLACES = ", ".join("?" * (6 + len(NUMBERS)))
@@ -250,7 +252,7 @@ def values(entry: Entry) -> Values:
     """What SETTLE is given for `entry`."""
     usage, bounds = entry.usage or _NO_USE, entry.bounds
     cost = entry.cost if bounds is None else bounds.cost_high
-    tokens = entry.cost_by_kind if sum(entry.cost_by_kind) <= _MAX else (0, 0, 0, 0)
+    tokens = entry.cost_by_kind if sum(entry.cost_by_kind) <= MAX_SUM else (0, 0, 0, 0)
     return (
         int(entry.at // 3600),
         entry.key,
@@ -265,14 +267,14 @@ def values(entry: Entry) -> Values:
         usage.cached,
         usage.reasoning,
         usage.seconds,
-        min(entry.cost or 0, _MAX),
+        min(entry.cost or 0, MAX_SUM),
         entry.unmetered,
         (entry.usage is not None or bounds is not None) and cost is None,
         bounds is not None,
         *((bounds.tokens_low, bounds.tokens_high) if bounds else (0, 0)),
-        *((min(bounds.cost_low or 0, _MAX), min(cost or 0, _MAX)) if bounds else (0, 0)),
+        *((min(bounds.cost_low or 0, MAX_SUM), min(cost or 0, MAX_SUM)) if bounds else (0, 0)),
         *tokens,
-        max(0, min(entry.cost or 0, _MAX) - sum(tokens)),
+        max(0, min(entry.cost or 0, MAX_SUM) - sum(tokens)),
     )
 
 
@@ -282,10 +284,9 @@ def all_time_query() -> str:
     return f"SELECT {groups}, {_SUMS} FROM {past.ALL_TIME} GROUP BY {groups} ORDER BY {groups}"  # noqa: S608
 
 
-def counted(entry: Entry) -> int:
-    """What `entry` adds to budgets, in pico-USD."""
-    high = entry.bounds.cost_high if entry.bounds else None
-    return min(entry.cost or 0, _MAX) + min(high or 0, _MAX)
+def cost_of(numbers: Sequence[int | float | str]) -> int:
+    """What a row with these numbers adds to budgets, in pico-USD."""
+    return int(numbers[_COST]) + int(numbers[_COST_HIGH])
 
 
 def query(

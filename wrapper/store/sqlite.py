@@ -1,10 +1,16 @@
 """The store in an SQLite file beside the workers.
 
-The ledger is one row per hour, key, provider, model and outcome, one UPSERT per request. Admission
-and settlement are one transaction each (`store.reservations`), which is over when the call returns.
+The ledger is one row per hour, key, provider, model and outcome. Admission and the settlement of a
+lease are one transaction each (`store.reservations`), which is over when the call returns. A
+settlement without a lease is a record in the live file (`store.live`); every transaction begins
+with booking these records (`store.drain`), whoever wrote them. A settlement makes one where the
+last was `DRAIN_SECONDS` ago: that saves a busy worker the transaction of nearly every request.
+Whoever reads the ledger books first, too.
+
 Write-ahead logging lets readers and the one writer go on side by side; with `synchronous = NORMAL`
-nothing waits for the disk but a checkpoint (https://www.sqlite.org/wal.html), and a killed process
-loses nothing that it acknowledged, for the pages are the kernel's by then.
+nothing waits for the disk but a checkpoint (https://www.sqlite.org/wal.html), which a worker makes
+in another thread; and a killed process loses nothing that it acknowledged, for the pages are the
+kernel's by then.
 
 Waiting. SQLite itself never waits here, for it would stop the worker's event loop: a file that
 is busy is tried again after a cooperative sleep, until a deadline. Between the begin of a
@@ -16,8 +22,8 @@ can set. It starts anew with the machine, so after a boot they are cleared.
 Invariants. A connection belongs to the process that opened it: after a fork the child opens its
 own and leaves the inherited one alone, unclosed (https://www.sqlite.org/howtocorrupt.html,
 section 2.6). A file that cannot be written just now (locked by another program, full disk)
-neither stops the worker nor loses a request: what waits is written later, and until then
-`settle` says that it waits.
+neither stops the worker nor loses a request: what the live file has no room for waits in memory,
+and until all is written `settle` says that it waits.
 """
 
 from __future__ import annotations
@@ -36,6 +42,7 @@ from wrapper.store import deferredsql, past, recent, reservations, sqlitefile
 from wrapper.store.accounts import Moment, standings_of
 from wrapper.store.base import ALL_TIME_BY, Entry, StoreError, Sums, check_dimensions, true_tokens
 from wrapper.store.deferred import Deferred
+from wrapper.store.drain import IMPOSSIBLE, drain, record
 from wrapper.store.limits import (
     Demand,
     Lease,
@@ -45,6 +52,7 @@ from wrapper.store.limits import (
     bounded,
     nothing_used,
 )
+from wrapper.store.live import LiveFile, open_live
 from wrapper.store.reservations import LEASE_SECONDS
 from wrapper.store.schema import all_time_query, query, sums
 from wrapper.store.waiting import Impossible, Waiting
@@ -52,6 +60,8 @@ from wrapper.store.waiting import Impossible, Waiting
 # How long a busy file is tried again, in seconds of sleep: a write takes microseconds, unless some
 # other program holds the file.
 BUSY_SECONDS = 1.0
+# How old the last transaction of any process may be where a settlement needs none.
+DRAIN_SECONDS = 0.05
 # How long admission fails at once after a failure, in seconds.
 DOWN_SECONDS = 1.0
 # How often the file is looked for, in seconds.
@@ -60,8 +70,6 @@ LOOK_SECONDS = 1.0
 FORGET_SECONDS = 3600.0
 CHECKED_BYTES = 16 << 20  # a file of that size is checked in a tenth of a second
 
-# What can never be written, and therefore does not wait.
-_IMPOSSIBLE = (sqlite3.DataError, sqlite3.IntegrityError, OverflowError, UnicodeEncodeError)
 _NOTHING = Sums((), 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0)
 
 T = TypeVar("T")
@@ -97,6 +105,7 @@ class SqliteStore:
         self._wall = wall
         self._pid = 0
         self._cursor: sqlite3.Cursor | None = None
+        self._live: LiveFile | None = None
         self._inode = 0
         self._look_at = 0.0
         self._waiting: Waiting[Settlement] = Waiting(str(path), Settlement.shed)
@@ -106,16 +115,14 @@ class SqliteStore:
         self._beat_at = -math.inf
         self._forget_at = 0.0
         self._trim_at = 0.0
-        # Cursors of a parent process: kept, so that nothing closes them here.
-        self._inherited: list[sqlite3.Cursor] = []
+        # What a parent process has open, or another greenlet may use: kept, so that it stays open.
+        self._inherited: list[object] = []
 
     def check(self) -> None:
         if not self._is_large():
             self._check_pages()
 
     def check_rest(self) -> None:
-        from wrapper.cancellation import in_thread  # gevent: the commands do without it
-
         def check_apart() -> None:
             store = self.reader()
             try:
@@ -124,7 +131,7 @@ class SqliteStore:
                 store.close()
 
         if self._is_large():
-            in_thread(check_apart)
+            _in_thread(check_apart)
 
     def _is_large(self) -> bool:
         """Whether reading all pages of the file would hold up a start."""
@@ -149,29 +156,36 @@ class SqliteStore:
             lease.settled = True
             if not lease.subjects:
                 lease = None
-        tokens = 0 if lease is None else true_tokens(entry, lease)
-        settlement = Settlement(entry, lease, tokens)
-        if not self._settled_at_once(settlement):
-            self._settle(settlement)
+        if lease is not None:
+            self._settle(Settlement(entry, lease, true_tokens(entry, lease)))
+        elif not self._keep(entry):
+            self._settle(Settlement(entry, None, 0))
 
-    def _settled_at_once(self, settlement: Settlement) -> bool:
-        """The usual case: the file is open in this process, and no other one is writing to it."""
-        cursor = self._cursor
-        if cursor is None or self._pid != os.getpid() or self._waiting.has_items:
+    def _keep(self, entry: Entry) -> bool:
+        """Keep it in the live file, and now and then book what is there. False: it is not kept."""
+        live = self._live
+        if live is None or self._pid != os.getpid() or self._waiting.has_items:
             return False
-        if time.monotonic() >= self._look_at:
-            return False  # it is time to look whether the file is still there
         try:
-            cursor.execute("BEGIN IMMEDIATE")
-            reservations.settle(cursor, *settlement)
-            cursor.execute("COMMIT")
-        except BaseException as error:
-            if cursor.connection.in_transaction:
-                cursor.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error | OverflowError | UnicodeEncodeError):
-                return False  # nothing was written: the long way says what is wrong, or waits
-            raise
+            if not live.append(record(entry)):
+                return False
+        except (OverflowError, TypeError, UnicodeEncodeError, StoreError):
+            return False  # nothing was written: the long way says what is wrong, or waits
+        now = time.monotonic()
+        if now >= self._look_at or not 0.0 <= now - live.drained_at < DRAIN_SECONDS:
+            self._book_kept(live)
         return True
+
+    def _book_kept(self, live: LiveFile) -> None:
+        """Book what the live file has. Raises StoreError where that has to wait."""
+        if self._waiting.rests:
+            raise self._waiting.complaint(live.waiting)
+        try:
+            self._transact(_nothing)
+        except BaseException:
+            self._waiting.failed()
+            raise
+        self._look_now_and_then()
 
     def release(self, lease: Lease) -> None:
         if lease.subjects and not lease.settled:
@@ -206,21 +220,25 @@ class SqliteStore:
     def standing(self, subjects: Sequence[Subject]) -> list[Standing]:
         if self._missing():
             return [nothing_used(subject, self._wall()) for subject in subjects]
+        self._book()
         return self._try(lambda: standings_of(self._here(), subjects, self._moment()))
 
     def heartbeat(self) -> None:
         if self._missing():
             return
+        self._try(self._here)
+        if self._live is not None and not self._live.is_drained:
+            self._transact(_nothing)
         if self._last_lease or self._try(self._any_worker):
             self._transact(lambda cursor: self._renew(cursor, self._moment(), age=0.0))
             self.reap()
         if self._waiting:
             self._waiting.write(self._write)
         if not self._try(lambda: past.is_folded(self._here(), self._hour())):
-            from wrapper.cancellation import in_thread  # gevent: the commands do without it
-
-            in_thread(self._fold_apart)
+            _in_thread(self._fold_apart)
         self._trim()
+        if sqlitefile.log_is_long(self._path):
+            _in_thread(lambda: sqlitefile.checkpoint(self._path))
 
     def _trim(self) -> None:
         """Forget what the oldest of the recent requests have used."""
@@ -267,6 +285,7 @@ class SqliteStore:
         check_dimensions(by)
         if self._missing():
             return [] if by else [_NOTHING]
+        self._book()
         text, bound = query(since, until, by, key)
         rows = self._try(lambda: self._here().execute(text, bound).fetchall())
         return [sums(row, by) for row in rows]
@@ -320,6 +339,7 @@ class SqliteStore:
     def recent(self, key: str, request_id: str) -> str | None:
         if self._missing():
             return None
+        self._book()
         return self._try(lambda: recent.find(self._here(), key, request_id, self._wall()))
 
     def reader(self) -> SqliteStore:
@@ -332,19 +352,24 @@ class SqliteStore:
                 self._waiting.write(self._write, now=True)
             if self._last_lease and self._cursor is not None:
                 self._transact(lambda cursor: reservations.end_all(cursor, self._worker, 2**31))
+            elif self._live is not None and not self._live.is_drained:
+                # Another process may book it as well, or the next start.
+                with contextlib.suppress(StoreError):
+                    self._transact(_nothing)
         finally:
             if self._cursor is not None:
                 self._cursor.connection.close()
-            self._cursor = None
+            if self._live is not None:
+                self._live.close()
+            self._cursor = self._live = None
 
     def _own(self) -> None:
         """Forget what belongs to a parent process."""
         pid = os.getpid()
         if pid == self._pid:
             return
-        if self._cursor is not None:
-            self._inherited.append(self._cursor)
-        self._cursor = None
+        self._inherited += [self._cursor, self._live]
+        self._cursor = self._live = None
         self._waiting = Waiting(str(self._path), Settlement.shed)
         self._worker = secrets.token_hex(8)
         self._last_lease = 0
@@ -359,10 +384,11 @@ class SqliteStore:
     def _here(self) -> sqlite3.Cursor:
         self._own()
         if self._cursor is None:
-            cursor = sqlitefile.open_file(self._path).cursor()
+            connection = sqlitefile.open_file(self._path)
+            live = sqlitefile.opened(self._path, connection, open_live)
             self._inode = self._path.stat().st_ino
             # Opening may yield to a greenlet that opens it too: one of the two is dropped, idle.
-            self._cursor = cursor
+            self._cursor, self._live = connection.cursor(), live
         return self._cursor
 
     def _any_worker(self) -> bool:
@@ -392,7 +418,7 @@ class SqliteStore:
 
     def _settle(self, settlement: Settlement) -> None:
         self._own()
-        if self._waiting:
+        if self._waiting or self._waiting.rests:
             self._waiting.add(settlement)
             self._waiting.write(self._write)
             return
@@ -404,6 +430,9 @@ class SqliteStore:
             self._waiting.add(settlement)
             self._waiting.failed()
             raise
+        self._look_now_and_then()
+
+    def _look_now_and_then(self) -> None:
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
@@ -421,27 +450,54 @@ class SqliteStore:
         """What `work` returns, one statement outside of a transaction."""
         try:
             return sqlitefile.retry_while_busy(work, BUSY_SECONDS)
-        except _IMPOSSIBLE as error:
+        except IMPOSSIBLE as error:
             raise Impossible(f"{self._path}: {error}") from error
         except (sqlite3.Error, OSError) as error:
             raise sqlitefile.problem(self._path, error) from error
 
     def _transact(self, work: Callable[[sqlite3.Cursor], T]) -> T:
-        """What `work` returns, in one transaction that is committed whole or not at all."""
-        cursor = self._begin()
+        """What `work` returns, in one transaction that is committed whole or not at all.
+
+        What the live file has is booked before, in several transactions where it is much.
+        """
+        while True:
+            cursor = self._begin()
+            try:
+                live = self._live
+                if live is None:  # it is opened with the cursor, and closed with it
+                    raise StoreError(f"{self._path}: was closed meanwhile")
+                drained = drain(cursor, live)
+                result = None if drained.more else work(cursor)
+                cursor.execute("COMMIT")
+            except BaseException as error:
+                self._beat_at = -math.inf  # it may have been in this transaction
+                if cursor.connection.in_transaction:
+                    cursor.execute("ROLLBACK")
+                if isinstance(error, IMPOSSIBLE):
+                    raise Impossible(f"{self._path}: {error}") from error
+                if isinstance(error, sqlite3.Error):
+                    raise sqlitefile.problem(self._path, error) from error
+                raise
+            live.drained(drained.position)
+            if not drained.more:
+                return result  # type: ignore[return-value]  # it is what `work` has returned
+            time.sleep(0)  # the other greenlets' turn
+
+    def _book(self) -> None:
+        """Bring the database up to date for a question: what was acknowledged is in it.
+
+        Where it cannot be written (another program has locked it, the disk is full), a question is
+        answered as before that; a file that this process may never write is an error.
+        """
+        self._try(self._here)
+        if self._live is None or self._live.is_drained or time.monotonic() < self._down_until:
+            return
         try:
-            result = work(cursor)
-            cursor.execute("COMMIT")
-        except BaseException as error:
-            self._beat_at = -math.inf  # it may have been in this transaction
-            if cursor.connection.in_transaction:
-                cursor.execute("ROLLBACK")
-            if isinstance(error, _IMPOSSIBLE):
-                raise Impossible(f"{self._path}: {error}") from error
-            if isinstance(error, sqlite3.Error):
-                raise sqlitefile.problem(self._path, error) from error
-            raise
-        return result
+            self._transact(_nothing)
+        except StoreError as error:
+            if "readonly" in str(error):
+                raise
+            self._down_until = time.monotonic() + DOWN_SECONDS
 
     def _begin(self) -> sqlite3.Cursor:
         if self._cursor is not None and self._pid == os.getpid():
@@ -459,6 +515,21 @@ class SqliteStore:
                 f"{self._path}: was moved or deleted while in use, what is written now is lost;"
                 " restart the gateway"
             )
+        if self._live is not None and self._live.is_replaced():
+            # Its records have just been booked; later ones would be lost with this process.
+            self._inherited += [self._cursor, self._live]
+            self._cursor = self._live = None
+            self._here()
+
+
+def _nothing(_: sqlite3.Cursor) -> None:
+    """No work: the transaction does what each one does."""
+
+
+def _in_thread(work: Callable[[], T]) -> T:
+    from wrapper.cancellation import in_thread  # gevent: the commands do without it
+
+    return in_thread(work)
 
 
 def _granted(outcome: Lease | Refused) -> Lease:

@@ -20,8 +20,10 @@ from wrapper.store.schema import MIGRATIONS, SCHEMA_VERSION
 
 # Opening takes its turn with the other workers, in seconds.
 OPEN_SECONDS = 5.0
-# Pages in the log before they are copied into the file, which waits for the disk: 16 MiB.
-CHECKPOINT_PAGES = 16_000
+# The log's size at which a heartbeat has it copied into the file.
+CHECKPOINT_BYTES = 4 * 2**20
+# Pages in the log at which the next transaction does it where there is no heartbeat: 64 MiB.
+CHECKPOINT_PAGES = 64_000
 
 MOVE_AWAY = "move it away to begin a new one, or name another file in WRAPPER_STORE"
 _WRITABLE = "WRAPPER_STORE must name a writable file"
@@ -77,6 +79,38 @@ def open_file(path: Path) -> sqlite3.Connection:
             f"this one has {SCHEMA_VERSION}); use that version or name another file"
         )
     return connection
+
+
+def opened(path: Path, connection: sqlite3.Connection, open_beside: Callable[..., T]) -> T:
+    """What `open_beside` opens for this database, which is closed where that fails."""
+    try:
+        return retry_while_busy(lambda: open_beside(path, connection, boot_id()), OPEN_SECONDS)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, sqlite3.Error | OSError):
+            raise problem(path, error) from error
+        raise
+
+
+def log_is_long(path: Path) -> bool:
+    """Whether it is time for a checkpoint."""
+    try:
+        return path.with_name(f"{path.name}-wal").stat().st_size >= CHECKPOINT_BYTES
+    except OSError:
+        return False
+
+
+def checkpoint(path: Path) -> None:
+    """Copy the log into the file, which waits for the disk: in another thread than the workers'
+    requests are. Writers go on meanwhile.
+    """
+    connection = open_file(path)
+    try:
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    except sqlite3.Error as error:
+        raise problem(path, error) from error
+    finally:
+        connection.close()
 
 
 def problem(path: Path, error: Exception) -> StoreError:

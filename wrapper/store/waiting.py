@@ -27,13 +27,13 @@ class Waiting(Generic[T]):
         self._where = where
         self._shed = shed
         self.has_items = False
-        self._rests: deque[T] = deque()
+        self._shed_items: deque[T] = deque()
         self._items: deque[T] = deque()
         self._retry_at = 0.0
         self._lost = 0
 
     def __len__(self) -> int:
-        return len(self._rests) + len(self._items)
+        return len(self._shed_items) + len(self._items)
 
     def add(self, item: T) -> None:
         """Keep `item` until it is written."""
@@ -43,7 +43,17 @@ class Waiting(Generic[T]):
             self._lost += 1
             rest = self._shed(self._items.popleft())
             if rest is not None:
-                self._rests.append(rest)
+                self._shed_items.append(rest)
+
+    @property
+    def rests(self) -> bool:
+        """Whether writing has failed so lately that nothing is tried."""
+        return time.monotonic() < self._retry_at
+
+    def complaint(self, more: int = 0) -> StoreError:
+        """That these wait, and `more` elsewhere."""
+        lost = f", {self._lost} are lost" if self._lost else ""
+        return StoreError(f"{self._where}: {len(self) + more} requests wait to be written{lost}")
 
     def failed(self) -> None:
         """Note that writing failed: nothing is tried for a while."""
@@ -55,11 +65,10 @@ class Waiting(Generic[T]):
         `write` raises `Impossible` for what can never be written: it does not hold up the rest,
         and is reported last. `now`: also shortly after a failure.
         """
-        if not now and time.monotonic() < self._retry_at:
-            lost = f", {self._lost} are lost" if self._lost else ""
-            raise StoreError(f"{self._where}: {len(self)} requests wait to be written{lost}")
+        if not now and self.rests:
+            raise self.complaint()
         impossible: Impossible | None = None
-        while queue := self._rests or self._items:
+        while queue := self._shed_items or self._items:
             item = queue.popleft()
             try:
                 write(item)

@@ -1,0 +1,483 @@
+"""The live file: what was acknowledged is booked once, whoever is killed and whatever is moved."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness.forks import Child
+from harness.poll import eventually
+from wrapper.metering import Usage
+from wrapper.metering.bounds import Bounds
+from wrapper.store import Demand, Entry, Limits, StoreError, Subject, drain, live, sqlite
+from wrapper.store.sqlite import SqliteStore
+
+pytestmark = pytest.mark.usefixtures("patient_stores")
+
+NOON = 20_000 * 86_400 + 43_200.0
+
+
+def entry(**changes: Any) -> Entry:
+    usage = Usage(100, 10, 110, cached=40, reasoning=5)
+    return Entry(NOON, "web", "groq", "llama", "completed", usage, 7)._replace(**changes)
+
+
+def opened(path: Path) -> SqliteStore:
+    return SqliteStore(path, wall=lambda: NOON)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "usage.db"
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last transaction is never long ago, and the files are not looked for."""
+    monkeypatch.setattr(sqlite, "DRAIN_SECONDS", 1e9)
+    monkeypatch.setattr(sqlite, "LOOK_SECONDS", 1e9)
+
+
+@pytest.fixture
+def store(path: Path, busy: None) -> Iterator[SqliteStore]:
+    """A store that keeps all further settlements in its live file."""
+    made = opened(path)
+    made.settle(entry())
+    yield made
+    with contextlib.suppress(StoreError):
+        made.close()
+
+
+def in_database(path: Path) -> int:
+    """The requests that are in the database itself."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return int(connection.execute("SELECT total(requests) FROM usage").fetchone()[0])
+
+
+def beside(path: Path) -> list[str]:
+    """The files beside the database, without those that SQLite makes."""
+    names = {file.name for file in path.parent.iterdir()}
+    return sorted(names - {path.name, f"{path.name}-wal", f"{path.name}-shm"})
+
+
+def test_a_settlement_is_in_the_live_file_and_whoever_asks_finds_it(
+    path: Path, store: SqliteStore
+) -> None:
+    for number in range(30):
+        store.settle(entry(model=f"m{number % 3}", recent=(f"r{number}", f"used {number}")))
+    assert in_database(path) == 1
+    other = opened(path)
+    assert other.totals()[0].requests == 31
+    assert other.recent("web", "r29") == "used 29"
+    assert in_database(path) == 31
+    other.close()
+
+
+def test_questions_of_each_kind_book_first(path: Path, store: SqliteStore) -> None:
+    web = Subject("key:web", Limits(budget=10**9, budget_period="total"))
+    questions = (
+        lambda: store.totals()[0].requests,
+        lambda: store.all_time()[0].requests,
+        lambda: store.standing([web])[0].spent // 7,
+        lambda: store.admit([web], Demand()).standings[0].spent // 7,
+    )
+    for number, question in enumerate(questions):
+        store.settle(entry())
+        assert question() == number + 2
+    store.settle(entry(recent=("r", "used")))
+    assert store.recent("web", "r") == "used"
+    store.settle(entry())
+    store.heartbeat()
+    assert in_database(path) == len(questions) + 3
+
+
+def test_rows_are_added_up_as_one_by_one(tmp_path: Path, busy: None) -> None:
+    dice = random.Random(5)
+    one, many = opened(tmp_path / "one.db"), opened(tmp_path / "many.db")
+    subjects = [
+        Subject("key:a", Limits(budget=10**18, budget_period="total")),
+        Subject("provider:p", Limits(budget=10**18, budget_period="total")),
+    ]
+    for store in (one, many):
+        store.release(store.admit(subjects, Demand()))
+    for step in range(400):
+        written = entry(
+            at=NOON - dice.choice([0, 0, 3600, 86_400]),
+            key=dice.choice("ab"),
+            provider=dice.choice("pq"),
+            model=dice.choice(["m", "'; \x00 ☃"]),
+            tag=dice.choice(["", "t"]),
+            usage=Usage(dice.randint(0, 2**40), 2, 3, cached=1, seconds=0.5),
+            cost=dice.choice([None, step, 2**61]),
+            cost_by_kind=(dice.randint(0, step), 0, 0, 0) if step % 2 else (0, 0, 0, 0),
+            requests=dice.choice([1, 1, 0]),
+        )
+        if step % 5 == 0:
+            bounds = Bounds(1, 9, 2, dice.randint(2, 99))
+            written = written._replace(usage=None, cost=None, bounds=bounds)
+        many.settle(written)
+        one.settle(written)
+        one.heartbeat()
+    by = ("key", "provider", "model", "outcome", "tag", "hour")
+    assert many.totals(by=by) == one.totals(by=by)
+    assert many.all_time() == one.all_time()
+    assert [s.spent for s in many.standing(subjects)] == [s.spent for s in one.standing(subjects)]
+    for store in (one, many):
+        store.close()
+
+
+def test_more_than_one_transaction_takes_is_booked_in_several(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drain, "DRAIN_RECORDS", 10)
+    for _ in range(35):
+        store.settle(entry())
+    assert store.totals()[0].requests == 36
+    for _ in range(20):
+        store.settle(entry())
+    assert store.totals()[0].requests == 56
+
+
+def test_the_ring_goes_round_and_what_has_no_room_is_written_at_once(
+    path: Path, store: SqliteStore
+) -> None:
+    used = "x" * 300_000
+    for number in range(40):
+        store.settle(entry(recent=(f"r{number}", used)))
+    store.settle(entry(recent=("huge", "y" * live.RING_BYTES)))
+    assert in_database(path) == 42
+    assert store.recent("web", "huge") == "y" * live.RING_BYTES
+    assert store.totals()[0].requests == 42
+
+
+def test_a_sum_that_the_database_cannot_hold_stops_nothing_else(
+    store: SqliteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        store.settle(entry(key="huge", usage=Usage(2**62, 0, 0)))
+    store.settle(entry())
+    assert [(s.group, s.requests) for s in store.totals(by=("key",))] == [
+        (("huge",), 1),
+        (("web",), 2),
+    ]
+    assert caplog.text.count("usage of huge cannot be written") == 2
+
+
+def test_it_is_as_readable_as_the_database(path: Path, store: SqliteStore) -> None:
+    file = path.with_name("usage.db-live")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    store.close()
+    file.unlink()
+    path.chmod(0o640)
+    opened(path).check()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+def test_a_lock_of_another_program_leaves_questions_their_answer(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.01)
+    store.settle(entry())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert store.totals()[0].requests == 1  # what was acknowledged before the lock
+        store.settle(entry())  # is kept all the same
+        other.execute("COMMIT")
+    store._down_until = 0.0
+    assert store.totals()[0].requests == 3
+
+
+def test_a_store_that_closes_while_the_file_is_locked_leaves_all_to_the_next_start(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.01)
+    store.settle(entry())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        store.close()
+    assert in_database(path) == 1
+    assert opened(path).totals()[0].requests == 2
+
+
+# Files that are moved
+
+
+def test_a_live_file_that_is_deleted_while_in_use_is_made_anew(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.settle(entry())
+    path.with_name("usage.db-live").unlink()
+    store.settle(entry())
+    other = opened(path)  # has made one of its own
+    assert other.totals()[0].requests == 1
+    store._look_at = 0.0
+    store.settle(entry())
+    assert in_database(path) == 4
+    store.settle(entry())
+    assert other.totals()[0].requests == 5
+    other.close()
+
+
+def test_records_of_another_database_are_kept_and_never_booked(
+    path: Path, store: SqliteStore
+) -> None:
+    store.settle(entry())
+    store.settle(entry())
+    store._cursor = None  # as a process that was killed
+    for file in path.parent.glob("usage.db*"):
+        if file.name != "usage.db-live":
+            file.rename(file.with_name(f"old-{file.name}"))
+    new = opened(path)
+    new.settle(entry(key="new"))
+    assert [row.group for row in new.totals(by=("key",))] == [("new",)]
+    new.close()
+    [aside] = path.parent.glob("usage.db-live.*")
+    # Put back beside their database they are booked.
+    aside.rename(path.with_name("old-usage.db-live"))
+    assert opened(path.with_name("old-usage.db")).totals()[0].requests == 3
+
+
+def test_a_file_of_another_make_is_moved_aside(path: Path, busy: None) -> None:
+    path.with_name("usage.db-live").write_bytes(b"something else")
+    store = opened(path)
+    store.settle(entry())
+    store.settle(entry())
+    assert store.totals()[0].requests == 2
+    [aside] = path.parent.glob("usage.db-live.*")
+    assert aside.read_bytes() == b"something else"
+    store.close()
+
+
+def test_a_copy_of_the_database_alone_is_one_without_records(
+    path: Path, store: SqliteStore
+) -> None:
+    store.settle(entry())
+    copy = path.with_name("copy.db")
+    with (
+        contextlib.closing(sqlite3.connect(path)) as old,
+        contextlib.closing(sqlite3.connect(copy)) as new,
+    ):
+        old.backup(new)
+    with contextlib.closing(opened(copy)) as other:
+        other.settle(entry())
+        assert other.totals()[0].requests == 2
+    assert store.totals()[0].requests == 2
+
+
+def test_an_older_copy_of_the_live_file_books_nothing_twice(path: Path, store: SqliteStore) -> None:
+    file = path.with_name("usage.db-live")
+    old = file.read_bytes()
+    for _ in range(5):
+        store.settle(entry())
+    middle = file.read_bytes()
+    for _ in range(5):
+        store.settle(entry())
+    store.close()
+    for copy in (middle, old):
+        file.write_bytes(copy)
+        with contextlib.closing(opened(path)) as again:
+            assert again.totals()[0].requests == 11
+    with contextlib.closing(opened(path)) as again:
+        again.settle(entry())
+        again.settle(entry())
+        assert again.totals()[0].requests == 13
+
+
+# Processes that are killed, and power failures
+
+
+def test_after_a_power_failure_what_is_whole_is_booked(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header is older than the records, and the last of these is torn."""
+    file = path.with_name("usage.db-live")
+    store.settle(entry())
+    header = file.read_bytes()[:4096]
+    for _ in range(3):
+        store.settle(entry())
+    content = bytearray(header + file.read_bytes()[4096:])
+    end = content.rstrip(b"\0")
+    content[len(end) - 20 : len(end)] = bytes(20)
+    store._cursor = None
+    file.write_bytes(content)
+    boot = path.with_name("boot_id")
+    boot.write_text("another start of the machine\n")
+    monkeypatch.setattr("wrapper.store.sqlitefile._BOOT_ID", boot)
+    again = opened(path)
+    assert again.totals()[0].requests == 4
+    again.settle(entry())
+    assert again.totals()[0].requests == 5
+    again.close()
+
+
+class Stop(BaseException):
+    """As a signal's handler raises it."""
+
+
+class Tripwire:
+    """A memory that raises at its `at`th write, before or after it."""
+
+    def __init__(self, memory: Any, count: list[int], at: int, *, after: bool) -> None:
+        self._memory, self._count, self._at, self._after = memory, count, at, after
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._memory[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._count[0] += 1
+        stop = self._count[0] == self._at
+        if stop and not self._after:
+            raise Stop
+        self._memory[index] = value
+        if stop:
+            raise Stop
+
+    def release(self) -> None:
+        self._memory.release()
+
+    def close(self) -> None:
+        self._memory.close()
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_writer_that_stops_at_any_write_has_written_all_or_nothing(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("live") / "usage.db"
+    ring = data.draw(st.sampled_from([200, 333, 4096]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live, "RING_BYTES", ring)
+        patch.setattr(live, "_SIZE", live._HEADER + ring)
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute(live.TABLE)
+        file = live.open_live(path, connection, "boot")
+        model: list[bytes] = []
+        position = 0
+        for number in range(data.draw(st.integers(1, 40))):
+            payload = bytes([number + 1]) * data.draw(st.integers(1, 60))
+            at = data.draw(st.integers(0, 6))
+            count, words, memory = [0], file._words, file._map
+            after = data.draw(st.booleans())
+            file._words = Tripwire(words, count, at, after=after)  # type: ignore[assignment]
+            file._map = Tripwire(memory, count, at, after=after)  # type: ignore[assignment]
+            kept: bool | None = None
+            with contextlib.suppress(Stop):
+                kept = file.append(payload)
+            file._words, file._map = words, memory
+            found, end = file.read(position, 10**6)
+            if kept is None:
+                assert found in (model, [*model, payload])
+            else:
+                assert found == ([*model, payload] if kept else model)
+            model = found
+            if data.draw(st.booleans()):
+                position, model = end, []
+                file.drained(position)
+        assert file.read(position, 10**6)[0] == model
+        file.close()
+        connection.close()
+
+
+def test_a_lock_whose_holder_is_stopped_is_not_waited_for(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "LOCK_SECONDS", 0.01)
+    assert store._live is not None
+    ready = path.with_name("ready")
+
+    def hold() -> None:
+        other = opened(path)
+        other.check()
+        assert other._live is not None
+        other._live._lock()
+        ready.touch()
+        time.sleep(600)
+
+    holder = Child(hold)
+    try:
+        eventually(ready.exists, 60)
+        with pytest.raises(StoreError, match="a process that uses it is stopped"):
+            store._live.append(b"x")
+        store.settle(entry())  # into the database
+        assert in_database(path) == 2
+    finally:
+        holder.kill()
+    store.settle(entry())
+    assert in_database(path) == 2
+    assert store.totals()[0].requests == 3
+
+
+def write_for_ever(path: Path, told: Path, every: int) -> None:
+    """Settle requests, and tell of each when it is acknowledged. Every `every`th has a lease."""
+    store = opened(path)
+    limits = Limits(max_concurrent=10**6, budget=10**15, budget_period="total")
+    key, number = told.name, 0
+    subjects = [Subject(f"key:{key}", limits), Subject("provider:groq", limits)]
+    with told.open("wb", buffering=0) as out:
+        while True:
+            number += 1
+            lease = store.admit(subjects, Demand(5, 5)) if number % every == 0 else None
+            settled = entry(
+                at=NOON + number // 50,
+                key=key,
+                model=f"m{number % 5}",
+                usage=Usage(number, 1, number + 1),
+                cost=number,
+                recent=(f"r{number}", "used"),
+            )
+            store.settle(settled, lease)
+            out.write(b"%d\n" % number)
+
+
+def test_whoever_is_killed_at_whatever_moment_loses_nothing_and_books_nothing_twice(
+    path: Path, tmp_path: Path
+) -> None:
+    """Rounds of writers that are all killed, in the middle of what they do."""
+    dice = random.Random(3)
+    told: dict[str, int] = {}
+    for round_ in range(5):
+        files = [tmp_path / f"writer-{round_}-{index}" for index in range(3)]
+        writers = [
+            Child(lambda file=file, n=(3, 10**9, 10**9)[i]: write_for_ever(path, file, n))  # type: ignore[misc]
+            for i, file in enumerate(files)
+        ]
+        least = dice.randint(2, 600)
+        try:
+            eventually(
+                lambda: min(f.stat().st_size for f in files) > least,  # noqa: B023
+                120,
+                retry_on=(FileNotFoundError,),
+            )
+        finally:
+            for writer in writers:
+                writer.kill()
+        for file in files:
+            told[file.name] = int(file.read_bytes().split(b"\n")[-2])
+    store = opened(path)
+    rows = {row.group[0]: row for row in store.totals(by=("key",))}
+    for key, count in told.items():
+        row = rows[key]
+        # Its last request may have been written and not told.
+        assert row.requests in (count, count + 1)
+        assert row.prompt == row.cost == row.requests * (row.requests + 1) // 2
+        last = key, count
+    assert store.recent(last[0], f"r{last[1]}") == "used"
+    budget = Limits(budget=10**15, budget_period="total")
+    [spent] = store.standing([Subject("provider:groq", budget)])
+    assert spent.spent == sum(row.cost for row in rows.values())
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        [kept] = connection.execute("SELECT count(*) FROM recent").fetchone()
+    assert kept == sum(row.requests for row in rows.values())
+    store.close()
