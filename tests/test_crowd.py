@@ -134,6 +134,29 @@ def test_a_client_that_does_not_read_takes_little_memory(
         assert processes.memory(worker).rss - before < 50 * (1 << 20) / 2
 
 
+def test_a_stream_takes_less_than_30_kib(gateway_factory: GatewayFactory) -> None:
+    """With everything on: limits of the key, metering, log. It takes 20, and 4 more with each page
+    that the stack of its greenlet grows by: so deep is no request while it connects.
+    """
+    limits = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "budget_usd": 1000}
+    gateway = gateway_factory(keys={"web-app": limits})
+    (worker,) = gateway.workers()
+
+    def streams(held: contextlib.ExitStack, count: int) -> None:
+        orders = "events=2; stall=1"
+        opened = [
+            held.enter_context(chat.begin(gateway, orders=orders, stream=True, deadline=60))
+            for _ in range(count)
+        ]
+        assert {each.read_head().status for each in opened} == {200}
+
+    with contextlib.ExitStack() as held:
+        streams(held, 50)  # what the first ones need once
+        before = processes.memory(worker).rss
+        streams(held, 300)
+        assert (processes.memory(worker).rss - before) / 300 < 30 << 10
+
+
 def waiting(port: int) -> dict[int, int]:
     """The bytes that the system keeps for the clients of a port, by the client's port: proc(5)."""
     found = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import select
 import socket
 import ssl
 import subprocess
@@ -126,15 +125,10 @@ def test_a_name_that_was_not_found_is_looked_up_by_the_next_connection(
 def test_a_connection_that_stands_is_taken_however_late_it_is_looked_at(
     ports: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Late:
+    def late(*_: object) -> None:
         """Says after the time that nothing has happened, as in a worker that was busy."""
 
-        def register(self, *_: object) -> None: ...
-        def unregister(self, *_: object) -> None: ...
-        def poll(self, _: float) -> list[object]:
-            return []
-
-    monkeypatch.setattr(select, "poll", Late)
+    monkeypatch.setattr(connect, "wait_for_writable", late)
     with connect.connect(addresses(ports, "good"), 30) as sock:
         assert sock.getpeername()[1] == ports["good"]
 

@@ -94,7 +94,7 @@ def stream(
         else NullExtractor(),
         error_event=record.stream and not coding and not has_length,
     )
-    down = [*response.headers]
+    down, response.headers = response.headers, []
     if record.lease is not None:
         down = with_rate_limits(down, record.lease.standings)
     if has_length:
@@ -150,6 +150,7 @@ class StreamedResponse:
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         """The response itself is the iterable, so that the server's `close()` reaches it."""
         start_response(self.status, self.headers)
+        self.headers = []  # a stream has no use for them
         return self if environ["REQUEST_METHOD"] != "HEAD" else _Bodiless(self)
 
     def __iter__(self) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ OPEN_FILE_LIMITS: Final = (65536, 10240)  # tried in this order
 # Descriptors of a worker: its own, then for each five a place for a request with its connection to
 # a provider (twice two) and one more connection.
 OWN_FILES: Final = 64
-# Bytes of memory for a request. A stream takes about 30 KiB (benchmarks/results.md); bodies have
+# Bytes of memory for a request. A stream takes some 20 KiB (tests/test_crowd.py); bodies have
 # limits of their own (`body_memory_bytes`).
 REQUEST_MEMORY: Final = 128 << 10
 REQUESTS_PART: Final = 2  # the half of the memory for requests

@@ -70,6 +70,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         says with `Upgrade` what is supported; the application sends that header with no other.
         """
         RequestParser.mesg_class = StrictRequest
+        # Of each greenlet, who has begun it and where: half a kilobyte of every connection.
+        gevent.config.track_greenlet_tree = False
         util.hop_headers.discard("upgrade")
         SocketUnreader.max_body_chunk = BODY_PIECE
 

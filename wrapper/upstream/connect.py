@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import select
 import socket
 import ssl
 import threading
@@ -25,6 +24,7 @@ from typing import Any, Final
 
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH
 
+from wrapper.cancellation import wait_for_writable
 from wrapper.config import Provider
 from wrapper.formats.http1 import Connection
 
@@ -128,7 +128,6 @@ class _Attempts:
     def __init__(self) -> None:
         self.pending: dict[int, socket.socket] = {}
         self.error: OSError | None = None
-        self._poll = select.poll()
 
     def start(self, candidate: Address) -> None:
         family, kind, protocol, address = candidate
@@ -138,7 +137,6 @@ class _Attempts:
             self.error = error
             return
         self.pending[sock.fileno()] = sock
-        self._poll.register(sock, select.POLLOUT)
         sock.setblocking(False)
         try:
             sock.connect(address)
@@ -151,10 +149,11 @@ class _Attempts:
         """A connection that stands; None when one has failed, or `seconds` have passed."""
         if not self.pending:
             return None
-        ready = [self.pending[number] for number, _ in self._poll.poll(max(0.0, seconds) * 1000)]
+        ready = wait_for_writable(list(self.pending), seconds)
         # In a worker that is busy for longer than that, the time is over before its event loop has
         # looked at the sockets.
-        for sock in ready or filter(_is_connected, list(self.pending.values())):
+        found = [*self.pending.values()] if ready is None else [self.pending[ready]]
+        for sock in found if ready is not None else filter(_is_connected, found):
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if not code:
                 self._forget(sock)
@@ -175,7 +174,6 @@ class _Attempts:
 
     def _forget(self, sock: socket.socket) -> None:
         del self.pending[sock.fileno()]
-        self._poll.unregister(sock)
 
 
 def _is_connected(sock: socket.socket) -> bool:
