@@ -26,7 +26,11 @@ CLIENT_LOCKS := $(wildcard tests/clients/requirements/*.txt)
 CLIENTS := $(CLIENT_LOCKS:tests/clients/requirements/%.txt=.venv-clients/%/.installed) \
 	tests/clients/node_modules/.installed
 
-.PHONY: help run test test-clients clients coverage check format bench prices lock clean
+# The same for the gateways of others that `make bench` measures beside this one.
+PEER_LOCKS := $(wildcard benchmarks/peers/*.txt)
+PEERS := $(PEER_LOCKS:benchmarks/peers/%.txt=.venv-peers/%/.installed) benchmarks/peers/node_modules/.installed
+
+.PHONY: help run test test-clients clients coverage check format bench bench-check bench-peers prices lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,8 +64,13 @@ format: $(VENV)/.dev ## format the code and fix lint errors
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.runtime ## CPU, memory, start-up and delay, compared with a naive relay; ARGS="--quick"
+bench: $(VENV)/.dev ## cost and delay beside other relays; ARGS="--quick", ARGS="--against COMMIT"
 	PYTHONPATH=tests $(BIN)/python -m benchmarks $(ARGS)
+
+bench-check: $(VENV)/.dev ## whether a short run is worse than benchmarks/results.json
+	PYTHONPATH=tests $(BIN)/python -m benchmarks --check $(ARGS)
+
+bench-peers: $(PEERS) ## install LiteLLM and Portkey for make bench; needs node and npm
 
 prices: $(VENV)/.dev ## update config/prices.toml from genai-prices
 	$(BIN)/python -m wrapper.cli.prices config/prices.toml
@@ -70,10 +79,10 @@ lock: $(VENV)/.dev ## upgrade and export the dependencies in pyproject.toml to r
 	$(LOCK) -o requirements.txt
 	$(LOCK) --extra fast --excludes requirements.txt -o requirements-fast.txt
 	$(LOCK) --extra dev -c requirements.txt -o requirements-dev.txt
-	for lock in $(CLIENT_LOCKS); do $(EXPORT) $${lock%.txt}.in -o $$lock || exit; done
+	for lock in $(CLIENT_LOCKS) $(PEER_LOCKS); do $(EXPORT) $${lock%.txt}.in -o $$lock || exit; done
 
 clean: ## remove the installed packages and the tools' caches (not data/ and keys)
-	rm -rf $(VENV) .venv-clients tests/clients/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build
+	rm -rf $(VENV) .venv-clients .venv-peers tests/clients/node_modules benchmarks/peers/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -101,13 +110,20 @@ $(VENV)/.dev: requirements-dev.txt requirements.txt requirements-fast.txt | $(BI
 	@$(FAST)
 	@touch $(VENV)/.runtime $@
 
-.venv-clients/%/.installed: tests/clients/requirements/%.txt | $(VENV)/.dev
-	@echo "installing $<"
-	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
-	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --require-hashes -r $<
-	@touch $@
+define INSTALL_APART
+@echo "installing $<"
+@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --require-hashes -r $<
+@touch $@
+endef
 
-tests/clients/node_modules/.installed: tests/clients/package-lock.json
+.venv-clients/%/.installed: tests/clients/requirements/%.txt | $(VENV)/.dev
+	$(INSTALL_APART)
+
+.venv-peers/%/.installed: benchmarks/peers/%.txt | $(VENV)/.dev
+	$(INSTALL_APART)
+
+%/node_modules/.installed: %/package-lock.json
 	@echo "installing $<"
 	@cd $(<D) && npm ci --silent --no-progress
 	@touch $@

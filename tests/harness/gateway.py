@@ -55,7 +55,8 @@ class Gateway:
     `config` is the text of gateway.toml, `keys` the limits of the keys to make before the
     start (see `key`), `groups` and `defaults` those tables of keys.toml, `env` what the
     environment has beside the harness's own settings, and `ready_path` what must answer 200
-    before the start counts as done.
+    before the start counts as done. `root` is the project's directory, and `gunicorn` gunicorn's
+    configuration file, if not the one that is shipped there.
     """
 
     def __init__(
@@ -69,7 +70,11 @@ class Gateway:
         env: Mapping[str, str] | None = None,
         ready_path: str = "/readyz",
         directory: Path | None = None,
+        root: Path = processes.ROOT,
+        gunicorn: Path | None = None,
     ) -> None:
+        self.root = root
+        self._gunicorn = gunicorn or root / "config" / "gunicorn.py"
         self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="gateway-")
         self.directory = directory or Path(self._temporary.name if self._temporary else "")
         self.config_file = self.directory / "gateway.toml"
@@ -87,7 +92,7 @@ class Gateway:
         self._process: subprocess.Popen[bytes] | None = None
         self._seen_stderr = 0
         (self.directory / "tmp").mkdir(exist_ok=True)
-        (self.directory / "prices.toml").symlink_to(processes.ROOT / "config" / "prices.toml")
+        (self.directory / "prices.toml").symlink_to(root / "config" / "prices.toml")
         self.write_config(config)
         for name, limits in (keys or {}).items():
             self.key(name, **limits)
@@ -142,10 +147,9 @@ class Gateway:
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start gunicorn and wait for nothing."""
-        shipped = str(processes.ROOT / "config" / "gunicorn.py")
         with self.stdout_file.open("ab") as out, self.stderr_file.open("ab") as err:
             self._process = processes.start(
-                [sys.executable, "-m", "gunicorn", "-c", shipped, "wsgi:app"],
+                [sys.executable, "-m", "gunicorn", "-c", str(self._gunicorn), "wsgi:app"],
                 env=self.environment(),
                 stdout=out,
                 stderr=err,
@@ -186,7 +190,7 @@ class Gateway:
         return {
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
-            "PYTHONPATH": str(processes.ROOT),
+            "PYTHONPATH": str(self.root),
             "TMPDIR": str(self.directory / "tmp"),
             "HOST": "127.0.0.1",
             "PORT": str(self.port),
