@@ -7,7 +7,6 @@ import resource
 import socketserver
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from harness import chat, processes, raw
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
+from harness.fairness import others_are_served
 from harness.gateway import Gateway
 from harness.poll import eventually
 
@@ -216,33 +216,6 @@ def test_the_provider_is_not_offered_a_coding_that_the_gateway_cannot_read(
 # --- what takes a worker's time -----------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def others_are_served(gateway: Gateway) -> Iterator[None]:
-    """No health check meanwhile takes as long as half of the block, or it takes a moment only.
-
-    What is not done in turns makes one of them wait for all of it.
-    """
-    begin = time.monotonic()
-    waits: list[float] = []
-    over = threading.Event()
-
-    def ask() -> None:
-        while not over.wait(0.005):
-            began = time.monotonic()
-            gateway.get("/healthz", timeout=60)
-            waits.append(time.monotonic() - began)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        yield
-        took = time.monotonic() - begin
-    finally:
-        over.set()
-        asking.join()
-    assert max(waits) < max(1.5, took / 2)
-
-
 def test_chunks_of_one_byte_do_not_delay_other_requests(gateway_factory: GatewayFactory) -> None:
     gateway = gateway_factory()
     head = (
@@ -251,7 +224,7 @@ def test_chunks_of_one_byte_do_not_delay_other_requests(gateway_factory: Gateway
     )
     body = b"1\r\na\r\n" * 700_000 + b"0\r\n\r\n"
     with others_are_served(gateway):  # 2 s at once, were it not taken in turns
-        answer = raw.exchange(gateway.port, head.encode() + body, deadline=60)
+        answer = raw.exchange(gateway.port, head.encode() + body)
     assert answer.status == 400
 
 
@@ -260,7 +233,7 @@ def test_a_million_fields_do_not_delay_other_requests(gateway_factory: GatewayFa
     fields = b",".join(b'"%x":1' % number for number in range(1_000_000))
     body = b'{"model":"m","x":"\\u0041",' + fields + b"}"
     with others_are_served(gateway):  # 4 s and 400 MB, were they all looked at
-        answer = chat.call(gateway, body, deadline=60)
+        answer = chat.call(gateway, body)
     assert (answer.status, chat.error(answer)["code"]) == (400, "invalid_body")
     many = b'{"model":"fast",' + fields[:20_000].rpartition(b",")[0] + b"}"
     assert chat.call(gateway, many).status == 400  # the alias would have to be changed in it

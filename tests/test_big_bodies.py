@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+import statistics
 import subprocess
 import threading
 import time
@@ -22,18 +24,20 @@ import pytest
 from harness import processes, raw
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway
-from harness.poll import eventually
+from harness.poll import PATIENCE, eventually
 from harness.programs import require
 
 if TYPE_CHECKING:
+    from harness.gateway import GatewayFactory
     from harness.simulator import Simulator
 
 MIB = 1 << 20
 SIZE = 100 * MIB
 MOST_MEMORY = 40 * MIB
 EVENTS = 160  # so many events beside a transfer are measured
-# For 90 of 100 events: seconds, or a part of the transfer's own time where a busy machine makes
-# that longer. A transfer that does not yield to other requests delays them by all of its time.
+# For the median event: seconds, or a part of the transfer's own time where a busy machine makes it
+# longer. A transfer that does not yield to other requests delays them until its end. (The median,
+# because a machine that stands still for a moment makes many events late.)
 MOST_DELAY = 0.050
 MOST_PART = 0.25
 LIMITS = "[server]\nmax_body_bytes = 100_000\nmax_upload_bytes = 300_000_000\n"
@@ -85,7 +89,7 @@ class Stream:
         model = f"gpt-6-luna?stamp&gap=0.02&events={self.events}"
         message = {"role": "user", "content": "go"}
         body = json.dumps({"model": model, "messages": [message], "stream": True}).encode()
-        with raw.Connection(self.port, deadline=30) as connection:
+        with raw.Connection(self.port) as connection:
             connection.send(
                 raw.request(self.port, "POST", "/v1/chat/completions", body, key=self.key)
             )
@@ -111,15 +115,9 @@ class Measured:
 
     def check(self) -> None:
         assert self.memory < MOST_MEMORY, f"{self.memory / MIB:.1f} MiB above idle"
-        late, elsewhere = map(ninetieth, (self.delays, self.delays_elsewhere))
-        told = (
-            f"{late * 1e3:.0f} ms late at the 90th of 100 events, elsewhere {elsewhere * 1e3:.0f}"
-        )
+        late, elsewhere = map(statistics.median, (self.delays, self.delays_elsewhere))
+        told = f"{late * 1e3:.0f} ms late at the median, elsewhere {elsewhere * 1e3:.0f}"
         assert late < max(MOST_DELAY, MOST_PART * min(self.transfers)) + elsewhere, told
-
-
-def ninetieth(delays: list[float]) -> float:
-    return sorted(delays)[len(delays) * 90 // 100]
 
 
 def beside_a_stream(gateway: Gateway, simulator: Simulator, command: list[str]) -> Measured:
@@ -133,26 +131,28 @@ def beside_a_stream(gateway: Gateway, simulator: Simulator, command: list[str]) 
     try:
         eventually(lambda: len(stream.delays) > 5 and len(elsewhere.delays) > 5)
         processes.reset_peak(worker)
-        idle, seen = processes.memory(worker).rss, len(stream.delays)
+        idle = processes.memory(worker).rss
+        seen, seen_elsewhere = len(stream.delays), len(elsewhere.delays)
         transfers = []
         while len(stream.delays) < seen + EVENTS:
             began = time.monotonic()
-            done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+            done = subprocess.run(command, capture_output=True, check=True, timeout=250)
             transfers.append(time.monotonic() - began)
             assert done.stdout == b"200 "
         memory = processes.memory(worker).peak - idle
+        delays, delays_elsewhere = stream.delays[seen:], elsewhere.delays[seen_elsewhere:]
     finally:
         for each, thread in zip((stream, elsewhere), reading, strict=True):
             each.leaving.set()
             thread.join()
-    return Measured(memory, stream.delays[seen:], elsewhere.delays, transfers)
+    return Measured(memory, delays, delays_elsewhere, transfers)
 
 
 def curl(gateway: Gateway, target: str, *options: str) -> list[str]:
     return [
         require("curl"),
         *("--silent", "--output", "/dev/null", "--write-out", "%{http_code} "),
-        *("--max-time", "60", "-H", f"Authorization: Bearer {gateway.secrets['web-app']}"),
+        *("--max-time", "240", "-H", f"Authorization: Bearer {gateway.secrets['web-app']}"),
         *options,
         gateway.url + target,
     ]
@@ -303,33 +303,32 @@ def test_a_body_that_drips_is_cut_off_however_often_something_comes(
     with raw.Connection(impatient_gateway.port) as connection:
         connection.send(head)
         connection.socket.settimeout(0.2)
-        while time.monotonic() - began < 60:
+        while time.monotonic() - began < PATIENCE:
             connection.send(b" ")
             try:
                 answer = connection.read()
                 break
             except TimeoutError:
                 continue
-    assert time.monotonic() - began < 30
+        else:
+            pytest.fail("it goes on")
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (408, "request_timeout")
 
 
 def test_a_client_that_breaks_off_an_upload_which_the_provider_does_not_take_is_noticed(
-    one_worker: Gateway,
+    gateway_factory: GatewayFactory,
 ) -> None:
-    """A reset, while bytes of his are still unread. (A polite end would stand behind them.)"""
-    headers = (("Content-Length", str(SIZE)), ("x-sim", "read-stall=65536; delay=9"))
-    head = request(one_worker, "/openai/v1/_echo", headers)
-    began = time.monotonic()
-    before = sum(line["outcome"] == "client_abort" for line in one_worker.log())
-    with raw.Connection(one_worker.port) as connection:
-        connection.send(head)
-        connection.socket.settimeout(0.3)
-        with pytest.raises(TimeoutError):
-            connection.socket.sendall(bytes(SIZE))
-        connection.reset()
-    *_, line = one_worker.log_lines(
-        lambda line: line["outcome"] == "client_abort", count=before + 1
-    )
-    assert line["provider"] == "openai"
-    assert time.monotonic() - began < 8  # the provider gives up after nine
+    """A reset, while bytes of theirs are still unread. (A polite end would stand behind them.)"""
+    with socket.create_server(("127.0.0.1", 0)) as provider:  # it accepts nothing, reads nothing
+        base = f"http://127.0.0.1:{provider.getsockname()[1]}/v1"
+        gateway = gateway_factory(
+            f'{LIMITS}[providers.far]\nbase_url = "{base}"\nfirst_byte_timeout = 600\n'
+        )
+        with raw.Connection(gateway.port) as connection:
+            connection.send(request(gateway, "/far/v1/files", (("Content-Length", str(SIZE)),)))
+            connection.socket.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                connection.socket.sendall(bytes(SIZE))
+            connection.reset()
+        [line] = gateway.log_lines(lambda line: line["provider"] == "far")
+        assert line["outcome"] == "client_abort"

@@ -228,7 +228,7 @@ from gevent.monkey import get_original
 from wrapper.server.watchdog import Watchdog
 
 lags = []
-Watchdog(lags.append, lambda: None).start()
+Watchdog(lags.append, lambda late: None).start()
 
 def stands_still():
     get_original("time", "sleep")(1.0)

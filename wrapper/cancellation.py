@@ -9,7 +9,9 @@ scope:` the cause is only noted and is raised at the next wait: gunicorn's own w
 interrupted.
 
 Deadlines are numbers, which one timer of the worker looks at every `SWEEP` seconds: a timer for
-each deadline would be made and freed three times a request.
+each deadline would be made and freed three times a request. Time in which the worker did not run
+at all (the machine was suspended, or starved it) does not count: what the wait was for may have
+come meanwhile, and nobody has looked.
 
 Invariant: a provider never goes on working for a client that has gone.
 
@@ -42,6 +44,7 @@ CLIENT_GONE: Final = "client_gone"
 TIMEOUT: Final = "timeout"
 DRAINED: Final = "drained"
 SWEEP: Final = 0.25  # seconds; a deadline is noticed up to that much later
+STOOD_STILL: Final = 1.0  # seconds by which a look at the deadlines is late where nothing has run
 PIECE: Final = 65536  # bytes of a response that are written at once
 FIRST_PIECE: Final = 1024
 THREADS: Final = 2  # for `in_thread`
@@ -75,6 +78,7 @@ class Scopes(set["CancelScope"]):
 
     draining = False
     timer: Any = None
+    swept = 0.0  # when it has looked last
 
     def drain(self) -> None:
         """End every wait, now and from now on, each as `drained`."""
@@ -84,12 +88,17 @@ class Scopes(set["CancelScope"]):
 
     def watch(self) -> None:
         """Begin to look at the deadlines."""
+        self.swept = clock()
         self.timer = get_hub().loop.timer(SWEEP, SWEEP)
         self.timer.start(self._sweep)
 
     def _sweep(self) -> None:
         """Runs in the event loop."""
         now = clock()
+        late, self.swept = now - self.swept - SWEEP, now
+        if late > STOOD_STILL:
+            for scope in self:
+                scope.postpone(late)
         for scope in [*self]:  # a copy: an interrupted request may end at once
             scope.check(now)
         if not self:
@@ -183,6 +192,12 @@ class CancelScope:
         """
         self._idle = seconds
         return self._sock is not None
+
+    def postpone(self, seconds: float) -> None:
+        """All deadlines are that much later."""
+        self._deadline += seconds
+        self._since += seconds
+        self._grace_ends += seconds
 
     def check(self, now: float) -> None:
         """Runs in the event loop: has the deadline passed, or has one wait been too long?"""

@@ -25,7 +25,7 @@ from gunicorn.http import wsgi
 from gunicorn.http.parser import RequestParser
 
 from .gateway import keys_toml, new_key
-from .poll import eventually
+from .poll import PATIENCE, eventually
 from .raw import Answer
 
 _PORT = 80  # of no listener; what the Host header says
@@ -115,7 +115,7 @@ class App:
         return self._client
 
     def exchange(
-        self, request: bytes, *, deadline: float = 10.0, head_only: bool = False
+        self, request: bytes, *, deadline: float = PATIENCE, head_only: bool = False
     ) -> Answer:
         """Handle the bytes of one request and give the whole response.
 

@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from .poll import eventually
+from .poll import PATIENCE, eventually
 
-_ANSWER_SECONDS = 30.0
+_ANSWER_SECONDS = PATIENCE
 _FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -85,7 +85,7 @@ class Browser:
                 os.close(end)
         if self._process is not None:
             try:
-                self._process.wait(5)
+                self._process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
@@ -122,9 +122,9 @@ class Browser:
         self.evaluate("window.isTheOldPage = true")
         self.command("Page.navigate", url=url)
         loaded = "!window.isTheOldPage && document.readyState === 'complete'"
-        eventually(lambda: self.evaluate(loaded), 60.0, what=f"{url} is loaded")
+        eventually(lambda: self.evaluate(loaded), what=f"{url} is loaded")
 
-    def see(self, selector: str, text: str = "", *, deadline: float = 15.0) -> str:
+    def see(self, selector: str, text: str = "", *, deadline: float = PATIENCE) -> str:
         """Wait for an element that holds `text`; its whole text."""
         script = f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.innerText)"
 
@@ -167,7 +167,7 @@ class Browser:
             self.command("Input.dispatchMouseEvent", type="mouseReleased", **at)
             return bool(self.evaluate("window.hit"))
 
-        eventually(has_hit, 15.0, what=f"{selector} to click on")
+        eventually(has_hit, what=f"{selector} to click on")
 
     def type(self, selector: str, text: str) -> None:
         """Click into a field and type."""
@@ -184,7 +184,7 @@ class Browser:
           list.value = found.value;
           return list.dispatchEvent(new Event("change", {{bubbles: true}}));
         }})()"""
-        eventually(lambda: self.evaluate(script), 15.0, what=f"{selector} offers {option!r}")
+        eventually(lambda: self.evaluate(script), what=f"{selector} offers {option!r}")
 
     def attach(self, selector: str, file: Path) -> None:
         """Pick a file in a file field."""

@@ -7,6 +7,7 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from . import raw
+from .poll import PATIENCE
 
 if TYPE_CHECKING:
     from .app import App
@@ -62,14 +63,14 @@ def request(
 
 
 def call(
-    gateway: Gateway | App, content: bytes | None = None, *, deadline: float = 10.0, **how: Any
+    gateway: Gateway | App, content: bytes | None = None, *, deadline: float = PATIENCE, **how: Any
 ) -> Answer:
     """Make the call and read the whole answer; takes what `request` takes."""
     return gateway.exchange(request(gateway, content, **how), deadline=deadline)
 
 
 def begin(
-    gateway: Gateway, content: bytes | None = None, *, deadline: float = 10.0, **how: Any
+    gateway: Gateway, content: bytes | None = None, *, deadline: float = PATIENCE, **how: Any
 ) -> Connection:
     """Make the call and leave the answer to be read; close what this gives."""
     connection = raw.Connection(gateway.port, deadline=deadline)

@@ -81,7 +81,7 @@ connect_timeout = 0.5
 base_url = "http://127.0.0.1:{deaf}/v1"
 cooldown_seconds = 0
 api_key = { env = "OPENAI_API_KEY" }
-connect_timeout = 20
+connect_timeout = 600
 
 [providers.notls]
 base_url = "https://127.0.0.1:{no_tls}/v1"

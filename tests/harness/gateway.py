@@ -30,12 +30,12 @@ from prometheus_client.mmap_dict import MmapedDict
 
 from . import processes, raw
 from .metrics import Metrics
-from .poll import eventually
+from .poll import PATIENCE, eventually
 
 _values: Any = MmapedDict.read_all_values_from_file  # untyped
 
 START_DEADLINE = 90.0
-STOP_DEADLINE = 40.0
+STOP_DEADLINE = 90.0
 
 LogLine = dict[str, Any]
 
@@ -166,7 +166,7 @@ class Gateway:
     def kill(self) -> None:
         """SIGKILL to the master and all workers: what a power cut leaves behind."""
         os.killpg(self.pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
     def restart(self) -> Gateway:
         """Start again after `stop` or `kill`, on the same port, with the same files."""
@@ -276,22 +276,41 @@ class Gateway:
         if self._process is not None and self._process.poll() is None:
             self.wait_for_reload(before)
 
-    def reloads(self) -> int:
-        """How often a worker has said that it put a changed configuration in force."""
-        return self.stderr().count('"configuration reloaded') if self._process else 0
+    def reloads(self) -> dict[int, float]:
+        """How often each worker has put a changed configuration in force, by its id.
 
-    def wait_for_reload(self, before: int, deadline: float = 30.0) -> None:
+        Waits until all have started: a worker that starts takes what has been changed since the
+        master's start, which would be counted as the change that comes now.
+        """
+        if self._process is None or self._process.poll() is not None:
+            return {}
+
+        def all_run() -> bool:
+            # The first thing that happens after the start.
+            running = self._of_workers("histogram", '"event_loop_lag_seconds_bucket"')
+            return len([pid for pid, turns in running.items() if turns > 0]) >= self.worker_count
+
+        eventually(all_run, retry_on=(OSError, struct.error), what="all workers have started")
+        return self._reloads()
+
+    def _reloads(self) -> dict[int, float]:
+        counted = self._of_workers("counter", '"config_reloads_total"', '"success"')
+        assert len(counted) >= self.worker_count
+        return counted
+
+    def wait_for_reload(self, before: Mapping[int, float]) -> None:
         """Wait until every worker has reloaded once more since `reloads()` was `before`."""
-        eventually(
-            lambda: self.reloads() >= before + self.worker_count,
-            deadline,
-            what="a reload in every worker",
-        )
+
+        def all_have() -> bool:
+            return all(count > before.get(pid, 0) for pid, count in self._reloads().items())
+
+        retry_on = (AssertionError, OSError, struct.error)
+        eventually(all_have, retry_on=retry_on, what="a reload in every worker")
 
     # --- what it says ----------------------------------------------------------------------
 
     def get(
-        self, path: str, *, headers: Mapping[str, str] | None = None, timeout: float = 60.0
+        self, path: str, *, headers: Mapping[str, str] | None = None, timeout: float = PATIENCE
     ) -> tuple[int, bytes]:
         """GET on a new connection: status and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -301,7 +320,7 @@ class Gateway:
             return response.status, response.read()
 
     def exchange(
-        self, request: bytes, *, deadline: float = 10.0, head_only: bool = False
+        self, request: bytes, *, deadline: float = PATIENCE, head_only: bool = False
     ) -> raw.Answer:
         """Send the bytes of one request on a new connection and read the whole response."""
         return raw.exchange(self.port, request, deadline=deadline, head_only=head_only)
@@ -331,7 +350,7 @@ class Gateway:
     def log_lines(
         self,
         predicate: Callable[[LogLine], bool],
-        deadline: float = 5.0,
+        deadline: float = PATIENCE,
         *,
         count: int = 1,
     ) -> list[LogLine]:
@@ -344,7 +363,7 @@ class Gateway:
 
         return eventually(found, deadline, what="the log line")
 
-    def log_line(self, request_id: str, deadline: float = 5.0) -> LogLine:
+    def log_line(self, request_id: str, deadline: float = PATIENCE) -> LogLine:
         """The one log line of that request (its `x-request-id`, ours or the provider's)."""
         return self.log_lines(
             lambda line: request_id in {line["request_id"], line["upstream_request_id"]}, deadline
@@ -362,7 +381,7 @@ class Gateway:
         for line in new.splitlines() if new.endswith("\n") else ():
             assert line.startswith('{"time": '), new[-6000:]
 
-    def idle(self, deadline: float = 5.0) -> None:
+    def idle(self, deadline: float = PATIENCE) -> None:
         """Wait until no request is in flight: all are booked and counted."""
         eventually(
             lambda: self.in_flight() == 0,
@@ -373,21 +392,23 @@ class Gateway:
     def in_flight(self) -> float:
         """`requests_in_flight`, from the workers' own files: a scrape takes much more CPU."""
         # A worker that begins makes its file empty, and one that ends has its file removed.
-        return eventually(lambda: (self._in_flight(),), retry_on=(OSError, struct.error))[0]
+        return eventually(
+            lambda: (sum(self._of_workers("gauge_livesum", '"requests_in_flight"').values()),),
+            retry_on=(OSError, struct.error),
+        )[0]
 
-    def _in_flight(self) -> float:
-        found = 0.0
-        places = (Path("/dev/shm"), self.directory / "tmp")
-        files = [
-            path
-            for place in places
-            for pid in self.workers()
-            for path in place.glob(f"wrapper-*/metrics/gauge_livesum_{pid}.db")
-        ]
-        for path in files:
-            for key, value, *_ in _values(str(path)):
-                if '"requests_in_flight"' in key:
-                    found += value
+    def _of_workers(self, kind: str, *words: str) -> dict[int, float]:
+        """The value of a metric whose key has the words, by worker, from the workers' files.
+
+        A worker that has no such value yet is left out.
+        """
+        found: dict[int, float] = {}
+        for place in (Path("/dev/shm"), self.directory / "tmp"):
+            for pid in self.workers():
+                for path in place.glob(f"wrapper-*/metrics/{kind}_{pid}.db"):
+                    for key, value, *_ in _values(str(path)):
+                        if all(word in key for word in words):
+                            found[pid] = found.get(pid, 0.0) + value
         return found
 
 

@@ -8,13 +8,17 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# Seconds for what should be true at once: a machine may stop for ten, or be five times slower.
+# A long deadline costs nothing when things go well.
+PATIENCE = 60.0
+
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.05
 
 
 def eventually(
     fn: Callable[[], T],
-    deadline: float = 20.0,
+    deadline: float = PATIENCE,
     *,
     what: str | None = None,
     retry_on: tuple[type[BaseException], ...] = (AssertionError, IndexError),

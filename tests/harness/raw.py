@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from .poll import PATIENCE
+
 
 @dataclass
 class Answer:
@@ -43,7 +45,7 @@ class Answer:
 class Connection:
     """A plain TCP connection with a deadline on everything; use as a context manager."""
 
-    def __init__(self, port: int, *, host: str = "127.0.0.1", deadline: float = 10.0) -> None:
+    def __init__(self, port: int, *, host: str = "127.0.0.1", deadline: float = PATIENCE) -> None:
         self.deadline = deadline
         self.socket = socket.create_connection((host, port), timeout=deadline)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -186,7 +188,7 @@ class Connection:
 
 
 def exchange(
-    port: int, request: bytes, *, deadline: float = 10.0, head_only: bool = False
+    port: int, request: bytes, *, deadline: float = PATIENCE, head_only: bool = False
 ) -> Answer:
     """Send `request` on a new connection and read the whole answer."""
     with Connection(port, deadline=deadline) as connection:
@@ -200,7 +202,7 @@ def post(
     *,
     key: str | None = None,
     headers: tuple[tuple[str, str], ...] = (),
-    deadline: float = 10.0,
+    deadline: float = PATIENCE,
 ) -> Answer:
     """POST `body` as JSON with `key` as the bearer, and read the whole answer."""
     return exchange(

@@ -7,7 +7,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from harness.poll import eventually
+from harness.poll import PATIENCE, eventually
 from harness.processes import ReservedPort, start
 from harness.programs import require
 
@@ -25,6 +25,10 @@ class RedisServer:
         self.bus_port = self._bus.number if self._bus else 0
         self.port = self._reserved.number
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        # Of a client that waits for a machine that stands still as long as tests do.
+        self.patient_url = (
+            f"{self.url}?socket_timeout={PATIENCE:g}&socket_connect_timeout={PATIENCE:g}"
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> RedisServer:
@@ -51,7 +55,7 @@ class RedisServer:
         """The raw reply to a command, empty where the server is not there."""
         text = "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
                 connection.sendall(f"*{len(words)}\r\n{text}".encode())
                 return connection.recv(65536)
         except OSError:

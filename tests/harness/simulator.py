@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from harness.poll import eventually
+from harness.poll import PATIENCE, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
-_START_SECONDS = 20.0
+_START_SECONDS = 90.0
 
 
 class Simulator:
@@ -94,7 +94,7 @@ class Simulator:
             return
         process.terminate()
         try:
-            process.wait(timeout=60)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -126,7 +126,7 @@ class Simulator:
         self._ask("POST", "reset")
 
     def wait_for(
-        self, predicate: Callable[[list[dict[str, Any]]], Any], deadline: float = 20.0
+        self, predicate: Callable[[list[dict[str, Any]]], Any], deadline: float = PATIENCE
     ) -> list[dict[str, Any]]:
         """The requests, as soon as `predicate(requests)` holds; fails after `deadline` seconds."""
 
@@ -139,5 +139,5 @@ class Simulator:
 
     def _ask(self, method: str, name: str) -> Any:
         request = urllib.request.Request(f"{self.url}/_sim/{name}", method=method)
-        with urllib.request.urlopen(request, timeout=60, context=self._tls) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE, context=self._tls) as answer:
             return json.load(answer)

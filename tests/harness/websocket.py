@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import raw
+from .poll import PATIENCE
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
-DEADLINE = 30.0  # seconds for each wait
+DEADLINE = PATIENCE  # seconds for each wait
 _MASK = b"\x37\xfa\x21\x3d"  # always the same, as the names of tests must be
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 

@@ -19,8 +19,6 @@ from wrapper import endpoints
 from wrapper.metering import usage
 from wrapper.proxy import deferred
 
-pytestmark = pytest.mark.timeout(300)  # npm may be slow
-
 SCHEMA = Path(__file__).parent / "schema"
 ALL = dashboards()
 BY_UID = {dashboard["uid"]: dashboard for dashboard in ALL}

@@ -27,8 +27,6 @@ from monitoring.stack import ROOT
 from harness import processes
 from harness.programs import require
 
-pytestmark = pytest.mark.timeout(300)  # pip may be slow
-
 TEXT = (ROOT / "Dockerfile").read_text()
 NEEDS_ROOT = ("apt-get", "useradd")
 # With its cache, which the tests' own installation has filled: nothing is downloaded or compiled

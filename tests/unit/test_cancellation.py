@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from types import SimpleNamespace
 
 import gevent
 import pytest
 from gevent.event import Event
 
 from wrapper import cancellation
-from wrapper.cancellation import Interrupted, within
+from wrapper.cancellation import CancelScope, Interrupted, Scopes, within
 
 
 def test_a_block_ends_after_its_time() -> None:
@@ -61,3 +63,41 @@ def test_a_loop_that_is_always_late_ends_the_block_all_the_same() -> None:
         gevent.sleep(60)
     done = True
     worker.join()
+
+
+@pytest.mark.parametrize("of", ["total", "idle"])
+def test_time_in_which_the_worker_did_not_run_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    """What a wait was for has perhaps come while the machine stood still, and nobody has looked."""
+    now = 1000.0
+    monkeypatch.setattr(cancellation, "clock", lambda: now)
+    scopes = Scopes()
+    ours, theirs = socket.socketpair()
+    scope = CancelScope(scopes, SimpleNamespace(_sock=ours))
+    scope.open()
+    scope.set_deadline(10 if of == "total" else 10_000)
+    if of == "idle":
+        scope.set_idle_timeout(10)
+        scope._waits, scope._waiting = 1, True  # as `with scope` does, without its greenlet
+        monkeypatch.setattr(
+            CancelScope, "interrupt", lambda self, why: setattr(self, "reason", why)
+        )
+
+    def runs(seconds: float) -> None:
+        nonlocal now
+        for _ in range(round(seconds / cancellation.SWEEP)):
+            now += cancellation.SWEEP
+            scopes._sweep()
+
+    runs(5)
+    now += 60  # and nothing runs
+    runs(4.5)
+    assert scope.reason is None
+    runs(1)
+    assert scope.reason == cancellation.TIMEOUT
+    scope.close()
+    scopes._sweep()
+    assert scopes.timer is None
+    ours.close()
+    theirs.close()

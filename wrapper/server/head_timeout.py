@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import gevent
 
+from wrapper.cancellation import STOOD_STILL
+
 clock = time.monotonic
 
 
@@ -51,10 +53,15 @@ class HeadTimeout(BaseException):
         return error is self
 
     @classmethod
-    def sweep(cls) -> None:
-        """End the waits whose time is over."""
-        now = clock()
+    def sweep(cls, late: float) -> None:
+        """End the waits whose time is over.
+
+        The call comes `late` seconds later than it should. Time in which the worker stood still
+        does not count: the head may have come meanwhile.
+        """
+        now, more = clock(), late if late > STOOD_STILL else 0.0
         for greenlet, timeout in cls.waiting.items():
+            timeout._deadline += more
             if now >= timeout._deadline:
                 gevent.get_hub().loop.run_callback(timeout._end, greenlet)
 

@@ -24,9 +24,9 @@ FRAMES = 12  # of the stack, the innermost ones
 
 
 class Watchdog:
-    """One for each worker. `observe` gets each measured delay in seconds, `each` is called then."""
+    """One for each worker. `observe` gets each measured delay in seconds, and then `each` does."""
 
-    def __init__(self, observe: Callable[[float], None], each: Callable[[], None]) -> None:
+    def __init__(self, observe: Callable[[float], None], each: Callable[[float], None]) -> None:
         self._observe = observe
         self._each = each
         self._woken = time.monotonic()
@@ -42,8 +42,9 @@ class Watchdog:
         while True:
             gevent.sleep(INTERVAL)
             before, self._woken = self._woken, time.monotonic()
-            self._observe(max(0.0, self._woken - before - INTERVAL))
-            self._each()
+            late = max(0.0, self._woken - before - INTERVAL)
+            self._observe(late)
+            self._each(late)
 
     def _look(self, main: int) -> None:
         """Runs in a thread of its own."""

@@ -39,7 +39,7 @@ BODY_PIECE = 65536  # bytes
 UNSENT = 262_144  # bytes of a connection that the system keeps and has not sent yet
 PIPELINED_IN_A_ROW = 8  # requests of one connection, before the other connections are served
 LINGER_SECONDS = 2
-QUIT_DRAIN_SECONDS = 1  # for open requests to end, where the stop is not graceful
+QUIT_DRAIN_TURNS = 50  # of 20 ms, for open requests to end, where the stop is not graceful
 QUIT_SECONDS = 5  # then SIGALRM ends a worker that should have exited
 DRAIN_AHEAD = 5  # seconds before gunicorn's graceful timeout
 SLOW_SECONDS = 0.5  # a response of the gateway itself has been sent within this time
@@ -95,9 +95,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self._stop_asking()
         scopes = self._runtime.scopes
         scopes.drain()
-        with gevent.Timeout(QUIT_DRAIN_SECONDS, False):
-            while scopes:
-                gevent.sleep(0.02)
+        for _ in range(QUIT_DRAIN_TURNS):  # a time would be over where the machine stands still
+            if not scopes:
+                break
+            gevent.sleep(0.02)
 
     def close(self) -> None:
         """The worker exits: write the times and the usage that are not written yet."""
@@ -237,9 +238,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             with contextlib.suppress(OSError, AttributeError):
                 client._sock.shutdown(socket.SHUT_RDWR)  # wakes its greenlet with the end
 
-    def _look_around(self) -> None:
-        """Several times a second."""
-        HeadTimeout.sweep()
+    def _look_around(self, late: float) -> None:
+        """Several times a second, and how many seconds `late`."""
+        HeadTimeout.sweep(late)
         self._make_room()
         lost = getattr(sys.stderr, "lost", 0)
         if lost > self._lost_lines:
