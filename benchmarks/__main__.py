@@ -87,11 +87,12 @@ def _measure(
     busy = f"The load average was {os.getloadavg()[0]:.1f} when it began."
     results = report.Results(machine.description(), notes=[busy, *notes])
     url = simulator.url
+    fewer = replace(sizes, turns=min(sizes.turns, 2))
     if "cpu" in parts:
         results.rounds = _rounds("cost and delay", measures.duel(beside, url, sizes))
     if "features" in parts:
         featured = _featured(results.notes)
-        duel = measures.duel(featured, url, sizes, measures.CHEAP, fresh=False)
+        duel = measures.duel(featured, url, fewer, measures.CHEAP, fresh=False)
         results.features = _rounds("features", duel)
     if "streams" in parts:
         results.held = _held(beside, url, sizes)
@@ -105,7 +106,7 @@ def _measure(
             results.profiles[name] = profile
     if "workers" in parts:
         with machine.on_cores(machine.CORES):
-            results.workers = _rounds("workers", measures.throughput(variants.WORKERS, url, sizes))
+            results.workers = _rounds("workers", measures.throughput(variants.WORKERS, url, fewer))
     _progress("")
     return results
 

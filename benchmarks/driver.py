@@ -198,7 +198,7 @@ class _OpenLoop:
         while (waiting or self._busy) and (now := time.time()) < self._last:
             if not looked and now >= self._begin + at:
                 looked = True
-                look(len(self._busy))
+                look(sum(response.status == 200 for response in self._busy.values()))
             while waiting and waiting[-1].due <= now:
                 self._send(waiting.pop())
             pause = min(waiting[-1].due - now - _SPIN if waiting else 0.1, 0.1)
@@ -267,7 +267,8 @@ def open_loop(
     """Send each planned request at its time; what has not ended `patience` seconds after the last
     is given up.
 
-    `look` is called once, `at` so many seconds from the start, with the number of open requests.
+    `look` is called once, `at` so many seconds from the start, with the number of responses that
+    have begun and not ended.
     """
     loop = _OpenLoop(port, plan, record=record, patience=patience)
     with contextlib.closing(loop):

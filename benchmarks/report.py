@@ -75,7 +75,8 @@ HELD = f"""\
 ## Many streams in one worker
 
 {measures.OPENED_PER_SECOND} a second are opened, with an event every {measures.HELD_GAP} s, and
-read to their end. Memory is PSS of all processes while they are open, less that before.
+read to their end; an error is one that was not complete half a minute after it should have been.
+Memory is PSS of all processes while they are open, less that before.
 """
 WORKERS = """\
 ## Workers
@@ -154,7 +155,7 @@ def _conditions(results: Results) -> str:
     gone, all_ = summary.dropped([*results.rounds, *results.features, *results.workers])
     first = (
         f"Written by `{results.command}` on {datetime.now(UTC):%Y-%m-%d}:"
-        f" {len(results.rounds)} rounds; {gone} of {all_} slices were dropped for stolen time."
+        f" {gone} of {all_} slices were dropped for stolen time."
     )
     lines = [
         first,
