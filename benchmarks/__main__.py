@@ -89,16 +89,18 @@ def _measure(
     url = simulator.url
     fewer = replace(sizes, turns=min(sizes.turns, 2))
     if "cpu" in parts:
-        results.rounds = _rounds("cost and delay", measures.duel(beside, url, sizes))
+        results.rounds = _rounds(
+            "cost and delay", measures.duel(beside, url, sizes, notes=results.notes)
+        )
     if "features" in parts:
         featured = _featured(results.notes)
-        duel = measures.duel(featured, url, fewer, measures.CHEAP, fresh=False)
+        duel = measures.duel(featured, url, fewer, measures.CHEAP, notes=results.notes, fresh=False)
         results.features = _rounds("features", duel)
     if "streams" in parts:
-        results.held = _held(beside, url, sizes)
+        results.held = _held(beside, url, sizes, results.notes)
     if "mixed" in parts:
         _progress("mixed traffic")
-        results.mixed = measures.mixed(beside, simulator, sizes)
+        results.mixed = measures.mixed(beside, simulator, sizes, results.notes)
     if "profile" in parts:
         for name, stream in (("a call", False), ("a short stream", True)):
             _progress(f"profile of {name}")
@@ -119,7 +121,7 @@ def _featured(notes: list[str]) -> dict[str, Variant]:
 
 
 def _held(
-    beside: Mapping[str, Variant], url: str, sizes: measures.Sizes
+    beside: Mapping[str, Variant], url: str, sizes: measures.Sizes, notes: list[str]
 ) -> dict[str, list[measures.Held]]:
     found: dict[str, list[measures.Held]] = {}
     for name, variant in beside.items():
@@ -129,7 +131,8 @@ def _held(
         for streams in sizes.held:
             if ours or streams <= MOST_FOR_PEERS:
                 _progress(f"{streams} streams through {name}")
-                found.setdefault(name, []).append(measures.hold(variant, url, streams))
+                with measures.noted(name, notes):
+                    found.setdefault(name, []).append(measures.hold(variant, url, streams))
     return found
 
 

@@ -217,7 +217,7 @@ class _OpenLoop:
             self._drop(client.socket.fileno())
 
     def _connect(self) -> _Client:
-        client = _Client(self._port, record=self._record, timeout=5)
+        client = _Client(self._port, record=self._record, timeout=20)
         self._clients[client.socket.fileno()] = client
         self._epoll.register(client.socket.fileno(), select.EPOLLIN)
         return client

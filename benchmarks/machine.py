@@ -81,6 +81,13 @@ class Steal:
         self.cores = (stolen_seconds() - self._stolen) / (time.monotonic() - self._began)
 
 
+def hold(pid: int, cores: set[int]) -> None:
+    """Hold the process, and all that descend from it, to these cores."""
+    for each in family(pid):
+        for task in Path(f"/proc/{each}/task").iterdir():
+            os.sched_setaffinity(int(task.name), cores)
+
+
 @contextmanager
 def on_cores(cores: set[int]) -> Iterator[None]:
     """Run on these cores meanwhile; processes started here stay there."""

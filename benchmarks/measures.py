@@ -7,6 +7,7 @@ and load generator on the others; one variant at a time has load, in short slice
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,22 +119,24 @@ def duel(
     sizes: Sizes,
     measures: Sequence[Measure] = MEASURES,
     *,
+    notes: list[str],
     fresh: bool = True,
 ) -> Iterator[Round]:
     """Rounds of slices of all variants at once; with `fresh` each round starts them anew, and
-    measures the start and the memory too.
+    measures the start and the memory too. What fails is left out, with a line in `notes`.
     """
     for number in range(sizes.rounds if fresh else 1):
         with ExitStack() as stack:
-            found: Round = {}
+            found: Round = {name: [] for name in variants}
             relays: dict[str, Relay] = {}
             for name, variant in variants.items():
-                relays[name], found[name] = _started(stack, variant, upstream)
-            for relay in relays.values():
-                _warm_up(relay)
+                with noted(name, notes):
+                    relay, found[name] = _started(stack, variant, upstream)
+                    _warm_up(relay)
+                    relays[name] = relay
             for turn in range(sizes.turns if fresh else sizes.rounds * sizes.turns):
-                for measure in measures:
-                    for name, relay in relays.items():
+                for measure, (name, relay) in itertools.product(measures, relays.items()):
+                    with noted(name, notes):
                         found[name].append(measure(relay, number * 100 + turn))
                 if not fresh and (turn + 1) % sizes.turns == 0:
                     yield found
@@ -144,15 +147,28 @@ def duel(
                 yield found
 
 
+@contextmanager
+def noted(name: str, notes: list[str]) -> Iterator[None]:
+    """What fails here is a note about `name`, so that the rest of a long run is not lost."""
+    try:
+        yield
+    except (driver.BenchmarkFailed, OSError) as error:
+        notes.append(f"{name} failed: {str(error).splitlines()[0]}")
+
+
 def _started(stack: ExitStack, variant: Variant, upstream: str) -> tuple[Relay, list[Slice]]:
-    """Start it on the relays' core; its start to the first response, and its memory then."""
-    with machine.Steal() as steal, machine.on_cores(machine.RELAYS):
+    """Start it on all cores, then hold it to the relays' core; its start to the first response, and
+    its memory then.
+    """
+    with machine.Steal() as steal, machine.on_cores(machine.CORES):
         began = time.perf_counter()
         relay = stack.enter_context(variant(upstream))
         relay.wait_for_first_response()
         start = 1e3 * (time.perf_counter() - began)
-    slices = [Slice(steal.cores, {"start": start})] if relay.process else []
-    return relay, slices + _memory(relay, "idle")
+    if relay.process is None:
+        return relay, []
+    machine.hold(relay.pid, machine.RELAYS)
+    return relay, [Slice(steal.cores, {"start": start}), *_memory(relay, "idle")]
 
 
 def _memory(relay: Relay, when: str) -> list[Slice]:
@@ -221,14 +237,19 @@ class Mixed:
     relay: Counted | None
 
 
-def mixed(variants: Mapping[str, Variant], simulator: Simulator, sizes: Sizes) -> dict[str, Mixed]:
+def mixed(
+    variants: Mapping[str, Variant], simulator: Simulator, sizes: Sizes, notes: list[str]
+) -> dict[str, Mixed]:
     """Calls and streams at a fixed rate; of a hundred one is left by its client, and one fails at
     the provider.
     """
     with ExitStack() as stack:
-        relays = {name: _started(stack, each, simulator.url)[0] for name, each in variants.items()}
+        relays = {}
+        for name, variant in variants.items():
+            with noted(name, notes):
+                relays[name], _ = _started(stack, variant, simulator.url)
         before = {name: relay.count() for name, relay in relays.items()}
-        found = {name: Mixed([], Counter(), Counted(), None) for name in variants}
+        found = {name: Mixed([], Counter(), Counted(), None) for name in relays}
         for turn in range(sizes.mixed_turns):
             for name, relay in relays.items():
                 with machine.Steal() as steal:

@@ -39,17 +39,23 @@ _samples: Counter[str] = Counter()
 
 
 def place(frame: FrameType | None) -> str:
-    """`package/module.py:function` of the innermost frame that is no standard library."""
+    """`package/module.py:function` of the innermost frame that is no standard library.
+
+    What gevent does for a function (sending, receiving) counts for that function.
+    """
+    waiting = ""
     while frame is not None:
         code = frame.f_code
         _, found, path = code.co_filename.rpartition("/site-packages/")
         if not found:
             _, found, path = code.co_filename.rpartition("/wrapper/")
             path = f"wrapper/{path}"
-        if found:
+        if found and not path.startswith("gevent/"):
             return f"{path}:{code.co_name}"
+        if found:
+            waiting = waiting or f"{path}:{code.co_name}"
         frame = frame.f_back
-    return "other:other"
+    return waiting or "other:other"
 
 
 def install(file: Path) -> None:

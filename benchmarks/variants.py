@@ -106,14 +106,15 @@ class Relay:
         lines = (f"{name}: {value}\r\n" for name, value in headers.items())
         return f"POST {self.path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode() + body
 
-    def wait_for_first_response(self) -> None:
+    def wait_for_first_response(self, deadline: float = 120.0) -> None:
         """Repeat a chat completion until its status is 200."""
         request = self.request()
+        end = time.monotonic() + deadline
         while True:
             try:
                 driver.run(self.port, request, responses=1, connections=1)
             except (ConnectionError, driver.BenchmarkFailed):
-                if not self.alive():
+                if not self.alive() or time.monotonic() > end:
                     raise
                 time.sleep(0.005)
             else:

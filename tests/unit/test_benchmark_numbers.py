@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 
@@ -124,13 +125,31 @@ def test_what_was_counted_since_then() -> None:
     assert found.requests == 4
 
 
-def test_a_sample_is_of_the_innermost_function_of_a_package() -> None:
-    code = compile("def inner():\n    return frame()\n", "/x/wrapper/proxy/forward.py", "exec")
-    names: dict[str, object] = {"frame": lambda: sampler.place(sys._getframe())}
-    exec(code, names)
-    place = names["inner"]()  # type: ignore[operator]
-    assert place == "wrapper/proxy/forward.py:inner"
-    assert sampler.layer(place) == "path of the request"
+def frames(*paths: str) -> dict[str, Any]:
+    """The place of a sample in functions in these files, each called by the next."""
+    names: dict[str, Any] = {"inner": lambda: sampler.place(sys._getframe(1))}
+    for path in paths:
+        exec(compile("def outer(inner=inner):\n    return inner()\n", path, "exec"), names)
+        names["inner"] = names["outer"]
+    return names
+
+
+@pytest.mark.parametrize(
+    ("paths", "place"),
+    [
+        (("/x/wrapper/proxy/forward.py",), "wrapper/proxy/forward.py:outer"),
+        (("/lib/json/decoder.py", "/x/wrapper/auth.py"), "wrapper/auth.py:outer"),
+        (
+            ("/v/site-packages/gevent/_socketcommon.py", "/x/wrapper/server/wsgi.py"),
+            "wrapper/server/wsgi.py:outer",
+        ),
+        (("/v/site-packages/flask/app.py", "/x/wrapper/app.py"), "flask/app.py:outer"),
+    ],
+)
+def test_a_sample_is_of_the_innermost_function_of_a_package(
+    paths: tuple[str, ...], place: str
+) -> None:
+    assert frames(*paths)["outer"]() == place
 
 
 def test_samples_are_shown_by_layer() -> None:
