@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -111,13 +112,18 @@ class CancelScope:
     """The waits of one request: `open`, wait inside `with scope`, `close`."""
 
     __slots__ = (
-        *("_deadline", "_idle", "_io", "_scopes", "_seen", "_since", "_sock", "_waiting", "_waits"),
+        *("_deadline", "_idle", "_io", "_readable", "_scopes", "_seen", "_since", "_sock"),
+        *("_waiting", "_waits"),
         *("_grace_ends", "client_left", "grace", "greenlet", "reason"),
     )
 
     def __init__(self, scopes: Scopes, sock: Any | None) -> None:
         self._scopes = scopes
         self._sock: Any = getattr(sock, "_sock", None)  # gevent's plain, non-blocking socket
+        # The watcher that the socket has: nobody reads from it while its client is watched. A new
+        # one for each request takes three calls of the system more. (TLS reads also to write.)
+        is_tls = isinstance(sock, ssl.SSLSocket)
+        self._readable: Any = None if is_tls else getattr(sock, "_read_event", None)
         self.greenlet: Any = None  # that of the request
         self._io: Any = None
         self._deadline = math.inf
@@ -142,10 +148,7 @@ class CancelScope:
     def close(self) -> None:
         """No interruption after this."""
         self._scopes.discard(self)
-        if self._io is not None:
-            self._io.stop()
-            self._io.close()
-            self._io = None
+        self.stop_watching()
 
     def watch_client(self, *, uploading: bool = False) -> None:
         """Begin to watch for the client's leaving.
@@ -154,13 +157,11 @@ class CancelScope:
         stand before the end: then the state of the connection is checked instead.
         """
         if self._io is not None:
-            self._io.stop()
-            self._io.close()
-            self._io = None
+            self.stop_watching()
         if self._sock is None:
             return
         if not uploading:
-            self._io = get_hub().loop.io(self._sock.fileno(), 1)
+            self._io = self._readable or get_hub().loop.io(self._sock.fileno(), 1)
             self._io.start(self._client_readable)
         elif hasattr(socket, "TCP_INFO"):
             self._io = get_hub().loop.timer(UPLOAD_CHECK, UPLOAD_CHECK)
@@ -170,7 +171,8 @@ class CancelScope:
         """Whoever reads from the client now notices their leaving."""
         if self._io is not None:
             self._io.stop()
-            self._io.close()
+            if self._io is not self._readable:
+                self._io.close()
             self._io = None
 
     def set_deadline(self, seconds: float) -> None:

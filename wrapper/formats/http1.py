@@ -34,11 +34,11 @@ MAX_TRAILERS = 64
 MAX_PIECES = 1024  # chunks in one piece: a millisecond of work, however small they are
 MAX_INTERIM = 16
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: (.*))?", re.DOTALL)
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: (.*))?", re.DOTALL)
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # White space around the value is stripped afterwards: were it matched here, a long run of it before
 # a control character would be divided in every possible way, for minutes.
-_HEADER_LINE = re.compile(_TOKEN.pattern + rb":[\t\x20-\x7e\x80-\xff]*")
+_HEADER_LINE = re.compile(_TOKEN.pattern.encode() + rb":[\t\x20-\x7e\x80-\xff]*")
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 _NO_CONTROLS = bytes(set(range(256)) - set(_CONTROLS))
 _LENGTH = re.compile("[0-9]{1,15}")
@@ -91,14 +91,15 @@ class Head(NamedTuple):
     length: int | None
     reader: Callable[[Connection, Head], Body]
     keep_alive: bool
-    first: dict[str, str]  # the first value of each header, by its lower-case name
+    # The first value of each header, by its lower-case name; of Connection, all of them.
+    first: dict[str, str]
 
 
 class Connection:
     """One TCP or TLS connection to `host:port`, used for one request at a time."""
 
     __slots__ = (
-        *("_acked", "_ahead", "_drained", "_most", "_recv", "_wait", "_written"),
+        *("_acked", "_ahead", "_drained", "_most", "_recv", "_timeout", "_wait", "_written"),
         *("idle_since", "reusable", "sock"),
     )
 
@@ -116,16 +117,26 @@ class Connection:
         self._most = TLS_RECORD if is_tls else READ_SIZE
         self._drained = False  # the last read took all that was there
         self._ahead = b""
+        self._timeout: float | None = -1  # as set here; -1: it has not been
         self.reusable = False
         self.idle_since = 0.0  # 0: it has served no request yet
         self._acked: bytes | None = None  # the kernel's account before a further request
         self._written = False
 
+    def set_timeout(self, seconds: float | None) -> None:
+        """How long one wait may take."""
+        self._timeout = seconds
+        self.sock.settimeout(seconds)
+
     def is_quiet(self) -> bool:
         """Whether an idle connection is still open with nothing on it, as it must be."""
         try:
-            self.sock.settimeout(0)
-            self.sock.recv(1)
+            if self._recv is not None:
+                self._recv(1)
+            else:
+                self._timeout = 0
+                self.sock.settimeout(0)
+                self.sock.recv(1)
         except (BlockingIOError, ssl.SSLWantReadError):
             try:
                 self._acked = self.sock.getsockopt(_TCP, _TCP_INFO, _TCP_INFO_BYTES)
@@ -161,7 +172,9 @@ class Connection:
         """
         self.reusable = False
         self._written = False
-        self.sock.settimeout(timeout)
+        if timeout != self._timeout:  # setting it takes longer
+            self._timeout = timeout
+            self.sock.settimeout(timeout)
         try:
             if body is None or (isinstance(body, bytes) and len(body) <= READ_SIZE):
                 data = head + body if body else head
@@ -183,7 +196,8 @@ class Connection:
 
         A 101 is final where the request asked for an `upgrade`.
         """
-        self.sock.settimeout(timeout)
+        if timeout != self._timeout:
+            self.set_timeout(timeout)
         for _ in range(MAX_INTERIM):
             head = parse_head(self._until_blank_line(), method)
             if head.status >= 200 or (upgrade and head.status == 101):
@@ -267,12 +281,11 @@ class Connection:
 
 
 @lru_cache(maxsize=1024)
-def _names(name: bytes) -> tuple[str, str]:
+def _names(name: str) -> tuple[str, str]:
     """A header's name as it came, and in lower case; responses have the same ones again."""
     if _TOKEN.fullmatch(name) is None:
         raise ProtocolError("a malformed header line")
-    text = name.decode("ascii")
-    return text, text.lower()
+    return name, name.lower()
 
 
 def parse_head(data: bytes, method: str) -> Head:
@@ -280,7 +293,7 @@ def parse_head(data: bytes, method: str) -> Head:
 
     The body's length is that of RFC 9112 section 6.3, refusing whatever section 11.2 warns of.
     """
-    lines = data.split(b"\r\n")
+    lines = data.decode("latin-1").split("\r\n")
     match = _STATUS_LINE.fullmatch(lines[0])
     if match is None:
         raise ProtocolError("not an HTTP/1.x status line")
@@ -288,21 +301,20 @@ def parse_head(data: bytes, method: str) -> Head:
     # expression that looks at each character takes ten times as long.
     if data.translate(None, _NO_CONTROLS) != b"\r\n" * (len(lines) - 1):
         raise ProtocolError("a control character in the head")
-    is_11, status = match[1] == b"1", int(match[2])
+    is_11, status = match[1] == "1", int(match[2])
     headers: Headers = []
     first: dict[str, str] = {}
-    connection = ""  # its tokens
     for line in lines[1:]:
-        raw_name, colon, raw_value = line.partition(b":")
-        name, lower = _names(raw_name if colon else b"")
-        value = raw_value.strip(b" \t").decode("latin-1")
+        raw_name, colon, value = line.partition(":")
+        name, lower = _names(raw_name if colon else "")
+        value = value.strip(" \t")
         headers.append((name, value))
         if lower not in first:
             first[lower] = value
+        elif lower == "connection":
+            first[lower] += "," + value
         elif lower in ("content-length", "transfer-encoding"):
             raise ProtocolError(f"{name} is given twice")
-        if lower == "connection":
-            connection += "," + value.lower()
     length, coding = first.get("content-length"), first.get("transfer-encoding")
     if coding is not None and (coding.lower() != "chunked" or length is not None or not is_11):
         raise ProtocolError("Transfer-Encoding that cannot be trusted")
@@ -311,11 +323,11 @@ def parse_head(data: bytes, method: str) -> Head:
     bodiless = method == "HEAD" or status < 200 or status in (204, 304)
     # That no body follows these is presumed. One that does, a moment later, would be read as the
     # response to the next request, which may be another client's.
-    keep_alive = is_11 and not bodiless
+    keep_alive, connection = is_11 and not bodiless, first.get("connection")
     if connection:
-        tokens = connection.replace(",", " ").split()
+        tokens = connection.lower().replace(",", " ").split()
         keep_alive = (is_11 or "keep-alive" in tokens) and "close" not in tokens and not bodiless
-    reason = (match[3] or b"").decode("latin-1").strip()
+    reason = (match[3] or "").strip()
     size = 0 if bodiless else None if length is None else int(length)
     unsized = UntilCloseBody if coding is None else ChunkedBody
     reader = unsized if size is None else LengthBody

@@ -165,7 +165,7 @@ def _read_level(body: _Body, found: JsonUsage, start: Report | None = None) -> N
     try:
         reported = None
         if usage not in EMPTY:
-            reported = read_usage(usage, start)
+            reported = read_usage(usage, start, found.service_tier)
         elif (
             body.eval_count or body.prompt_eval_count or body.duration or body.seconds or body.meta
         ):
@@ -177,7 +177,10 @@ def _read_level(body: _Body, found: JsonUsage, start: Report | None = None) -> N
         return
     found.usage = reported
     if reported is not None and (
-        found.service_tier or body.output or body.tool_usage or body.usage_breakdown
+        body.output
+        or body.tool_usage
+        or body.usage_breakdown
+        or (found.service_tier and not reported.service_tier)
     ):
         try:
             found.usage = _priced_apart(body, reported, found)

@@ -99,7 +99,7 @@ class JsonExtractor:
 
 def _extracted(found: JsonUsage, reason: str) -> ExtractedUsage:
     if found.usage is not None:
-        usage = with_executed(found.usage, found.executed)
+        usage = with_executed(found.usage, found.executed) if found.executed else found.usage
         return ExtractedUsage(usage, found.model, None, found.error)
     reason = UNREADABLE if found.unreadable else reason
     return ExtractedUsage(None, found.model, reason, found.error)

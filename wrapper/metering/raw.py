@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from typing import Annotated, Final
 
@@ -27,8 +26,10 @@ seconds_of = msgspec.json.Decoder(
 def text_of(raw: msgspec.Raw) -> str:
     """The string in `raw`, empty where it is none."""
     if bytes(raw).startswith(b'"'):
-        with contextlib.suppress(ValueError):
+        try:
             return _decode_text(raw)
+        except ValueError:
+            return ""
     return ""
 
 

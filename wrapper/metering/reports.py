@@ -97,9 +97,10 @@ _decode_report = msgspec.json.Decoder(Report).decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def read_usage(text: bytes, start: Report | None = None) -> Usage | None:
+def read_usage(text: bytes, start: Report | None = None, tier: str = "") -> Usage | None:
     """The usage in the JSON object `text`, None where it reports nothing that is billed.
 
+    `tier` is the service tier of the response, for a usage that names none.
     Raises DECODING_ERRORS where it is no object or its totals cannot be counts.
     """
     try:
@@ -110,7 +111,7 @@ def read_usage(text: bytes, start: Report | None = None) -> Usage | None:
         for name in Report.__struct_fields__:
             if getattr(report, name) is None:
                 setattr(report, name, getattr(start, name))
-    return _usage(report, unreadable)
+    return _usage(report, unreadable, tier)
 
 
 def begun(start: Report) -> Usage | None:
@@ -119,7 +120,7 @@ def begun(start: Report) -> Usage | None:
     return usage and usage._replace(completion=0, total=usage.prompt)
 
 
-def _usage(report: Report, unreadable: str) -> Usage | None:
+def _usage(report: Report, unreadable: str, tier: str = "") -> Usage | None:
     # Both spellings may stand in one object: a zero beside a positive twin is no report.
     prompt = report.prompt_tokens or report.input_tokens
     completion = report.completion_tokens or report.output_tokens
@@ -188,9 +189,12 @@ def _usage(report: Report, unreadable: str) -> Usage | None:
         by_kind is not None,
         units,
         (),
-        _service_tier(report)
-        if report.speed or report.inference_geo
-        else report.service_tier or "",
+        (
+            _service_tier(report)
+            if report.speed or report.inference_geo
+            else report.service_tier or ""
+        )
+        or tier,
         unreadable,
     )
 

@@ -12,6 +12,7 @@ the text of `/metrics`.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
@@ -137,18 +138,18 @@ class Telemetry:
         """A request has arrived; a probe (health check, scrape) is not counted as in flight."""
         record.in_flight = not is_probe
         if record.in_flight:
-            metrics.IN_FLIGHT.inc()
+            metrics.IN_FLIGHT.inc(1)
 
     def proxy_request_started(self) -> None:
         """A proxy request has started: it is unsettled until `request_ended`."""
-        metrics.UNSETTLED.inc()
+        metrics.UNSETTLED.inc(1)
 
     def request_ended(self, record: RequestRecord, *, proxy_request: bool) -> None:
         """The request is neither in flight nor unsettled any more."""
         if record.in_flight:
-            metrics.IN_FLIGHT.dec()
+            metrics.IN_FLIGHT.inc(-1)
         if proxy_request:
-            metrics.UNSETTLED.dec()
+            metrics.UNSETTLED.inc(-1)
 
     def ledger_model(self, record: RequestRecord) -> str:
         """The model as the usage table books it.
@@ -177,7 +178,7 @@ class Telemetry:
 
     def store_failed(self) -> None:
         """The store could not be used."""
-        metrics.STORE_FAILURES.inc()
+        metrics.STORE_FAILURES.inc(1)
 
     def count(
         self, record: RequestRecord, model: str, *, proxy_request: bool, metering: bool
@@ -196,18 +197,24 @@ class Telemetry:
         )
         if unauthenticated and (path == UNMATCHED or "<" in path):
             method = OTHER
-        metrics.REQUESTS[method, path, str(record.status)].inc()
+        metrics.REQUESTS[method, path, str(record.status)].inc(1)
         # How long a WebSocket is open is no duration of a request.
         if record.status != 101 and (
             not unauthenticated or (method == "GET" and record.status < 400)
         ):
-            metrics.DURATION[method, path].observe(round(record.duration * STEPS) / STEPS)
-            metrics.OVERHEAD[path,].observe(round(record.overhead * STEPS) / STEPS)
+            duration = round(record.duration * STEPS) / STEPS
+            total, counts, bounds = metrics.DURATION[method, path]
+            total.inc(duration)
+            counts[bisect_left(bounds, duration)].inc(1)
+            overhead = round(record.overhead * STEPS) / STEPS
+            total, counts, bounds = metrics.OVERHEAD[path,]
+            total.inc(overhead)
+            counts[bisect_left(bounds, overhead)].inc(1)
         if record.upstream_errors:
             for failure in record.upstream_errors:
-                metrics.UPSTREAM_ERRORS[failure].inc()
+                metrics.UPSTREAM_ERRORS[failure].inc(1)
             for failure in record.failovers:
-                metrics.FAILOVERS[failure].inc()
+                metrics.FAILOVERS[failure].inc(1)
         if proxy_request and metering:
             label = model if model in self.models.names else self.model_label(model)
             self._count_proxy_request(record, label)
@@ -215,17 +222,18 @@ class Telemetry:
     def _count_proxy_request(self, record: RequestRecord, model: str) -> None:
         provider = record.provider or "none"
         labels = self._series[record.api_key, provider, model]
-        metrics.CALLS[*labels, record.outcome].inc()
+        metrics.CALLS[*labels, record.outcome].inc(1)
         if record.api_key not in (NO_KEY, CLIENT):
             metrics.LAST_USED[labels[0],].set(int(record.at))
         usage, cost = record.usage, record.cost
         if record.outcome == REJECTED or record.dry_run or usage is None or cost is None:
             self._count_missing(record, labels, model)
         if usage is not None:
-            metrics.PROMPT[labels].inc(usage.prompt)
-            metrics.COMPLETION[labels].inc(usage.completion)
-            metrics.TOKENS[labels].inc(usage.total)
-            metrics.CACHED[labels].inc(usage.cached)
+            prompt, completion, tokens, cached = metrics.USED[labels]
+            prompt.inc(usage.prompt)
+            completion.inc(usage.completion)
+            tokens.inc(usage.total)
+            cached.inc(usage.cached)
         if cost is not None:
             metrics.COST[labels].inc(cost)
             for kind, part in zip(metrics.KINDS, record.cost_by_kind, strict=False):
@@ -235,7 +243,7 @@ class Telemetry:
             if cost:
                 metrics.BY_KIND[labels[0], "other"].inc(cost)
         if record.tag in self._tag_labels:
-            metrics.TAG_REQUESTS[record.tag,].inc()
+            metrics.TAG_REQUESTS[record.tag,].inc(1)
             _count_tag(record)
         if record.relayed and 200 <= record.status < 300:
             self._observe_speed(record, (provider, model), self._times[labels[0]])
@@ -246,13 +254,13 @@ class Telemetry:
         """Count what was refused, or would have been, and why usage or cost is not known."""
         provider = record.provider or "none"
         if record.outcome == REJECTED:
-            metrics.REJECTIONS[record.api_key, record.error_code or OTHER].inc()
+            metrics.REJECTIONS[record.api_key, record.error_code or OTHER].inc(1)
         for code in dict.fromkeys(record.dry_run):  # as a refusal, which has one code
-            metrics.REJECTIONS[record.api_key, f"{code}_dry_run"].inc()
+            metrics.REJECTIONS[record.api_key, f"{code}_dry_run"].inc(1)
         if record.unmetered:
-            metrics.UNMETERED[provider, record.unmetered].inc()
+            metrics.UNMETERED[provider, record.unmetered].inc(1)
         if record.unpriced is not None:
-            metrics.UNPRICED[provider, model].inc()
+            metrics.UNPRICED[provider, model].inc(1)
         if record.bounds is not None:
             _count_bounds(labels, record.bounds)
 
@@ -265,14 +273,15 @@ class Telemetry:
         labels = self._series[record.api_key, record.provider, model]
         usage = record.usage
         if usage is not None:
-            metrics.PROMPT[labels].inc(usage.prompt)
-            metrics.COMPLETION[labels].inc(usage.completion)
-            metrics.TOKENS[labels].inc(usage.total)
-            metrics.CACHED[labels].inc(usage.cached)
+            prompt, completion, tokens, cached = metrics.USED[labels]
+            prompt.inc(usage.prompt)
+            completion.inc(usage.completion)
+            tokens.inc(usage.total)
+            cached.inc(usage.cached)
             if record.cost is None:
-                metrics.UNPRICED[record.provider, model].inc()
+                metrics.UNPRICED[record.provider, model].inc(1)
         if record.unmetered:
-            metrics.UNMETERED[record.provider, record.unmetered].inc()
+            metrics.UNMETERED[record.provider, record.unmetered].inc(1)
         if record.cost is not None:
             metrics.COST[labels].inc(record.cost)
             _count_kinds(labels[0], record.cost, record.cost_by_kind)
@@ -284,18 +293,25 @@ class Telemetry:
         self, record: RequestRecord, labels: tuple[str, str], times: list[float]
     ) -> None:
         duration = round(record.upstream * STEPS) / STEPS
-        metrics.GEN_AI_DURATION[labels].observe(duration)
+        total, counts, bounds = metrics.GEN_AI_DURATION[labels]
+        total.inc(duration)
+        counts[bisect_left(bounds, duration)].inc(1)
         times[0] += 1
         times[1] += duration
         if record.ttft is None or not record.stream:
             return
         first = round(record.ttft * STEPS) / STEPS
-        metrics.FIRST_TOKEN[labels].observe(first)
+        total, counts, bounds = metrics.FIRST_TOKEN[labels]
+        total.inc(first)
+        counts[bisect_left(bounds, first)].inc(1)
         times[2] += 1
         times[3] += first
         if record.usage is not None and record.usage.completion > 1:
             per_token = (record.upstream - record.ttft) / (record.usage.completion - 1)
-            metrics.PER_TOKEN[labels].observe(round(max(0.0, per_token) * STEPS) / STEPS)
+            per_token = round(max(0.0, per_token) * STEPS) / STEPS
+            total, counts, bounds = metrics.PER_TOKEN[labels]
+            total.inc(per_token)
+            counts[bisect_left(bounds, per_token)].inc(1)
 
     def publish(self) -> None:
         """Add the times by key to the metrics: once a second, before a scrape, and at the end.
@@ -318,7 +334,7 @@ def _no_times() -> list[float]:
 
 def _count_bounds(labels: tuple[str, str, str], bounds: Bounds) -> None:
     low, high, cost_low, cost_high = bounds
-    metrics.BOUNDED[labels].inc()
+    metrics.BOUNDED[labels].inc(1)
     metrics.BOUNDED_TOKENS[*labels, "low"].inc(low)
     metrics.BOUNDED_TOKENS[*labels, "high"].inc(high)
     metrics.BOUNDED_COST[*labels, "low"].inc(cost_low or 0)
@@ -344,7 +360,7 @@ def _count_tag(record: RequestRecord) -> None:
 
 def reloaded(*, success: bool) -> None:
     """A worker has put a changed configuration in force, or refused it."""
-    metrics.RELOADS["success" if success else "failure",].inc()
+    metrics.RELOADS["success" if success else "failure",].inc(1)
     if success:
         metrics.LAST_RELOAD.set(round(time.time(), 3))
 

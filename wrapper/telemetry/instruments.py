@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from json.encoder import encode_basestring_ascii
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram, Summary
 from prometheus_client.mmap_dict import mmap_key
@@ -23,17 +23,19 @@ from wrapper.telemetry import mapped as mapped  # before the first metric is mad
 
 
 class Series(dict[tuple[str, ...], Any]):
-    """The labelled series of one metric, by their label values: `CALLS[key, provider, …].inc()`.
+    """The labelled series of one metric, by their label values: `CALLS[key, provider, …].inc(1)`.
 
-    Why: `metric.labels(…)` takes a lock and a few microseconds for each look-up.
+    What it saves: `metric.labels(…)` takes a lock and a few microseconds for each look-up, and a
+    counter looks at each number before it adds it to its value. So these are the values.
     """
 
     def __init__(self, metric: Any) -> None:
         super().__init__()
         self._metric = metric
+        self.groups: list[Together] = []
 
     def __missing__(self, labels: tuple[str, ...]) -> Any:
-        series = self[labels] = self._metric.labels(*labels)
+        series = self[labels] = direct(self._metric.labels(*labels))
         return series
 
     # A metric is one thing, whatever series it has.
@@ -63,6 +65,40 @@ class Series(dict[tuple[str, ...], Any]):
         """Forget all series, for tests."""
         super().clear()
         self._metric.clear()
+        for group in self.groups:
+            group.clear()
+
+
+class Together(dict[tuple[str, ...], tuple[Any, ...]]):
+    """The series of several metrics with the same labels, found by one look-up."""
+
+    def __init__(self, *metrics: Series) -> None:
+        super().__init__()
+        self._metrics = metrics
+        for metric in metrics:
+            metric.groups.append(self)
+
+    def __missing__(self, labels: tuple[str, ...]) -> tuple[Any, ...]:
+        found = self[labels] = tuple(metric[labels] for metric in self._metrics)
+        return found
+
+
+class Buckets(NamedTuple):
+    """A histogram: where its sum is, where the number of each bucket is, and the buckets' bounds.
+
+    To observe a number takes a search by halves; the library tries one bound after the other.
+    """
+
+    total: Any
+    counts: list[Any]
+    bounds: list[float]
+
+
+def direct(metric: Any) -> Any:
+    """What counts for the metric with the least work."""
+    if isinstance(metric, Histogram):
+        return Buckets(metric._sum, metric._buckets, metric._upper_bounds)
+    return metric._value if isinstance(metric, Counter | Gauge) else metric
 
 
 def add(summary: Any, count: float, total: float) -> None:
@@ -108,13 +144,15 @@ DURATION = Series(
         buckets=_SECONDS,
     )
 )
-IN_FLIGHT = Gauge("requests_in_flight", "Requests being served now.", multiprocess_mode="livesum")
+IN_FLIGHT: Any = Gauge(
+    "requests_in_flight", "Requests being served now.", multiprocess_mode="livesum"
+)._value
 UNSETTLED_FAMILY = "api_requests_unsettled"
-UNSETTLED = Gauge(
+UNSETTLED: Any = Gauge(
     UNSETTLED_FAMILY,
     "Proxy requests that are not settled yet.",
     multiprocess_mode="livesum",
-)
+)._value
 LOST_LINES = Series(
     Counter("log_lines_lost", "Lines of the log that could not be written.", ("stream",))
 )
@@ -131,6 +169,7 @@ PROMPT = Series(Counter("token_usage_prompt", "Prompt tokens by key.", _KEY_LABE
 COMPLETION = Series(Counter("token_usage_completion", "Completion tokens by key.", _KEY_LABELS))
 TOKENS = Series(Counter("token_usage", "All tokens by key.", _KEY_LABELS))
 CACHED = Series(Counter("token_usage_cached", "Prompt tokens that came from a cache.", _KEY_LABELS))
+USED = Together(PROMPT, COMPLETION, TOKENS, CACHED)
 COST_FAMILY = "api_key_cost_usd"
 COST = Series(Counter(COST_FAMILY, "Cost in US dollars by key.", _KEY_LABELS))
 BY_KIND_FAMILY = "api_key_cost_by_kind_usd"

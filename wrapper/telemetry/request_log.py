@@ -49,7 +49,7 @@ class RequestLog:
         try:
             self._output.write(self._encode(line(record)) + b"\n")
         except OSError as error:
-            LOST_LINES["stdout",].inc()
+            LOST_LINES["stdout",].inc(1)
             if not self._failing:
                 log.error("request lines cannot be written to stdout: %s", error.strerror)
             self._failing = True
@@ -119,7 +119,7 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "status": status,
         "outcome": record.outcome,
         "code": record.error_code,
-        "dry_run": ",".join(dict.fromkeys(record.dry_run)) or None,
+        "dry_run": ",".join(dict.fromkeys(record.dry_run)) if record.dry_run else None,
         "api_key": record.api_key,
         "tag": record.tag or None,
         "provider": record.provider or None,
@@ -142,10 +142,11 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "cost_usd_low": _usd(bounds.cost_low) if bounds else None,
         "cost_usd_high": _usd(bounds.cost_high) if bounds else None,
         "unpriced": record.unpriced and record.unpriced[:MAX_MODEL_LENGTH],
-        "ttft_ms": None if record.ttft is None else round(record.ttft * 1e3, 3),
-        "upstream_ms": round(record.upstream * 1e3, 3) if record.relayed else None,
-        "overhead_ms": round(record.overhead * 1e3, 3),
-        "duration_ms": round(record.duration * 1e3, 3),
+        # To microseconds; `round` takes twice as long.
+        "ttft_ms": None if record.ttft is None else int(record.ttft * 1e6 + 0.5) / 1e3,
+        "upstream_ms": int(record.upstream * 1e6 + 0.5) / 1e3 if record.relayed else None,
+        "overhead_ms": int(record.overhead * 1e6 + 0.5) / 1e3,
+        "duration_ms": int(record.duration * 1e6 + 0.5) / 1e3,
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
     }

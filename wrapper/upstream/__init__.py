@@ -46,7 +46,7 @@ class UpstreamResponse:
         self.body = body
         self.status = head.status
         self.reason = head.reason
-        self.headers = headers_down(head.headers)
+        self.headers = headers_down(head.headers, head.first.get("connection", ""))
         self.media_type = media_type(head.first.get("content-type", ""))
         self.coding = content_coding(head.first.get("content-encoding", ""))
         self.is_event_stream = self.media_type.startswith("text/event-stream")
@@ -57,7 +57,7 @@ class UpstreamResponse:
 
     def set_timeout(self, seconds: float | None) -> None:
         """How long one wait for more of the body may take; None: a cancel scope watches it."""
-        self.body.connection.sock.settimeout(seconds)
+        self.body.connection.set_timeout(seconds)
 
     def unfold(self) -> None:
         """Take the content coding off, so that the body can be changed; as it is where the coding

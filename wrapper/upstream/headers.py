@@ -161,19 +161,23 @@ def headers_up(environ: Mapping[str, Any], *, own_account: bool = False) -> dict
     return out
 
 
-def headers_down(headers: HeaderList) -> HeaderList:
-    """The provider's headers that go on to the client; gunicorn writes Date and Server itself."""
-    named: list[str] = []
+def headers_down(headers: HeaderList, connection: str = "") -> HeaderList:
+    """The provider's headers that go on to the client; gunicorn writes Date and Server itself.
+
+    `connection` are the values of `Connection`.
+    """
     down: HeaderList = []
     for header in headers:
-        lower = header[0].lower()
-        if lower == "connection":
-            named += header[1].lower().replace(",", " ").split()
-        elif lower not in _NEVER_DOWN and lower[:15] != "access-control-":
+        if _goes_down(header[0]):
             down.append(header)
-    if not set(named) - {"close", "keep-alive"}:
-        return down
-    return [header for header in down if header[0].lower() not in named]
+    named = set(connection.lower().replace(",", " ").split()) - {"close", "keep-alive"}
+    return [header for header in down if header[0].lower() not in named] if named else down
+
+
+@lru_cache(maxsize=1024)
+def _goes_down(name: str) -> bool:
+    lower = name.lower()
+    return lower not in _NEVER_DOWN and not lower.startswith("access-control-")
 
 
 def with_own(headers: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
