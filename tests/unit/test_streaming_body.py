@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from wrapper import errors
 from wrapper.cancellation import CancelScope, Scopes
+from wrapper.endpoints import OTHER
 from wrapper.formats import sse
 from wrapper.metering import NullExtractor
 from wrapper.proxy.response import StreamingBody
@@ -39,6 +42,31 @@ def sent(pieces: list[bytes]) -> bytes:
     with pytest.raises(ConnectionResetError):
         down.extend(body)
     return b"".join(down)
+
+
+def test_what_served_a_stream_is_freed_without_a_garbage_collection() -> None:
+    """Thousands of streams that end at the same moment would be hundred thousands of objects."""
+    record = RequestRecord("POST")
+    record.stream = True
+    request: Any = SimpleNamespace(named_model="", endpoint=OTHER)
+    server = SimpleNamespace(metering=False)
+    made: Any = SimpleNamespace(
+        record=record,
+        scope=CancelScope(Scopes(), None),
+        snapshot=SimpleNamespace(settings=SimpleNamespace(server=server)),
+    )
+    response = SimpleNamespace(body=SimpleNamespace(complete=False), close=lambda: None)
+    forwarded: Any = SimpleNamespace(attempt=None, response=response, first=b": comment\n\n")
+    body = StreamingBody(made, request, forwarded, NullExtractor(), error_event=True)
+    next(body)  # no content has come
+    body.close()
+    left = weakref.ref(body)
+    gc.disable()
+    try:
+        del body
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def data_of(stream: bytes) -> list[bytes]:

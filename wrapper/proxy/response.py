@@ -338,6 +338,7 @@ class StreamingBody:
         if self._closed:
             return
         self._closed = True
+        self._feed = _unchanged  # no method of this object, which only a collection would free then
         record, request = self._context.record, self._request
         if self._handed_over:
             record.waited_for_client += clock() - self._handed_over

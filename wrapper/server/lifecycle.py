@@ -236,9 +236,12 @@ def start_worker(runtime: Runtime, *, is_first: bool = False) -> Callable[[], No
     """
     from wrapper import telemetry
     from wrapper.proxy.asker import Asker
+    from wrapper.server.garbage import Garbage
     from wrapper.server.reload import ConfigReloader
 
     telemetry.worker_started()
+    garbage = Garbage(runtime.scopes, telemetry.resident_memory)
+    threading.Thread(target=garbage.run, name="garbage", daemon=True).start()
     runtime.capacity.places = most_in_flight(prepare().workers)
     reloader = ConfigReloader(runtime, dict(os.environ), _accepted(), os.environ.get(DEMO_URL))
     threading.Thread(target=reloader.run, name="reload", daemon=True).start()

@@ -26,6 +26,7 @@ from wrapper.telemetry import instruments as metrics
 from wrapper.telemetry.exposition import (
     Exporter,
     measure_worker,
+    resident_memory,
     seed,
     usd,
     worker_exited,
@@ -40,6 +41,7 @@ __all__ = [
     "Telemetry",
     "measure_worker",
     "reloaded",
+    "resident_memory",
     "usd",
     "worker_exited",
     "worker_started",

@@ -218,12 +218,16 @@ def measure_worker() -> None:
     """Take the memory and CPU time of this worker; called now and then in each."""
     worker, used = str(os.getpid()), resource.getrusage(resource.RUSAGE_SELF)
     metrics.WORKER_CPU[worker,].set(used.ru_utime + used.ru_stime)
+    metrics.WORKER_MEMORY[worker,].set(resident_memory())
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process has."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        metrics.WORKER_MEMORY[worker,].set(pages * resource.getpagesize())
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:  # not Linux: the peak, in KiB (in bytes on macOS)
-        peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        metrics.WORKER_MEMORY[worker,].set(peak)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def worker_exited(pid: int) -> None:

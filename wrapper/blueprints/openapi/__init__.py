@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from functools import cache
 from mimetypes import guess_type
@@ -20,10 +21,14 @@ from flask import Blueprint, Response, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from wrapper import __version__
+from wrapper.child import ChildFailed, in_child
 from wrapper.endpoints import find_endpoint
 from wrapper.errors import GatewayError, UnknownUrl, render
 
 bp = Blueprint("docs", __name__)
+
+_making = threading.Lock()
+_made: list[tuple[bytes, str]] = []
 
 _SOURCE = Path(__file__).parent / "openapi.yaml"
 _STATIC = Path(__file__).parent / "static"
@@ -130,11 +135,24 @@ def error_kinds() -> dict[str, type[GatewayError]]:
     return {kind.code: kind for kind in family(GatewayError)}
 
 
-@cache
 def _encoded() -> tuple[bytes, str]:
-    """The document as UTF-8 JSON, and its entity tag (without quotes)."""
-    body = json.dumps(document(), ensure_ascii=False, separators=(",", ":")).encode()
-    return body, _tag(body)
+    """The document as UTF-8 JSON, and its entity tag (without quotes).
+
+    Made once, in a forked child: importing and running the YAML parser takes a tenth of a second,
+    in which no other request of the worker would be served.
+    """
+    with _making:
+        if not _made:
+            try:
+                body = in_child(_document)
+            except (ChildFailed, OSError):  # there is no room for one
+                body = _document()
+            _made.append((body, _tag(body)))
+    return _made[0]
+
+
+def _document() -> bytes:
+    return json.dumps(document(), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _tag(data: bytes) -> str:
