@@ -293,6 +293,57 @@ class CancelScope:
             self.watch_client(uploading=True)
 
 
+class _Readers(dict[Any, float]):
+    """Greenlets that wait to read from a socket, and until when. A timer looks at them while there
+    are any.
+    """
+
+    timer: Any = None
+    swept = 0.0  # when it has looked last
+
+    def watch(self) -> None:
+        """Begin to look at them."""
+        self.swept = clock()
+        self.timer = get_hub().loop.timer(SWEEP, SWEEP)
+        self.timer.start(self._sweep)
+
+    def _sweep(self) -> None:
+        """Runs in the event loop."""
+        now = clock()
+        late, self.swept = now - self.swept - SWEEP, now
+        for greenlet, deadline in [*self.items()]:
+            if late > STOOD_STILL:
+                self[greenlet] = deadline + late
+            elif now >= deadline and greenlet in self:
+                greenlet.throw(TimeoutError("timed out"))
+        if not self:
+            self.timer.stop()
+            self.timer.close()
+            self.timer = None
+
+
+_readers = _Readers()
+
+
+def wait_to_read(sock: Any, seconds: float | None) -> None:
+    """Wait until there is something to read from gevent's `sock`. TimeoutError after `seconds`, or
+    up to a sweep later.
+
+    What it saves: gevent makes and frees a timer for each wait that does not last for ever.
+    """
+    if seconds is None:
+        get_hub().wait(sock._read_event)
+        return
+    greenlet = getcurrent()
+    _readers[greenlet] = clock() + seconds
+    if _readers.timer is None:
+        _readers.watch()
+    try:
+        get_hub().wait(sock._read_event)
+    finally:
+        del _readers[greenlet]
+
+
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
     """The block may take `seconds`, however many waits it is made of; then it is Interrupted.

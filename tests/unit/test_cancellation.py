@@ -7,11 +7,12 @@ import time
 from types import SimpleNamespace
 
 import gevent
+import gevent.socket
 import pytest
 from gevent.event import Event
 
 from wrapper import cancellation
-from wrapper.cancellation import CancelScope, Interrupted, Scopes, within
+from wrapper.cancellation import CancelScope, Interrupted, Scopes, wait_to_read, within
 
 
 def test_a_block_ends_after_its_time() -> None:
@@ -99,5 +100,42 @@ def test_time_in_which_the_worker_did_not_run_is_not_counted(
     scope.close()
     scopes._sweep()
     assert scopes.timer is None
+    ours.close()
+    theirs.close()
+
+
+def test_a_wait_to_read_ends_when_something_comes_or_after_its_time() -> None:
+    ours, theirs = gevent.socket.socketpair()
+    with ours, theirs:
+        for seconds in (None, 60.0):
+            gevent.spawn_later(0.01, theirs.sendall, b"x")
+            wait_to_read(ours, seconds)
+            assert ours.recv(1) == b"x"
+        with pytest.raises(TimeoutError):
+            wait_to_read(ours, 0.01)
+    assert not cancellation._readers
+
+
+def test_a_wait_to_read_does_not_end_while_the_worker_stands_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(cancellation, "clock", lambda: now)
+    readers = cancellation._Readers()
+    monkeypatch.setattr(cancellation, "_readers", readers)
+    ours, theirs = gevent.socket.socketpair()
+    waiting = gevent.spawn(wait_to_read, ours, 10.0)
+    while not readers:
+        gevent.sleep(0.001)
+    readers.timer.stop()  # the test lets it run
+    for still, runs in ((0, 5), (60, 4.5), (0, 1)):
+        assert not waiting.ready()
+        now += still
+        for _ in range(round(runs / cancellation.SWEEP)):
+            now += cancellation.SWEEP
+            gevent.get_hub().loop.run_callback(readers._sweep)
+            gevent.sleep(0.001)
+    with pytest.raises(TimeoutError):
+        waiting.get(timeout=30)
     ours.close()
     theirs.close()

@@ -23,13 +23,15 @@ Behaviour = Callable[[socket.socket], None]
 
 
 class Peer:
-    """A provider that responds to the first request of each connection, and then does `then`.
+    """A provider that responds to the first `responses` requests of its first connection and then
+    does `then`, and to one of each other connection.
 
     `requests` counts the whole requests that it has read, `connections` what it has accepted.
     """
 
-    def __init__(self, then: Behaviour) -> None:
+    def __init__(self, then: Behaviour, responses: int = 1) -> None:
         self.then = then
+        self.responses = responses
         self.requests = 0
         self.connections = 0
         self.closes = threading.Event()  # now
@@ -49,10 +51,13 @@ class Peer:
             threading.Thread(target=self._talk, args=(sock,), daemon=True).start()
 
     def _talk(self, sock: socket.socket) -> None:
-        if self.read(sock):
-            sock.sendall(OK if self.connections == 1 else OK.replace(b"ok", b"OK"))
-            if self.connections == 1:
-                self.then(sock)
+        is_first = self.connections == 1
+        for _ in range(self.responses if is_first else 1):
+            if not self.read(sock):
+                return
+            sock.sendall(OK if is_first else OK.replace(b"ok", b"OK"))
+        if is_first:
+            self.then(sock)
 
     def read(self, sock: socket.socket) -> bool:
         """Read one request."""
@@ -75,8 +80,8 @@ class Peer:
 def serve() -> Iterator[Callable[[Behaviour], Peer]]:
     made: list[Peer] = []
 
-    def start(then: Behaviour) -> Peer:
-        made.append(Peer(then))
+    def start(then: Behaviour, responses: int = 1) -> Peer:
+        made.append(Peer(then, responses))
         return made[-1]
 
     yield start
@@ -126,46 +131,51 @@ needs_tcp_info = pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="Lin
 @needs_tcp_info
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("how", "arrived"), [("close", "close-wait"), ("reset", "closed")])
+@pytest.mark.parametrize("before", [1, 4])
 def test_a_request_that_meets_the_providers_close_on_its_way_is_sent_again(
-    serve: Callable[[Behaviour], Peer],
+    serve: Callable[..., Peer],
     monkeypatch: pytest.MonkeyPatch,
     method: str,
     how: str,
     arrived: str,
+    before: int,
 ) -> None:
     def then(sock: socket.socket) -> None:
         provider.closes.wait(10)
         (reset if how == "reset" else socket.socket.close)(sock)
 
-    provider = serve(then)
+    provider = serve(then, before)
     upstream = upstream_of(provider)
-    call(upstream)
+    for _ in range(before):
+        call(upstream)
     close_between(monkeypatch, provider, arrived)
     assert call(upstream, method).status == 200
-    assert (provider.requests, provider.connections) == (2, 2)
+    assert (provider.requests, provider.connections) == (before + 1, 2)
     upstream.close()
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("before", [1, 4])
 def test_a_request_that_was_read_is_sent_again_only_where_it_reads(
-    serve: Callable[[Behaviour], Peer], method: str, how: str
+    serve: Callable[..., Peer], method: str, how: str, before: int
 ) -> None:
     def then(sock: socket.socket) -> None:
         provider.read(sock)
         (reset if how == "reset" else socket.socket.close)(sock)
 
-    provider = serve(then)
+    provider = serve(then, before)
     upstream = upstream_of(provider)
-    call(upstream)
+    for _ in range(before):
+        call(upstream)
     if method in ("GET", "HEAD"):
         assert call(upstream, method).status == 200
-        assert (provider.requests, provider.connections) == (3, 2)
+        assert (provider.requests, provider.connections) == (before + 2, 2)
     else:
         with pytest.raises(errors.UpstreamProtocolError) as caught:
             call(upstream, method)
         assert caught.value.sent
-        assert (provider.requests, provider.connections) == (2, 1)
+        assert (provider.requests, provider.connections) == (before + 1, 1)
     upstream.close()
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from harness import effort
 from wrapper import cancellation
-from wrapper.cancellation import CancelScope, Interrupted, Scopes
+from wrapper.cancellation import CancelScope, Interrupted, Scopes, wait_to_read
 from wrapper.formats.http1 import ChunkedBody, Connection, Disconnected, parse_head
 from wrapper.metering.stream import StreamExtractor
 from wrapper.proxy.pump import MAX_VAIN, Pump
@@ -58,7 +58,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         ours, self.provider = gevent.socket.socketpair()
-        connection = Connection(ours)
+        connection = Connection(ours, wait_to_read)
         self.body = cast(ChunkedBody, ChunkedBody(connection, parse_head(HEAD, "POST")))
         self.extractor = StreamExtractor()
         self.extractor.feed(MODEL)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
@@ -99,18 +100,20 @@ class Connection:
     """One TCP or TLS connection to `host:port`, used for one request at a time."""
 
     __slots__ = (
-        *("_acked", "_ahead", "_drained", "_most", "_recv", "_timeout", "_wait", "_written"),
-        *("idle_since", "reusable", "sock"),
+        *("_acked", "_ahead", "_drained", "_most", "_recv", "_sent", "_timeout", "_wait"),
+        *("_written", "idle_since", "reusable", "sock"),
     )
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(
+        self, sock: socket.socket, wait: Callable[[Any, float | None], None] | None = None
+    ) -> None:
         self.sock = sock
         is_tls = isinstance(sock, ssl.SSLSocket)
-        # Where gevent's sockets are in use: waits until there is something to read, and reads what
-        # is there without waiting.
-        self._wait = getattr(sock, "_wait", None)
+        # Where gevent's sockets are in use: waits until there is something to read, for some
+        # seconds, and reads what is there without waiting.
+        self._wait = wait
         self._recv: Any = None
-        if self._wait is not None:
+        if wait is not None:
             self._recv = sock._sslobj.read if is_tls else sock._sock.recv  # type: ignore[attr-defined]
         # A read that gives less has taken all that was there. OpenSSL gives the rest of one record,
         # and reads none ahead.
@@ -120,7 +123,10 @@ class Connection:
         self._timeout: float | None = -1  # as set here; -1: it has not been
         self.reusable = False
         self.idle_since = 0.0  # 0: it has served no request yet
-        self._acked: bytes | None = None  # the kernel's account before a further request
+        # What the peer will have acknowledged with the last request, by the kernel's account; the
+        # kernel is asked once, and each time for TLS, which adds bytes of its own.
+        self._acked: int | None = None
+        self._sent = 0  # bytes of the last request
         self._written = False
 
     def set_timeout(self, seconds: float | None) -> None:
@@ -138,10 +144,8 @@ class Connection:
                 self.sock.settimeout(0)
                 self.sock.recv(1)
         except (BlockingIOError, ssl.SSLWantReadError):
-            try:
-                self._acked = self.sock.getsockopt(_TCP, _TCP_INFO, _TCP_INFO_BYTES)
-            except OSError:  # no Linux, or no TCP
-                self._acked = None
+            if self._acked is None or isinstance(self.sock, ssl.SSLSocket):
+                self._acked = self._bytes_acked()
             return True
         except OSError:
             return False
@@ -159,10 +163,20 @@ class Connection:
             return False
         if not self._written:
             return True
-        if error.reset or self._acked is None or len(self._acked) < _TCP_INFO_BYTES:
+        if error.reset or self._acked is None:
             return False
-        now = self.sock.getsockopt(_TCP, _TCP_INFO, _TCP_INFO_BYTES)
-        return now[_TCP_INFO_BYTES - 8 :] == self._acked[_TCP_INFO_BYTES - 8 :]
+        now = self._bytes_acked()
+        return now is not None and now <= self._acked - self._sent
+
+    def _bytes_acked(self) -> int | None:
+        """How much the peer has acknowledged so far, where the system says so."""
+        try:
+            info = self.sock.getsockopt(_TCP, _TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:  # no TCP
+            return None
+        if len(info) < _TCP_INFO_BYTES:  # no Linux, or an old one
+            return None
+        return int.from_bytes(info[_TCP_INFO_BYTES - 8 :], sys.byteorder)
 
     def send(self, head: bytes, body: bytes | Iterable[bytes] | None, timeout: float) -> None:
         """Write a request; `timeout` bounds each wait for the peer to take bytes.
@@ -182,11 +196,16 @@ class Connection:
                 sent = self.sock.send(data)
                 if sent < len(data):
                     self.sock.sendall(data[sent:])
+                self._sent = len(data)
             else:
                 self.sock.sendall(head)
+                self._sent = len(head)
                 body = (body,) if isinstance(body, bytes) else body  # not copied behind the head
                 for piece in body:
                     self.sock.sendall(piece)
+                    self._sent += len(piece)
+            if self._acked is not None:
+                self._acked += self._sent
             self._written = True
         except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             pass
@@ -213,7 +232,7 @@ class Connection:
             return data
         if self._drained and self._wait is not None:
             # `recv` would ask the system in vain first, for each event of a stream.
-            self._wait(self.sock._read_event)  # type: ignore[attr-defined]
+            self._wait(self.sock, self._timeout)
         data = self.sock.recv(READ_SIZE)
         self._drained = len(data) < self._most
         return data

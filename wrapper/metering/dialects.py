@@ -179,7 +179,7 @@ def _read_level(body: _Body, found: JsonUsage, start: Report | None = None) -> N
     if reported is not None and (
         body.output
         or body.tool_usage
-        or body.usage_breakdown
+        or bytes(body.usage_breakdown) not in EMPTY
         or (found.service_tier and not reported.service_tier)
     ):
         try:

@@ -76,7 +76,8 @@ def stream(
     strip = forwarded.strip_usage and record.stream and not coding
     has_length = response.length is not None and not strip and response.status != 204
     metering = context.snapshot.settings.server.metering
-    kept = request.endpoint.by_character  # it is counted at the end
+    # Characters are counted at the end, which is now where the response is complete.
+    kept = request.endpoint.by_character or response.body.complete
     if record.content is not None and isinstance(request.body, bytes) and not kept:
         # It has been sent, and streams last for minutes.
         if len(request.body) > SMALL:

@@ -22,8 +22,9 @@ client write    each wait for the client to take bytes         `body_timeout`   
 
 `server`: `server.worker`, with `server.head_timeout`; `upstream`: `upstream.adapter`; `http1`:
 `formats.http1`. Deadlines are those of the request's cancel scope, up to a quarter of a second
-late, and later by the time in which the worker did not run; waits on a socket alone (for the
-client, and to write to the provider) are the socket's own timeout. All values are seconds.
+late, and later by the time in which the worker did not run; so is each wait to read from the
+provider. Waits on a socket alone (for the client, and to write to the provider) are the socket's
+own timeout. All values are seconds.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH
 
-from wrapper.cancellation import wait_for_writable
+from wrapper.cancellation import wait_for_writable, wait_to_read
 from wrapper.config import Provider
 from wrapper.formats.http1 import Connection
 
@@ -87,7 +87,7 @@ def open_connection(name: Name, tls: ssl.SSLContext | None, timeout: float) -> C
     except BaseException:
         sock.close()
         raise
-    return Connection(sock)
+    return Connection(sock, wait_to_read if hasattr(sock, "_read_event") else None)
 
 
 def addresses(host: str, port: int) -> list[Address]:
