@@ -14,6 +14,7 @@ from harness import chat, raw
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway
 from harness.poll import eventually
+from wrapper.output import ROOM
 
 if TYPE_CHECKING:
     from harness.gateway import LogLine
@@ -201,14 +202,18 @@ def test_health_checks_and_the_models_list_are_logged_too(gateway: Gateway, key:
 
 def test_a_log_reader_that_does_not_read_delays_no_request(simulator: Simulator) -> None:
     config = CONFIG.replace("{simulator}", simulator.url)
-    with Gateway.prepared(config, workers=2, keys=KEYS, env=PROVIDER_KEYS) as gateway:
+    with Gateway.prepared(config, keys=KEYS, env=PROVIDER_KEYS) as gateway:
         os.mkfifo(gateway.stdout_file)
         asleep = os.open(gateway.stdout_file, os.O_RDONLY | os.O_NONBLOCK)
         try:
             gateway.start()
-            for _ in range(300):
-                assert gateway.get("/healthz")[0] == 200
+            health = raw.request(gateway.port, "GET", "/healthz")
+            with raw.Connection(gateway.port, deadline=60) as connection:
+                for _ in range((ROOM + 65536) // 300):  # lines have more bytes than that
+                    assert connection.send(health).read().status == 200
             eventually(lambda: "lines cannot be written to stdout" in gateway.stderr())
+            lost = {"stream": "stdout"}
+            assert gateway.metrics().value("log_lines_lost_total", **lost) > 0
             assert len(os.read(asleep, 65536)) > 50_000
             assert gateway.get("/healthz")[0] == 200
             eventually(lambda: b'"path":"/healthz"' in os.read(asleep, 65536), retry_on=(OSError,))

@@ -1,21 +1,30 @@
 """Lines to stdout or stderr that never stop the program.
 
-Invariant: what nobody reads costs lines and nothing else. A pipe that is full would block the
-writer, and with it everything that a worker or the master does; here the line is lost and counted.
+Invariant: what nobody reads, or too slowly, costs lines and nothing else. A pipe that is full would
+block the writer, and with it everything that a worker or the master does. `QueuedOutput`, for
+many lines, keeps what a reader is behind with, and loses and counts what is beyond; `Output`, for
+few lines and where nothing else can run, waits for a moment and then loses and counts the line.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
+import math
 import os
 import select
 import stat
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
-TIMEOUT = 1.0  # seconds for a slow reader of the request log; other requests are served meanwhile
+ROOM = 256 << 10  # bytes that a slow reader may be behind: some hundred lines
+FLUSH = 1.0  # seconds for a slow reader at the end
 SHORT = 0.02  # seconds for a slow reader of stderr; nothing else is done meanwhile
+PAUSE = 1.0  # seconds from one such wait to the next
 
 
 def is_terminal(fd: int) -> bool:
@@ -32,28 +41,26 @@ def wait_for_reader(fd: int, seconds: float) -> bool:
 
 
 class Output:
-    """Writes whole lines to `fd` without blocking; a slow reader is waited for once.
+    """Writes whole lines to `fd` without blocking; a slow reader is waited for once a second.
 
     `lost` counts the lines that were not written.
     """
 
     def __init__(
         self,
-        fd: int = 1,
-        timeout: float = TIMEOUT,
+        fd: int,
+        timeout: float = SHORT,
         wait: Callable[[int, float], bool] = wait_for_reader,
     ) -> None:
         self._inherited = fd
         self._fd = -1
         self._timeout = timeout
         self._wait = wait
-        self._may_wait = True
+        self._wait_at = -math.inf
         self.lost = 0
 
     def write(self, line: bytes) -> None:
         """Raises OSError (BlockingIOError: it is not read) where the line was not written."""
-        may_wait = self._may_wait
-        self._may_wait = False  # after a failure lines are dropped at once
         try:
             if self._fd < 0:
                 self._fd = _non_blocking(self._inherited)
@@ -61,12 +68,86 @@ class Output:
                 try:
                     line = line[os.write(self._fd, line) :]
                 except BlockingIOError:
-                    if not may_wait or not self._wait(self._fd, self._timeout):
+                    now = time.monotonic()
+                    if now < self._wait_at:
+                        raise
+                    self._wait_at = now + PAUSE
+                    if not self._wait(self._fd, self._timeout):
                         raise
         except OSError:
             self.lost += 1
             raise
-        self._may_wait = True
+
+
+class QueuedOutput:
+    """Writes whole lines to `fd` without ever waiting; what a slow reader is behind with is written
+    by a thread as room comes.
+
+    `lost` counts the lines that were not written.
+    """
+
+    def __init__(self, fd: int = 1, room: int = ROOM) -> None:
+        self._inherited = fd
+        self._fd = -1
+        self._room = room
+        self._queue: deque[bytes] = deque()
+        self._queued = 0  # bytes
+        self._lock = threading.Lock()
+        self.lost = 0
+
+    def write(self, line: bytes) -> None:
+        """Raises OSError (BlockingIOError: there is no room) where the line will not be written."""
+        try:
+            if self._fd < 0:
+                self._fd = _non_blocking(self._inherited)
+            if not self._queue:
+                with contextlib.suppress(BlockingIOError):
+                    line = line[os.write(self._fd, line) :]
+                    if not line:
+                        return
+            if self._queued and self._queued + len(line) > self._room:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        except OSError:
+            self.lost += 1
+            raise
+        with self._lock:
+            self._queue.append(line)
+            self._queued += len(line)
+            if len(self._queue) == 1:
+                threading.Thread(target=self._write_queued, name="log", daemon=True).start()
+
+    def flush(self, seconds: float = FLUSH) -> None:
+        """Wait for the reader, for that long; the lines that are left are lost."""
+        end = time.monotonic() + seconds
+        while self._queue and time.monotonic() < end:
+            time.sleep(0.01)
+        self._drop()
+
+    def _write_queued(self) -> None:
+        """Whole lines: several processes write to one pipe, which takes them one at a time."""
+        try:
+            while True:
+                select.select((), (self._fd,), ())
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        written = os.write(self._fd, self._queue[0])
+                        with self._lock:
+                            self._queued -= written
+                            rest = self._queue.popleft()[written:]
+                            if rest:
+                                self._queue.appendleft(rest)
+                            if not self._queue:
+                                return
+        except OSError:  # there is no reader any more
+            self._drop()
+        except IndexError:  # dropped at the end
+            return
+
+    def _drop(self) -> None:
+        with self._lock:
+            self.lost += len(self._queue)
+            self._queue.clear()
+            self._queued = 0
 
 
 class Stderr(io.TextIOBase):

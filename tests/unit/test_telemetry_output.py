@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from harness.poll import eventually
+from wrapper import output
 from wrapper.metering import Usage
-from wrapper.output import Output, Stderr
+from wrapper.output import Output, QueuedOutput, Stderr
 from wrapper.record import RequestRecord
 from wrapper.telemetry.request_log import RequestLog, encode, line, text_line
 
@@ -28,50 +32,130 @@ def pipe() -> Iterator[tuple[int, int]]:
     os.close(reading)
 
 
-def test_a_pipe_without_a_reader_is_waited_for_once(
+PIPE = 64  # lines, in 64 KiB
+
+
+def full(writing: int, out: Output | QueuedOutput) -> None:
+    """Fill the pipe."""
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 65536)
+    for _ in range(PIPE):
+        out.write(LINE)
+
+
+@pytest.mark.parametrize("is_read", [False, True], ids=["stuck", "slow"])
+def test_a_reader_of_stderr_is_waited_for_once_a_second(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, *, is_read: bool
+) -> None:
+    """A slow one, which makes room for each line at last, costs no more than a stuck one."""
+    reading, writing = pipe
+    waits: list[float] = []
+
+    def wait(fd: int, seconds: float) -> bool:
+        waits.append(seconds)
+        return is_read and bool(os.read(reading, 4096))
+
+    now = [1000.0]
+    monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    out = Output(writing, wait=wait)
+    full(writing, out)
+    for second in range(3):
+        now[0] += output.PAUSE
+        for _ in range(20):
+            with contextlib.suppress(BlockingIOError):
+                out.write(4 * LINE)
+        assert waits == [output.SHORT] * (second + 1)
+    assert out.lost == 60 - 3 * is_read
+
+
+def test_a_line_for_a_reader_that_is_behind_waits_without_its_writer(
     pipe: tuple[int, int],
 ) -> None:
     reading, writing = pipe
-    out = Output(writing, 0.2)
-    for _ in range(64):  # a pipe's 64 KiB
+    out = QueuedOutput(writing, room=20 * len(LINE))
+    full(writing, out)
+    for _ in range(20):
         out.write(LINE)
-    began = time.monotonic()
-    for _ in range(100):
+    for _ in range(30):
         with pytest.raises(BlockingIOError):
-            out.write(4 * LINE)
-    assert time.monotonic() - began < 10  # a hundred timeouts would be twenty
-    os.read(reading, 65536)
+            out.write(LINE)
+    assert out.lost == 30
+    got = b""
+    while len(got) < (PIPE + 20) * len(LINE):
+        got += os.read(reading, 4096)
+    assert got == (PIPE + 20) * LINE
+    eventually(lambda: not out._queue)
     out.write(b"again\n")
+    assert os.read(reading, 4096) == b"again\n"
+    assert out.lost == 30
 
 
-def test_a_slow_reader_gets_every_line(pipe: tuple[int, int]) -> None:
+def test_a_slow_reader_gets_the_lines_in_their_order(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
-    got: list[bytes] = []
+    lines = [b"%06d" % number + LINE[6:] for number in range(300)]
+    got = b""
 
     def read() -> None:
-        while sum(map(len, got)) < 300 * len(LINE):
-            time.sleep(0.001)
-            got.append(os.read(reading, 4096))
+        nonlocal got
+        while len(got) < 300 * len(LINE):
+            got += os.read(reading, 4096)
 
     reader = threading.Thread(target=read)
+    out = QueuedOutput(writing, room=300 * len(LINE))
+    for each in lines[:200]:
+        out.write(each)
     reader.start()
-    out = Output(writing)
-    for _ in range(300):
+    for each in lines[200:]:
+        out.write(each)
+    reader.join(60)
+    assert got == b"".join(lines)
+    assert not out.lost
+
+
+def test_at_the_end_a_reader_has_a_moment(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    out = QueuedOutput(writing, room=20 * len(LINE))
+    full(writing, out)
+    for _ in range(20):
         out.write(LINE)
-    reader.join()
-    assert b"".join(got) == 300 * LINE
+    reader = threading.Thread(target=lambda: [os.read(reading, 4096) for _ in range(21)])
+    reader.start()
+    out.flush(60)
+    reader.join(60)
+    assert not out.lost
+    for _ in range(PIPE + 10):
+        out.write(LINE)
+    out.flush(0.0)
+    assert out.lost > 0
 
 
-def test_the_descriptor_that_other_processes_share_stays_blocking(pipe: tuple[int, int]) -> None:
-    Output(pipe[1]).write(LINE)
+def test_lines_that_wait_are_lost_when_the_reader_goes(pipe: tuple[int, int]) -> None:
+    reading, writing = os.pipe()
+    out = QueuedOutput(writing, room=20 * len(LINE))
+    full(writing, out)
+    for _ in range(20):
+        out.write(LINE)
+    os.close(reading)
+    eventually(lambda: out.lost == 20)
+    with pytest.raises(BrokenPipeError):
+        out.write(LINE)
+    assert out.lost == 21
+    os.close(writing)
+
+
+@pytest.mark.parametrize("kind", [Output, QueuedOutput])
+def test_the_descriptor_that_other_processes_share_stays_blocking(
+    pipe: tuple[int, int], kind: type[Output] | type[QueuedOutput]
+) -> None:
+    kind(pipe[1]).write(LINE)
     assert os.get_blocking(pipe[1])
 
 
-def test_a_file_is_appended_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Output, QueuedOutput])
+def test_a_file_is_appended_to(tmp_path: Path, kind: type[Output] | type[QueuedOutput]) -> None:
     with (tmp_path / "log").open("wb") as file:
         file.write(b"before\n")
         file.flush()
-        Output(file.fileno()).write(LINE)
+        kind(file.fileno()).write(LINE)
     assert (tmp_path / "log").read_bytes() == b"before\n" + LINE
 
 

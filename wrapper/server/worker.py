@@ -104,6 +104,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """The worker exits: write the times and the usage that are not written yet."""
         if self.wsgi is not None:
             self._runtime.telemetry.publish()
+            self._runtime.telemetry.log.flush()
             remember_waiting(self._runtime)
             if lost := len(self._runtime.unremembered):
                 log.error("deferred work that the store has not taken is not metered: %d", lost)

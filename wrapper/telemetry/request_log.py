@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from wrapper.metering import PICO
-from wrapper.output import Output, is_terminal
+from wrapper.output import QueuedOutput, is_terminal
 from wrapper.record import NO_KEY, RequestRecord
 from wrapper.telemetry.instruments import LOST_LINES, METHODS, OTHER
 
@@ -38,7 +38,8 @@ class RequestLog:
 
     def __init__(self, log_level: str = "info") -> None:
         self._min_status = _MIN_STATUS.get(log_level, 0)
-        self._output = Output()
+        self._output = QueuedOutput()
+        self._counted = 0  # lost lines
         self._encode = text_line if is_terminal(1) else encode
         self._failing = False
 
@@ -49,12 +50,22 @@ class RequestLog:
         try:
             self._output.write(self._encode(line(record)) + b"\n")
         except OSError as error:
-            LOST_LINES["stdout",].inc(1)
+            self._count()
             if not self._failing:
                 log.error("request lines cannot be written to stdout: %s", error.strerror)
             self._failing = True
         else:
             self._failing = False
+
+    def flush(self) -> None:
+        """At the end: give a slow reader a moment for the lines that wait."""
+        self._output.flush()
+        self._count()
+
+    def _count(self) -> None:
+        lost = self._output.lost
+        LOST_LINES["stdout",].inc(lost - self._counted)
+        self._counted = lost
 
 
 def encode(fields: dict[str, Any]) -> bytes:
