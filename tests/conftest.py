@@ -73,6 +73,7 @@ def patient_stores() -> Iterator[None]:
     """The stores of this process and its children wait for a busy machine as long as tests do."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("wrapper.store.sqlite.BUSY_SECONDS", 60.0)
+        patched.setattr("wrapper.store.live.LOCK_SECONDS", 60.0)
         patched.setattr("wrapper.store.redisurl.REPLY_SECONDS", 60.0)
         patched.setattr("wrapper.store.redisurl.CONNECT_SECONDS", 60.0)
         yield

@@ -682,7 +682,8 @@ def test_what_a_deleted_key_reserved_is_settled(make: Make, store: dict[str, str
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits to be written is tried again soon."""
+    """Each request finds out whether the store can be written, and what waits is tried again."""
+    monkeypatch.setattr("wrapper.store.sqlite.DRAIN_SECONDS", 0.0)
     monkeypatch.setattr("wrapper.store.waiting.RETRY_SECONDS", 0.1)
 
 

@@ -196,8 +196,9 @@ def test_what_a_killed_process_held_is_back_within_thirty_seconds(url: str, tmp_
 PATCHED = """
 from gevent import monkey; monkey.patch_all()
 import sys, time, gevent
-from wrapper.store import Demand, Limits, Refused, StoreError, Subject, open_store
+from wrapper.store import Demand, Entry, Limits, Refused, StoreError, Subject, open_store, sqlite
 
+sqlite.DRAIN_SECONDS = 0.0
 store = open_store(sys.argv[1])
 web = Subject("key:web", Limits(max_concurrent=30))
 held, refused = [], []
@@ -222,7 +223,7 @@ def tick():
 
 ticker = gevent.spawn(tick)
 try:
-    store.release(held.pop())
+    store.settle(Entry(time.time(), "web", "groq", "m", "completed"), held.pop())
 except StoreError as error:
     print("waits", ticks >= 5, flush=True)
 sys.stdin.readline()

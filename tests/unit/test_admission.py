@@ -15,7 +15,7 @@ from wrapper.admission.estimate import output_of
 from wrapper.metering.bounds import OUTPUT_FIELDS
 from wrapper.store import Limits, Subject
 from wrapper.store.spans import PERIODS, period
-from wrapper.store.window import EMPTY, SLOTS, Window, correct
+from wrapper.store.window import EMPTY, SLOTS, Window
 
 
 @pytest.mark.parametrize(
@@ -107,16 +107,16 @@ def test_a_window_is_its_last_sixty_one_seconds(steps: list[tuple[int, int, int]
         window = Window(newest, data)
         window.advance(now)
         window.count(tokens)
-        newest, data = now, bytes(window.data)
+        newest = now
         plain = {at: bucket for at, bucket in plain.items() if now - SLOTS < at <= now}
         bucket = plain.setdefault(now, [0, 0])
         bucket[0] += 1
         bucket[1] += tokens
         bucket[1] = max(0, bucket[1] + change)
-        data = correct(newest, data, now, change)
-        data = correct(newest, data, now - SLOTS, 10**6)
-        data = correct(newest, data, now + 1, 10**6)
-        window = Window(newest, data)
+        window.correct(now, change)
+        window.correct(now - SLOTS, 10**6)
+        window.correct(now + 1, 10**6)
+        data = bytes(window.data)
         assert window.requests == sum(bucket[0] for bucket in plain.values())
         assert window.tokens == sum(bucket[1] for bucket in plain.values())
         assert window.data == data

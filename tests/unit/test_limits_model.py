@@ -387,6 +387,7 @@ def test_sqlite_is_like_the_model(tmp_path: Path) -> None:
 
             def make() -> SqliteStore:
                 store = SqliteStore(path, clock, wall)
+                exit_.callback(lambda: store._live and store._live.close())
                 exit_.callback(lambda: store._cursor and store._cursor.connection.close())
                 return store
 

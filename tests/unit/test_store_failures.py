@@ -31,6 +31,7 @@ from wrapper.store import (
 )
 from wrapper.store.redis import RedisStore
 from wrapper.store.redislink import PREFIX
+from wrapper.store.reservations import Reservations
 from wrapper.store.schema import MIGRATIONS
 from wrapper.store.sqlite import SqliteStore
 
@@ -89,7 +90,10 @@ def test_after_a_boot_windows_and_leases_are_gone_and_money_stays(
     assert SqliteStore(path).standing([WEB])[0].spent == 7
 
 
-def test_a_locked_file_refuses_admission_and_is_found_again(path: Path) -> None:
+def test_a_locked_file_refuses_admission_and_is_found_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "DRAIN_SECONDS", 0.0)
     store = SqliteStore(path)
     lease = store.admit([WEB], Demand())
     other = sqlite3.connect(path, isolation_level=None)
@@ -141,6 +145,7 @@ def test_a_lock_that_is_short_is_waited_for(path: Path) -> None:
 
 def test_a_full_disk_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "DOWN_SECONDS", 0.0)
+    monkeypatch.setattr(sqlite, "DRAIN_SECONDS", 0.0)
     store = SqliteStore(path)
     held = [store.admit([WEB], Demand(5, 5)) for _ in range(50)]
     connection = sqlite3.connect(path)
@@ -318,6 +323,7 @@ def test_where_too_much_waits_rows_are_lost_and_leases_end(
     for store in (SqliteStore(path), RedisStore(redis_server.url)):
         held = [store.admit([WEB], Demand(1, 1)) for _ in range(10)]
         with monkeypatch.context() as patch:
+            patch.setattr(Reservations, "settle", lambda *_: False)  # no room in the live file
             patch.setattr(store, "_write", lambda _: (_ for _ in ()).throw(StoreError("gone")))
             for lease in held:
                 with pytest.raises(StoreError):

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from sqlite3 import Cursor
 
+import msgspec
+
 from wrapper.store.base import Entry
 from wrapper.store.deferred import FORGET_BATCH, GAP_SECONDS, KEPT_SECONDS, Deferred, pause
-from wrapper.store.limits import MAX_COST, Lease
-from wrapper.store.reservations import settle
+from wrapper.store.drain import add
+from wrapper.store.limits import Lease
+from wrapper.store.reservations import Reservations
 
 _REMEMBER = """
-INSERT OR IGNORE INTO deferred VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, 0, ?)
+INSERT OR IGNORE INTO deferred VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '[]', ?, 0, ?)
 """
 _HOLDERS = "UPDATE deferred SET holders = ?, cost = ? WHERE provider = ? AND id = ?"
-_LEASE = "SELECT cost, shares FROM lease WHERE worker = ? AND id = ?"
-_TAKE_MONEY = "UPDATE lease SET cost = 0 WHERE worker = ? AND id = ?"
-_HOLD = "UPDATE subject SET reserved = min(reserved + ?, ?) WHERE name = ? RETURNING id"
-_GIVE_BACK = "UPDATE subject SET reserved = max(0, reserved - ?) WHERE id = ?"
 _PENDING = """
 SELECT provider, id, kind, api_key, model, target, created, cost, asks, tag FROM deferred
 WHERE booked = 0 AND provider = ? AND id IN ({})
@@ -43,27 +42,27 @@ DELETE FROM batch_file WHERE (provider, id) IN (
     SELECT provider, id FROM batch_file WHERE created < ? LIMIT ?
 )
 """
-# What the machine's start has cleared is still held for what is pending.
-_HOLDING = "SELECT cost, holders FROM deferred WHERE booked = 0 AND cost > 0"
-_HOLD_BY_ID = "UPDATE subject SET reserved = min(reserved + ?, ?) WHERE id = ?"
 
 
-def remember(cursor: Cursor, deferred: Deferred, lease: Lease | None, due: float) -> None:
-    """Keep a record, and let it hold the money that its request's lease holds."""
+def remember(
+    cursor: Cursor,
+    reservations: Reservations,
+    deferred: Deferred,
+    lease: Lease | None,
+    due: float,
+) -> bool:
+    """Keep a record, and let it hold the money that its request's lease holds: whether it does."""
     cursor.execute(_REMEMBER, (*deferred[:-1], due, deferred.tag))
     if not cursor.rowcount or lease is None or not deferred.cost:
-        return
-    held = cursor.execute(_LEASE, (lease.worker, lease.id)).fetchone()
-    if held is not None:
-        cost = held[0]
-        holders = [int(share.partition("@")[0]) for share in held[1].split()]
-        cursor.execute(_TAKE_MONEY, (lease.worker, lease.id))
-    else:  # it was ended by another worker, or before this could be written
-        cost = deferred.cost
-        found = [cursor.execute(_HOLD, (cost, MAX_COST, s.name)).fetchone() for s in lease.subjects]
-        holders = [row[0] for row in found if row]
-    text = " ".join(map(str, holders))
+        return False
+    held = reservations.demand_of(lease)
+    # Else it was ended by another worker, or before this could be written.
+    cost = deferred.cost if held is None else held.cost
+    names = [subject.name for subject in lease.subjects]
+    text = msgspec.json.encode(names).decode()
     cursor.execute(_HOLDERS, (text, cost, deferred.provider, deferred.id))
+    reservations.forget_money(names, ())
+    return True
 
 
 def pending(cursor: Cursor, provider: str, ids: Sequence[str]) -> list[Deferred]:
@@ -72,16 +71,16 @@ def pending(cursor: Cursor, provider: str, ids: Sequence[str]) -> list[Deferred]
     return [Deferred(*row) for row in cursor.execute(query, (provider, *ids)).fetchall()]
 
 
-def book(cursor: Cursor, deferred: Deferred, entries: Sequence[Entry]) -> bool:
+def book(
+    cursor: Cursor, reservations: Reservations, deferred: Deferred, entries: Sequence[Entry]
+) -> bool:
     """Whether the record was pending: then it is booked, with these rows."""
     found = cursor.execute(_BOOK, (deferred.provider, deferred.id)).fetchone()
     if found is None:
         return False
-    for entry in entries:
-        settle(cursor, entry, None, 0)
     cost, holders = found
-    for ident in holders.split() if cost else ():
-        cursor.execute(_GIVE_BACK, (cost, int(ident)))
+    spent = [(entry.key, entry.provider) for entry in entries if add(cursor, entry)]
+    reservations.forget_money(msgspec.json.decode(holders) if cost else (), spent)
     return True
 
 
@@ -119,10 +118,3 @@ def forget(cursor: Cursor, now: float) -> int:
         cursor.execute(statement, before)
         count += cursor.rowcount
     return count
-
-
-def hold_after_boot(cursor: Cursor) -> None:
-    """The money that pending records hold is reserved, where nothing else is."""
-    for cost, holders in cursor.execute(_HOLDING).fetchall():
-        for ident in holders.split():
-            cursor.execute(_HOLD_BY_ID, (cost, MAX_COST, int(ident)))

@@ -19,9 +19,9 @@ import msgspec
 
 from wrapper.store import recent
 from wrapper.store.base import Entry, StoreError
+from wrapper.store.limits import MAX_COST
 from wrapper.store.live import LiveFile
-from wrapper.store.reservations import spend
-from wrapper.store.schema import MAX_SUM, NUMBERS, SETTLE, cost_of, values
+from wrapper.store.schema import MAX_SUM, NUMBERS, SETTLE, values
 
 # Records that one transaction books: a worker's event loop stands still for that long.
 DRAIN_RECORDS: Final = 1000
@@ -32,6 +32,7 @@ IMPOSSIBLE: Final = (sqlite3.DataError, sqlite3.IntegrityError, OverflowError, U
 _POSITION = "SELECT position FROM live WHERE id = ?"
 _MOVE = "UPDATE live SET position = ? WHERE id = ?"
 _GROUP: Final = 6  # columns of the primary key
+_COST, _COST_HIGH = (_GROUP + list(NUMBERS).index(name) for name in ("cost_pico", "cost_high"))
 _IS_COST: Final = [name.startswith("cost_") for name in NUMBERS]
 
 log = logging.getLogger("wrapper")
@@ -47,8 +48,17 @@ class Drained(NamedTuple):
     more: bool
 
 
-def record(entry: Entry) -> bytes:
-    """The record of `entry`.
+class Record(NamedTuple):
+    """What a record says of money: `hour` is Unix time / 3600, `cost` pico-USD."""
+
+    hour: int
+    key: str
+    provider: str
+    cost: int
+
+
+def record(entry: Entry) -> tuple[bytes, int]:
+    """The record of `entry`, and what it adds to budgets in pico-USD.
 
     Raises OverflowError, UnicodeEncodeError or TypeError for what the database would not take.
     """
@@ -57,18 +67,41 @@ def record(entry: Entry) -> bytes:
     if max(row[_GROUP:]) > MAX_SUM:
         raise OverflowError("a number of more than 62 bits")
     found = entry.recent
-    return _encode((row, None if found is None else (entry.at, entry.key, *found)))
+    payload = _encode((row, None if found is None else (entry.at, entry.key, *found)))
+    return payload, min(row[_COST] + row[_COST_HIGH], MAX_COST)
+
+
+def read_record(payload: bytes) -> Record:
+    """What the record says of money."""
+    row: Any = _decode(payload)[0]
+    hour, key, provider = row[:3]
+    return Record(hour, key, provider, min(row[_COST] + row[_COST_HIGH], MAX_COST))
+
+
+def add(cursor: sqlite3.Cursor, entry: Entry) -> int:
+    """Add an entry to the ledger without a record: what it adds to budgets."""
+    row: Any = values(entry)
+    cursor.execute(SETTLE, row)
+    if entry.recent is not None:
+        cursor.execute(recent.ADD, (entry.at, entry.key, *entry.recent))
+    return int(min(row[_COST] + row[_COST_HIGH], MAX_COST))
+
+
+def position_of(cursor: sqlite3.Cursor, live: LiveFile) -> int:
+    """Up to which position the database has the records of the file."""
+    row = cursor.execute(_POSITION, (live.id,)).fetchone()
+    if row is None:
+        raise StoreError(f"{live.path}: is not of this database; restart the gateway")
+    return int(row[0])
 
 
 def drain(cursor: sqlite3.Cursor, live: LiveFile) -> Drained:
     """Book what is not booked yet, up to a bounded number of records."""
     if live.is_drained:
         return Drained(0, False)
-    row = cursor.execute(_POSITION, (live.id,)).fetchone()
-    if row is None:
-        raise StoreError(f"{live.path}: is not of this database; restart the gateway")
-    found, position = live.read(row[0], DRAIN_RECORDS)
-    if position > row[0]:
+    booked = position_of(cursor, live)
+    found, position = live.read(booked, DRAIN_RECORDS)
+    if position > booked:
         records = [_decode(payload) for payload in found]
         try:
             cursor.execute("SAVEPOINT records")
@@ -83,15 +116,11 @@ def drain(cursor: sqlite3.Cursor, live: LiveFile) -> Drained:
 
 
 def _book(cursor: sqlite3.Cursor, records: Sequence[Any]) -> None:
-    """Add the records to the ledger and to the budgets that they count against."""
-    rows: dict[tuple[Any, ...], list[Any]] = {}
+    """Add the records to the ledger."""
+    rows: dict[tuple[Any, ...], list[list[Any]]] = {}
     for row, _ in records:
-        group, numbers = tuple(row[:_GROUP]), row[_GROUP:]
-        known = rows.get(group)
-        rows[group] = numbers if known is None else list(map(_added, known, numbers, _IS_COST))
-    cursor.executemany(SETTLE, [(*group, *numbers) for group, numbers in rows.items()])
-    for (hour, key, provider, *_), numbers in rows.items():
-        spend(cursor, key, provider, hour * 3600, cost_of(numbers))
+        rows.setdefault(tuple(row[:_GROUP]), []).append(row[_GROUP:])
+    cursor.executemany(SETTLE, [(*group, *_summed(of)) for group, of in rows.items()])
     cursor.executemany(recent.ADD, [used for _, used in records if used is not None])
 
 
@@ -107,5 +136,7 @@ def _book_each(cursor: sqlite3.Cursor, records: Sequence[Any]) -> None:
         cursor.execute("RELEASE record")
 
 
-def _added(known: Any, more: Any, is_cost: bool) -> Any:
-    return min(known + more, MAX_SUM) if is_cost else known + more
+def _summed(rows: Sequence[Sequence[Any]]) -> list[Any]:
+    sums = map(sum, zip(*rows, strict=True))
+    both = zip(sums, _IS_COST, strict=True)
+    return [min(number, MAX_SUM) if is_cost else number for number, is_cost in both]

@@ -1,62 +1,117 @@
-"""The live file beside the database (`usage.db-live`): what was acknowledged and is not in it yet.
+"""The live file beside the database (`usage.db-live`): the records that are not in the database
+yet, and the accounts, leases and workers of limits.
 
-Every process that writes maps the file. Its pages are the kernel's, so a killed process loses
-nothing that it has written there; a power failure may cost the last moments, as the database's own
+Every process maps the file. Its pages are the kernel's, so a killed process loses nothing that it
+has written there; a power failure may cost the last moments, as the database's own
 `synchronous = NORMAL` does. Its room is allocated when it is made: writing to a mapped page that a
 full disk has no room for would end the process (SIGBUS).
 
-It has a ring of records. A position is the number of bytes ever written, a record begins at
-`position % RING_BYTES`. Those from the tail to the head are not in the database yet. The database
-itself says up to which position it has them (table `live`, which names the file by its id): a
-drain books records and moves that position in one transaction, so each is booked once, whoever
-drains and whoever is killed meanwhile. Only one drains at a time, for SQLite has one writer.
+Records. They are in a ring. A position is the number of bytes ever written, a record begins at
+`position % ring`. Those from the tail to the head are not in the database yet. The database itself
+says up to which position it has them (table `live`, which names the file by its id): a drain books
+records and moves that position in one transaction, so each is booked once, whoever drains and
+whoever is killed meanwhile. Only one drains at a time, for SQLite has one writer.
+
+Arrays. Accounts, leases and the members of groups are arrays of slots of one size, which only
+become longer; `store.reservations` knows what is in them. An array without room is copied to the
+file's end, where it has twice the room.
 
 Lock. Whoever changes the file holds `flock` on a file description of its own. The kernel lets go of
 it when its holder dies. It is held for microseconds, and no greenlet runs meanwhile; where it is
-taken, the wait for it is cooperative.
+taken, the wait for it is cooperative, but not inside of a transaction.
 
-Invariant: a record is published by one aligned 8-byte store, of the head, after all of it is
-there; whoever is killed or interrupted half way has written nothing.
+Invariant: a change is made as a whole or not at all. One word is one store. More are written down
+first (`commit`), then done; whoever takes the lock next does what was written down and not done,
+for its writer was killed or interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import logging
 import mmap
 import os
 import secrets
+import signal
 import sqlite3
 import struct
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from wrapper.store.base import StoreError
 
 SUFFIX: Final = "-live"
-RING_BYTES: Final = 1 << 22  # some 10,000 records
+RING_BYTES = 1 << 22  # some 10,000 records
 # How long the lock is tried, in seconds of sleep: its holder is stopped, or there is no CPU for it.
-LOCK_SECONDS: Final = 1.0
+LOCK_SECONDS = 1.0
 _SPINS: Final = 50  # tries that only let others run, before there is a sleep
+_TRY: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 
-_HEADER: Final = 4096  # bytes
-_SIZE: Final = _HEADER + RING_BYTES
-_MAGIC: Final = b"wrapper1"
+_MAGIC: Final = b"wrapper2"
 _ID: Final = slice(8, 40)  # hexadecimal
 _BOOT: Final = slice(40, 104)  # the machine's start; padded with zeros
-# 8 bytes each, in the order of the system.
+_HEADER: Final = 4096  # bytes
+WORKERS_AT: Final = _HEADER
+WORKERS_BYTES: Final = 4096
+_REDO_AT: Final = WORKERS_AT + WORKERS_BYTES
+_REDO_BYTES: Final = 1 << 18
+_RING_AT: Final = _REDO_AT + _REDO_BYTES
+
+# Words of the header: 8 bytes each, in the order of the system.
 _HEAD: Final = 16
 _TAIL: Final = 17
-_DRAINED: Final = 18  # when the database was written to, by the monotonic clock
-_TRY: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
+DRAINED: Final = 18  # when the database was written to, by the monotonic clock
 _WAITING: Final = 19  # records between tail and head, for messages: a kill may leave it wrong
-_FRAME: Final = struct.Struct("=II")  # bytes that follow, their checksum
+_REDO: Final = 20  # bytes of changes that are written down and may not be done
+_SIZE: Final = 21  # of the file
+_RING: Final = 22  # bytes of the ring
+VERSION: Final = 23  # changes with each new account and member
+CLEARED: Final = 24  # changes where the accounts begin anew
+EPOCH: Final = 25  # sums of money that are known are of this one
+FREE: Final = 26  # the first free lease, counted from 1
+SERIAL: Final = 27  # of the newest lease
+LISTS: Final = 28  # changes where the members of groups have another place
+_SPARE: Final = 29  # where they were before; 0 where that has not their room
+_ARRAYS: Final = 32  # three words for each array
+
+
+class Array(NamedTuple):
+    """An array of slots. Its words are its place, its room and its length."""
+
+    at: int
+    room: int
+    length: int
+    slot: int  # bytes
+    first_room: int
+
+
+def _array(number: int, slot: int, first_room: int) -> Array:
+    word = _ARRAYS + 3 * number
+    return Array(word, word + 1, word + 2, slot, first_room)
+
+
+ACCOUNTS: Final = _array(0, 832, 512)
+LEASES: Final = _array(1, 104, 2048)
+MEMBERS: Final = _array(2, 16, 1024)
+_ALL: Final = (ACCOUNTS, LEASES, MEMBERS)
+
+_FRAME: Final = struct.Struct("=II")  # of a record: its bytes, their checksum
+_CHANGE: Final = struct.Struct("=QQ")  # of a change: its place, its bytes
+_WORD: Final = struct.Struct("=Q")
+_MASK: Final = 0xFFFFFFFF
 
 TABLE: Final = "CREATE TABLE live (id TEXT PRIMARY KEY, position INTEGER NOT NULL) STRICT"
 
+Change = tuple[int, bytes]
+
 log = logging.getLogger("wrapper")
+# A sleep that lets no greenlet run: for who waits inside of a transaction.
+_stop: Any = getattr(signal, "sigtimedwait", None)
 
 
 class LiveFile:
@@ -67,51 +122,65 @@ class LiveFile:
         self._fd = fd
         status = os.fstat(fd)
         self.inode = status.st_ino
-        self._map = mmap.mmap(fd, status.st_size)
-        self._words: memoryview[int] = memoryview(self._map)[:_HEADER].cast("Q")
-        self._times: memoryview[float] = memoryview(self._map)[:_HEADER].cast("d")
-        self.id = self._map[_ID].decode("ascii", "replace")
+        self.map = mmap.mmap(fd, status.st_size)
+        self._size = status.st_size
+        self.words: memoryview[int] = memoryview(self.map)[:_HEADER].cast("Q")
+        self.times: memoryview[float] = memoryview(self.map)[:_HEADER].cast("d")
+        self._ring = self.words[_RING]
+        self.id = self.map[_ID].decode("ascii", "replace")
 
     @property
     def is_drained(self) -> bool:
         """Whether all of it is in the database."""
-        return self._words[_HEAD] == self._words[_TAIL]
-
-    @property
-    def drained_at(self) -> float:
-        """When any process has last written to the database, by the monotonic clock."""
-        return self._times[_DRAINED]
+        return self.words[_HEAD] == self.words[_TAIL]
 
     @property
     def waiting(self) -> int:
         """How many records are not in the database yet, more or less."""
-        return self._words[_WAITING]
+        return self.words[_WAITING]
 
-    def append(self, payload: bytes) -> bool:
-        """Keep a record; False where there is no room for it."""
-        size = _FRAME.size + len(payload)
-        fd, words = self._fd, self._words
+    def append(self, payload: bytes, version: int) -> bool | None:
+        """Keep a record; False where there is no room for it, None where the accounts are no more
+        those of `version`: then nothing has changed.
+        """
+        words = self.words
         try:
-            # `_lock` and `_unlock` without their calls: this is done once a request.
+            # `lock` and `unlock` without their calls: this is done once a request.
             try:
-                fcntl.flock(fd, _TRY)
+                fcntl.flock(self._fd, _TRY)
             except BlockingIOError:
-                self._wait_for_lock()
-            head = words[_HEAD]
-            if head + size - words[_TAIL] > RING_BYTES:
+                self._wait_for_lock(patient=True)
+            if words[_REDO]:
+                self._finish()
+            if words[VERSION] != version:
+                return None
+            head = self.put(payload)
+            if head is None:
                 return False
-            data = _FRAME.pack(len(payload), zlib.crc32(payload, head & 0xFFFFFFFF)) + payload
-            at = _HEADER + head % RING_BYTES
-            if at + size <= _SIZE:
-                self._map[at : at + size] = data
-            else:  # it goes on at the ring's beginning
-                self._map[at:_SIZE] = data[: _SIZE - at]
-                self._map[_HEADER : at + size - RING_BYTES] = data[_SIZE - at :]
-            words[_HEAD] = head + size  # from here on it is acknowledged
-            words[_WAITING] += 1
+            words[_HEAD] = head  # from here on it is acknowledged
         finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
         return True
+
+    def put(self, payload: bytes) -> int | None:
+        """Write a record at the head: what the head is with it, None where there is no room.
+
+        With the lock. It is kept from the moment at which `head_at` has that value.
+        """
+        words, ring = self.words, self._ring
+        head, size = words[_HEAD], _FRAME.size + len(payload)
+        if head + size - words[_TAIL] > ring:
+            return None
+        data = _FRAME.pack(len(payload), zlib.crc32(payload, head & _MASK)) + payload
+        at = _RING_AT + head % ring
+        end = _RING_AT + ring
+        if at + size <= end:
+            self.map[at : at + size] = data
+        else:  # it goes on at the ring's beginning
+            self.map[at:end] = data[: end - at]
+            self.map[_RING_AT : at + size - ring] = data[end - at :]
+        words[_WAITING] += 1
+        return head + size
 
     def read(self, position: int, most: int) -> tuple[list[bytes], int]:
         """Up to `most` records from `position` on, and where they end.
@@ -119,8 +188,8 @@ class LiveFile:
         To be called by whoever holds the database's write lock: nobody else moves the tail, so what
         is read stays in place.
         """
-        head = self._words[_HEAD]
-        end = start = max(position, self._words[_TAIL])
+        head = self.words[_HEAD]
+        end = start = max(position, self.words[_TAIL])
         found: list[bytes] = []
         while end < head and len(found) < most:
             payload = self._record(end)
@@ -136,10 +205,86 @@ class LiveFile:
 
         Without the lock: a tail that another process sets back only costs room until it is moved.
         """
-        if position > self._words[_TAIL]:
-            self._words[_TAIL] = position
-            self._words[_WAITING] = 0
-        self._times[_DRAINED] = time.monotonic()
+        if position > self.words[_TAIL]:
+            self.words[_TAIL] = position
+            self.words[_WAITING] = 0
+        self.times[DRAINED] = time.monotonic()
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        """Make all of these changes, with the lock: once they are written down, they are made."""
+        redo = b"".join([_CHANGE.pack(at, len(data)) + data for at, data in changes])
+        if len(redo) > _REDO_BYTES:
+            raise StoreError(f"{self.path}: too many limits hold for one request")
+        self.map[_REDO_AT : _REDO_AT + len(redo)] = redo
+        self.words[_REDO] = len(redo)
+        for at, data in changes:
+            self.map[at : at + len(data)] = data
+        self.words[_REDO] = 0
+
+    def word(self, index: int, value: int) -> Change:
+        """The change of a word of the header."""
+        return index * _WORD.size, _WORD.pack(value)
+
+    def head(self, value: int) -> Change:
+        """The change that keeps the record that was put."""
+        return self.word(_HEAD, value)
+
+    def slot_at(self, array: Array, number: int) -> int:
+        """Where a slot of an array is. With the lock: an array may move."""
+        return self.words[array.at] + number * array.slot
+
+    def make_room(self, array: Array, slots: int = 1) -> None:
+        """So many slots can be added to the array. With the lock. Raises OSError."""
+        words = self.words
+        used, room = words[array.length], words[array.room]
+        if used + slots <= room:
+            return
+        while room < used + slots:
+            room = 2 * room if room else array.first_room
+        at = words[_SIZE]
+        size = at + -(-room * array.slot // 4096) * 4096
+        _allocate(self._fd, at, size - at)
+        self._map_anew(size)
+        old = words[array.at]
+        self.map[at : at + used * array.slot] = self.map[old : old + used * array.slot]
+        changes = [self.word(array.at, at), self.word(array.room, room), self.word(_SIZE, size)]
+        self.commit(changes)
+
+    def replace(self, array: Array, data: bytes, slots: int) -> None:
+        """Give an array this content and room for so many slots more: in its place before the
+        present one, as long as half of its room is enough. With the lock. Raises OSError.
+        """
+        words = self.words
+        used, room = len(data) // array.slot, words[array.room]
+        at, spare, size = words[_SPARE], words[array.at], words[_SIZE]
+        while 2 * (used + slots) > room:
+            room, at, spare = 2 * room, 0, 0
+        if not at:
+            at, size = size, size + -(-room * array.slot // 4096) * 4096
+            _allocate(self._fd, at, size - at)
+            self._map_anew(size)
+        self.map[at : at + len(data)] = data
+        new = {array.at: at, array.room: room, array.length: used, _SPARE: spare, _SIZE: size}
+        new |= {LISTS: words[LISTS] + 1, VERSION: words[VERSION] + 1}
+        self.commit([self.word(*pair) for pair in new.items()])
+
+    def lock(self, *, patient: bool = True) -> None:
+        """Always inside of a `try` whose `finally` unlocks: a signal may raise at any moment.
+
+        Not `patient`: no greenlet runs while it waits.
+        """
+        try:
+            fcntl.flock(self._fd, _TRY)
+        except BlockingIOError:
+            self._wait_for_lock(patient)
+        if self.words[_REDO]:
+            self._finish()
+        if self.words[_SIZE] != self._size:
+            self._map_anew(self.words[_SIZE])
+
+    def unlock(self) -> None:
+        """Without having the lock nothing happens."""
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def is_replaced(self) -> bool:
         """Whether another file is at its path by now, or none."""
@@ -150,39 +295,62 @@ class LiveFile:
 
     def close(self) -> None:
         """Give back what is open."""
-        self._words.release()
-        self._times.release()
-        self._map.close()
+        self.words.release()
+        self.times.release()
+        self.map.close()
         os.close(self._fd)
 
-    def is_of(self, boot: str, position: int) -> bool:
-        """Whether it was written since the machine's start, and as far as the database says."""
-        return bytes(self._map[_BOOT]) == _padded(boot) and position <= self._words[_HEAD]
+    def fits(self, boot: str, position: int) -> bool:
+        """Whether it was written since the machine's start, and says what the database says."""
+        words = self.words
+        is_of_boot = bytes(self.map[_BOOT]) == _padded(boot)
+        return is_of_boot and words[_TAIL] <= position <= words[_HEAD]
 
     def recover(self, boot: str, position: int) -> None:
-        """After a start of the machine, or where the database is newer than the file: keep the
-        records from `position` on that are whole. A power failure may have kept some pages of the
-        file and not others.
+        """After a start of the machine, or where the database is newer or older than the file: keep
+        the records from `position` on that are whole, and begin the accounts anew. A power failure
+        may have kept some pages of the file and not others.
+
+        With the database's write lock.
         """
         try:
-            self._lock()
-            if self.is_of(boot, position):
+            self.lock(patient=False)
+            if self.fits(boot, position):
                 return
-            start, tail = position, self._words[_TAIL]
+            start, tail = position, self.words[_TAIL]
             head = self._whole_from(start)
             if head < tail:  # what the database has lost is not here any more
                 start, head = tail, self._whole_from(tail)
-            self._words[_TAIL] = start
-            self._words[_HEAD] = head
-            self._times[_DRAINED] = 0.0
-            self._map[_BOOT] = _padded(boot)
+            changes = [self.word(_TAIL, start), self.head(head), self.word(DRAINED, 0)]
+            changes += [self.word(name, self.words[name] + 1) for name in (VERSION, CLEARED, EPOCH)]
+            changes += [self.word(array.length, 0) for array in _ALL]
+            changes += [self.word(FREE, 0), (WORKERS_AT, bytes(WORKERS_BYTES))]
+            self.commit([*changes, (_BOOT.start, _padded(boot))])
         finally:
-            self._unlock()
+            self.unlock()
+
+    def _finish(self) -> None:
+        """Do what was written down and may not be done."""
+        at, end = _REDO_AT, _REDO_AT + self.words[_REDO]
+        size = os.fstat(self._fd).st_size
+        if size != self._size:
+            self._map_anew(size)
+        while at < end:
+            place, length = _CHANGE.unpack(self.map[at : at + _CHANGE.size])
+            at += _CHANGE.size
+            self.map[place : place + length] = self.map[at : at + length]
+            at += length
+        self.words[_REDO] = 0
+
+    def _map_anew(self, size: int) -> None:
+        # The words stay those of the first map, which shows the same pages.
+        self.map = mmap.mmap(self._fd, size)
+        self._size = size
 
     def _whole_from(self, position: int) -> int:
         """Where the whole records end that begin there."""
         first = position
-        while position - first < RING_BYTES:
+        while position - first < self._ring:
             payload = self._record(position)
             if payload is None:
                 break
@@ -192,26 +360,19 @@ class LiveFile:
     def _record(self, position: int) -> bytes | None:
         """The record that begins there; None where there is none that is whole."""
         length, checksum = _FRAME.unpack(self._get(position, _FRAME.size))
-        if not 0 < length <= RING_BYTES - _FRAME.size:
+        if not 0 < length <= self._ring - _FRAME.size:
             return None
         payload = self._get(position + _FRAME.size, length)
-        return payload if zlib.crc32(payload, position & 0xFFFFFFFF) == checksum else None
+        return payload if zlib.crc32(payload, position & _MASK) == checksum else None
 
     def _get(self, position: int, size: int) -> bytes:
-        at = _HEADER + position % RING_BYTES
-        found = self._map[at : at + size]
+        at, end = _RING_AT + position % self._ring, _RING_AT + self._ring
+        found = self.map[at : min(at + size, end)]
         if len(found) < size:  # it goes on at the ring's beginning
-            found += self._map[_HEADER : _HEADER + size - len(found)]
+            found += self.map[_RING_AT : _RING_AT + size - len(found)]
         return found
 
-    def _lock(self) -> None:
-        """Always inside of a `try` whose `finally` unlocks: a signal may raise at any moment."""
-        try:
-            fcntl.flock(self._fd, _TRY)
-        except BlockingIOError:
-            self._wait_for_lock()
-
-    def _wait_for_lock(self) -> None:
+    def _wait_for_lock(self, patient: bool) -> None:
         tries, slept, pause = 0, 0.0, 0.0005
         while True:
             try:
@@ -225,12 +386,12 @@ class LiveFile:
             if tries <= _SPINS:
                 os.sched_yield()
                 continue
-            time.sleep(pause)
+            if patient or _stop is None:
+                time.sleep(pause)
+            else:
+                _stop((), pause)
             slept += pause
             pause = min(pause * 1.5, 0.005)
-
-    def _unlock(self) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
 
 
 def open_live(database: Path, connection: sqlite3.Connection, boot: str) -> LiveFile:
@@ -238,7 +399,7 @@ def open_live(database: Path, connection: sqlite3.Connection, boot: str) -> Live
     path = database.with_name(database.name + SUFFIX)
     live = _existing(path)
     known = None if live is None else _position(connection, live.id)
-    if live is not None and known is not None and live.is_of(boot, known):
+    if live is not None and known is not None and live.fits(boot, known):
         return live
     if live is not None:
         live.close()
@@ -250,6 +411,9 @@ def open_live(database: Path, connection: sqlite3.Connection, boot: str) -> Live
             known = _position(connection, live.id)
             if known is not None:
                 live.recover(boot, known)
+                move = "UPDATE live SET position = ? WHERE id = ? AND position < ?"
+                tail = live.words[_TAIL]
+                connection.execute(move, (tail, live.id, tail))
                 return live
             _set_aside(live)
         elif path.exists():
@@ -266,7 +430,10 @@ def _existing(path: Path) -> LiveFile | None:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    if os.fstat(fd).st_size == _SIZE and os.pread(fd, len(_MAGIC), 0) == _MAGIC:
+    size = os.fstat(fd).st_size
+    head = os.pread(fd, _HEADER, 0)
+    is_ours = head.startswith(_MAGIC) and len(head) == _HEADER
+    if is_ours and _WORD.unpack_from(head, _SIZE * _WORD.size)[0] <= size:
         return LiveFile(path, fd)
     os.close(fd)
     return None
@@ -301,8 +468,18 @@ def _made(path: Path, database: Path, boot: str) -> LiveFile:
         os.fchmod(fd, like.st_mode & 0o777)
         if os.geteuid() == 0:
             os.fchown(fd, like.st_uid, like.st_gid)
-        _allocate(fd)
+        size = _RING_AT + -(-RING_BYTES // 4096) * 4096
+        # Serials begin anywhere: a lease of a file that was deleted means none in this one.
+        first = {_SIZE: size, _RING: RING_BYTES, EPOCH: 1, VERSION: 1, CLEARED: 1}
+        first[SERIAL] = secrets.randbits(40) << 8
+        for array in _ALL:
+            first[array.at], first[array.room] = size, array.first_room
+            size += -(-array.first_room * array.slot // 4096) * 4096
+        first[_SIZE] = size
+        _allocate(fd, 0, size)
         os.pwrite(fd, _MAGIC + ident.encode() + _padded(boot), 0)
+        for index, value in first.items():
+            os.pwrite(fd, _WORD.pack(value), index * _WORD.size)
         new.rename(path)
         return LiveFile(path, fd)
     except BaseException:
@@ -311,13 +488,20 @@ def _made(path: Path, database: Path, boot: str) -> LiveFile:
         raise
 
 
-def _allocate(fd: int) -> None:
-    """Give the file its room, where the system can do that (not macOS)."""
-    allocate: Any = getattr(os, "posix_fallocate", None)
-    if allocate is not None:
-        allocate(fd, 0, _SIZE)
-    else:
-        os.ftruncate(fd, _SIZE)
+def _allocate(fd: int, at: int, size: int) -> None:
+    """Make the file longer by zeros that have room, also where the system allocates none by itself
+    (macOS, some file systems).
+    """
+    with contextlib.suppress(AttributeError):
+        try:
+            os.posix_fallocate(fd, at, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    while size > 0:
+        written = os.pwrite(fd, bytes(min(size, 1 << 16)), at)
+        at, size = at + written, size - written
 
 
 def _padded(boot: str) -> bytes:

@@ -1,11 +1,11 @@
-"""The tables in SQL: the ledger with its one write and its one query, and the reservations.
+"""The tables in SQL: the ledger with its one write and its one query, and deferred work.
 
 Invariant: only texts of this module are put together to SQL; values from outside are bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from wrapper.metering import Usage
 from wrapper.store import live, past, recent
 from wrapper.store.base import ALL_TIME_BY, Entry, Sums
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 
 # SQLite's integers have 64 bits and become floats beyond. A sum of two of these does not.
 MAX_SUM = 4611686018427387904  # 2**62
@@ -135,13 +135,19 @@ CREATE TABLE IF NOT EXISTS deferred (  -- store.deferred
     created REAL NOT NULL,          -- Unix time
     cost INTEGER,                   -- 1e-12 USD that are held; NULL: the key has no budget
     asks INTEGER NOT NULL,
-    holders TEXT NOT NULL,          -- subject.id of those whose money is held
+    holders TEXT NOT NULL,          -- JSON: the names of those whose money is held
     next REAL NOT NULL,             -- Unix time of the gateway's next question
     booked INTEGER NOT NULL,
     PRIMARY KEY (provider, id)
 ) WITHOUT ROWID, STRICT
 """
 
+_HOLDERS = """
+UPDATE deferred SET holders = (
+    SELECT json_group_array(name) FROM subject
+    WHERE instr(' ' || deferred.holders || ' ', ' ' || subject.id || ' ')
+)
+"""
 _DEFERRED_DUE = "CREATE INDEX IF NOT EXISTS deferred_due ON deferred (next) WHERE booked = 0"
 _DEFERRED_BOOKED = "CREATE INDEX deferred_booked ON deferred (created) WHERE booked = 1"
 _ASKED = "CREATE TABLE IF NOT EXISTS asked (at REAL NOT NULL) STRICT"
@@ -172,6 +178,11 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     7: ("ALTER TABLE deferred ADD COLUMN tag TEXT NOT NULL DEFAULT ''",),
     8: (_DEFERRED_BOOKED,),
     9: (live.TABLE,),
+    # Reservations are in the live file from then on; deferred work names whose money it holds.
+    10: (
+        _HOLDERS,
+        *(f"DROP TABLE {name}" for name in ("subject", "source", "lease", "worker", "boot")),
+    ),
 }
 
 # The sums of a row, in the order of `Sums`. In a shared store each has a letter.
@@ -197,7 +208,6 @@ NUMBERS = {
     "cost_output": "o",
     "cost_other": "x",
 }
-_COST, _COST_HIGH = (list(NUMBERS).index(name) for name in ("cost_pico", "cost_high"))
 _COSTS = frozenset(name for name in NUMBERS if name.startswith("cost_"))
 
 
@@ -282,11 +292,6 @@ def all_time_query() -> str:
     """The question for `all_time`, answered as one for `totals` by `ALL_TIME_BY`."""
     groups = ", ".join(COLUMNS[name] for name in ALL_TIME_BY)
     return f"SELECT {groups}, {_SUMS} FROM {past.ALL_TIME} GROUP BY {groups} ORDER BY {groups}"  # noqa: S608
-
-
-def cost_of(numbers: Sequence[int | float | str]) -> int:
-    """What a row with these numbers adds to budgets, in pico-USD."""
-    return int(numbers[_COST]) + int(numbers[_COST_HIGH])
 
 
 def query(

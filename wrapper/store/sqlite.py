@@ -1,11 +1,12 @@
 """The store in an SQLite file beside the workers.
 
-The ledger is one row per hour, key, provider, model and outcome. Admission and the settlement of a
-lease are one transaction each (`store.reservations`), which is over when the call returns. A
-settlement without a lease is a record in the live file (`store.live`); every transaction begins
-with booking these records (`store.drain`), whoever wrote them. A settlement makes one where the
-last was `DRAIN_SECONDS` ago: that saves a busy worker the transaction of nearly every request.
-Whoever reads the ledger books first, too.
+The ledger is one row per hour, key, provider, model and outcome. A settlement is a record in the
+live file (`store.live`), in one step with the end of its lease (`store.reservations`); every
+transaction begins with booking these records (`store.drain`), whoever wrote them. A settlement
+makes one where the last was `DRAIN_SECONDS` ago: that saves a busy worker the transaction of nearly
+every request. Whoever reads the ledger books first, too. Admission needs the live file alone; it
+makes a transaction where the last was that long ago, and so fails while the database is out of
+reach.
 
 Write-ahead logging lets readers and the one writer go on side by side; with `synchronous = NORMAL`
 nothing waits for the disk but a checkpoint (https://www.sqlite.org/wal.html), which a worker makes
@@ -17,7 +18,7 @@ is busy is tried again after a cooperative sleep, until a deadline. Between the 
 transaction and its end nothing sleeps, so no lock is held while other greenlets run.
 
 Time. All workers are on one machine: windows and leases go by its monotonic clock, which nobody
-can set. It starts anew with the machine, so after a boot they are cleared.
+can set. It starts anew with the machine, so after a boot the accounts begin anew.
 
 Invariants. A connection belongs to the process that opened it: after a fork the child opens its
 own and leaves the inherited one alone, unclosed (https://www.sqlite.org/howtocorrupt.html,
@@ -38,11 +39,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from wrapper.store import deferredsql, past, recent, reservations, sqlitefile
-from wrapper.store.accounts import Moment, standings_of
+from wrapper.store import deferredsql, past, recent, sqlitefile
+from wrapper.store.accounts import Moment
 from wrapper.store.base import ALL_TIME_BY, Entry, StoreError, Sums, check_dimensions, true_tokens
 from wrapper.store.deferred import Deferred
-from wrapper.store.drain import IMPOSSIBLE, drain, record
+from wrapper.store.drain import IMPOSSIBLE, add, drain
 from wrapper.store.limits import (
     Demand,
     Lease,
@@ -52,8 +53,8 @@ from wrapper.store.limits import (
     bounded,
     nothing_used,
 )
-from wrapper.store.live import LiveFile, open_live
-from wrapper.store.reservations import LEASE_SECONDS
+from wrapper.store.live import DRAINED, LiveFile, open_live
+from wrapper.store.reservations import LEASE_SECONDS, REAP_BATCH, Reservations, Unknown
 from wrapper.store.schema import all_time_query, query, sums
 from wrapper.store.waiting import Impossible, Waiting
 
@@ -76,15 +77,13 @@ T = TypeVar("T")
 
 
 class Settlement(NamedTuple):
-    """What `settle` writes: a row of the ledger, the end of a lease with its tokens, or both."""
+    """What `settle` writes where the live file has no room: a row of the ledger, the end of a lease
+    with its tokens, or both.
+    """
 
     entry: Entry | None
     lease: Lease | None
     tokens: int
-
-    def write(self, cursor: sqlite3.Cursor) -> None:
-        """Write it, inside of a transaction."""
-        reservations.settle(cursor, *self)
 
     def shed(self) -> Settlement | None:
         """What stays where the row is lost: the end of the lease."""
@@ -106,12 +105,13 @@ class SqliteStore:
         self._pid = 0
         self._cursor: sqlite3.Cursor | None = None
         self._live: LiveFile | None = None
+        self._reservations: Reservations | None = None
         self._inode = 0
         self._look_at = 0.0
         self._waiting: Waiting[Settlement] = Waiting(str(path), Settlement.shed)
         self._down_until = 0.0
         self._worker = ""
-        self._last_lease = 0
+        self._admits = False
         self._beat_at = -math.inf
         self._forget_at = 0.0
         self._trim_at = 0.0
@@ -150,31 +150,29 @@ class SqliteStore:
             raise StoreError(f"{self._path}: damaged ({problems[0]}); {sqlitefile.MOVE_AWAY}")
 
     def settle(self, entry: Entry, lease: Lease | None = None) -> None:
+        tokens = 0
         if lease is not None:
             if lease.settled:
                 return
             lease.settled = True
-            if not lease.subjects:
+            if lease.subjects:
+                tokens = true_tokens(entry, lease)
+            else:
                 lease = None
-        if lease is not None:
-            self._settle(Settlement(entry, lease, true_tokens(entry, lease)))
-        elif not self._keep(entry):
-            self._settle(Settlement(entry, None, 0))
-
-    def _keep(self, entry: Entry) -> bool:
-        """Keep it in the live file, and now and then book what is there. False: it is not kept."""
-        live = self._live
-        if live is None or self._pid != os.getpid() or self._waiting.has_items:
-            return False
-        try:
-            if not live.append(record(entry)):
-                return False
-        except (OverflowError, TypeError, UnicodeEncodeError, StoreError):
-            return False  # nothing was written: the long way says what is wrong, or waits
+        reservations, is_kept = self._reservations, False
+        if reservations is not None and self._pid == os.getpid() and not self._waiting.has_items:
+            # Otherwise nothing is written: the long way says what is wrong, or waits.
+            with contextlib.suppress(OverflowError, TypeError, UnicodeEncodeError, StoreError):
+                is_kept = reservations.settle(entry, lease, tokens)
+        if reservations is None or not is_kept:
+            self._settle(Settlement(entry, lease, tokens))
+            return
         now = time.monotonic()
-        if now >= self._look_at or not 0.0 <= now - live.drained_at < DRAIN_SECONDS:
-            self._book_kept(live)
-        return True
+        if (
+            now >= self._look_at
+            or not 0.0 <= now - reservations.live.times[DRAINED] < DRAIN_SECONDS
+        ):
+            self._book_kept(reservations.live)
 
     def _book_kept(self, live: LiveFile) -> None:
         """Book what the live file has. Raises StoreError where that has to wait."""
@@ -190,17 +188,20 @@ class SqliteStore:
     def release(self, lease: Lease) -> None:
         if lease.subjects and not lease.settled:
             lease.settled = True
-            self._settle(Settlement(None, lease, 0))
+            self._try(lambda: self._opened().end(lease, 0))
 
     def admit(self, subjects: Sequence[Subject], demand: Demand) -> Lease:
-        def work(cursor: sqlite3.Cursor) -> Lease | Refused:
-            moment = self._moment()
-            self._renew(cursor, moment)
-            self._last_lease += 1
-            name = (self._worker, self._last_lease)
-            return reservations.admit(cursor, name, subjects, bounded(demand), moment)
+        demand = bounded(demand)
 
-        return _granted(self._reserve(work))
+        def step(reservations: Reservations, moment: Moment) -> Lease | Refused | Unknown:
+            self._admits = True
+            beat = moment.clock - self._beat_at >= LEASE_SECONDS / 2
+            found = reservations.admit(subjects, demand, moment, beat=beat)
+            if beat:
+                self._beat_at = moment.clock
+            return found
+
+        return _granted(self._step(step))
 
     def move(self, lease: Lease, provider: Subject | None) -> None:
         if lease.settled or lease.is_at(provider):
@@ -208,10 +209,10 @@ class SqliteStore:
         old, kept = lease.provider, lease.without_provider()
         gained = [provider] if provider else []
 
-        def work(cursor: sqlite3.Cursor) -> Lease | Refused | None:
-            return reservations.move(cursor, lease, old, gained, self._moment())
+        def step(reservations: Reservations, moment: Moment) -> Lease | Refused | Unknown | None:
+            return reservations.move(lease, old, gained, moment)
 
-        outcome = self._reserve(work) if lease.subjects else None
+        outcome = self._step(step) if lease.subjects else None
         if outcome is not None:
             lease.adopt(kept, _granted(outcome))
         elif kept or gained:
@@ -221,17 +222,19 @@ class SqliteStore:
         if self._missing():
             return [nothing_used(subject, self._wall()) for subject in subjects]
         self._book()
-        return self._try(lambda: standings_of(self._here(), subjects, self._moment()))
+        return self._try(lambda: self._opened().standings(self._here(), subjects, self._moment()))
 
     def heartbeat(self) -> None:
         if self._missing():
             return
-        self._try(self._here)
-        if self._live is not None and not self._live.is_drained:
-            self._transact(_nothing)
-        if self._last_lease or self._try(self._any_worker):
-            self._transact(lambda cursor: self._renew(cursor, self._moment(), age=0.0))
+        reservations = self._try(self._opened)
+        if self._admits or reservations.any_worker():
+            moment = self._moment()
+            reservations.beat(moment)
+            self._beat_at = moment.clock
             self.reap()
+        if not reservations.live.is_drained:
+            self._transact(_nothing)
         if self._waiting:
             self._waiting.write(self._write)
         if not self._try(lambda: past.is_folded(self._here(), self._hour())):
@@ -267,11 +270,9 @@ class SqliteStore:
     def reap(self) -> int:
         total = 0
         while True:
-            ended = self._transact(
-                lambda cursor: reservations.reap(cursor, self._worker, self._moment())
-            )
+            ended = self._try(self._opened).reap(self._moment())
             total += ended
-            if ended < reservations.REAP_BATCH:
+            if ended < REAP_BATCH:
                 return total
             time.sleep(0)  # the other greenlets' turn
 
@@ -299,7 +300,12 @@ class SqliteStore:
 
     def remember(self, deferred: Deferred, lease: Lease | None, delay: float) -> None:
         due = self._wall() + delay
-        self._transact(lambda cursor: deferredsql.remember(cursor, deferred, lease, due))
+
+        def work(cursor: sqlite3.Cursor) -> bool:
+            return deferredsql.remember(cursor, self._opened(), deferred, lease, due)
+
+        if self._transact(work) and lease is not None:
+            self._opened().take_money(lease)
 
     def pending(self, provider: str, ids: Sequence[str]) -> list[Deferred]:
         if self._missing() or not ids:
@@ -307,7 +313,9 @@ class SqliteStore:
         return self._try(lambda: deferredsql.pending(self._here(), provider, ids))
 
     def book(self, deferred: Deferred, entries: Sequence[Entry]) -> bool:
-        return self._transact(lambda cursor: deferredsql.book(cursor, deferred, entries))
+        return self._transact(
+            lambda cursor: deferredsql.book(cursor, self._opened(), deferred, entries)
+        )
 
     def take(self, first: float) -> Deferred | None:
         now = self._wall()
@@ -350,9 +358,9 @@ class SqliteStore:
         try:
             if self._waiting:
                 self._waiting.write(self._write, now=True)
-            if self._last_lease and self._cursor is not None:
-                self._transact(lambda cursor: reservations.end_all(cursor, self._worker, 2**31))
-            elif self._live is not None and not self._live.is_drained:
+            if self._admits and self._reservations is not None:
+                self._reservations.end_all()
+            if self._live is not None and not self._live.is_drained:
                 # Another process may book it as well, or the next start.
                 with contextlib.suppress(StoreError):
                     self._transact(_nothing)
@@ -361,7 +369,7 @@ class SqliteStore:
                 self._cursor.connection.close()
             if self._live is not None:
                 self._live.close()
-            self._cursor = self._live = None
+            self._cursor = self._live = self._reservations = None
 
     def _own(self) -> None:
         """Forget what belongs to a parent process."""
@@ -369,10 +377,10 @@ class SqliteStore:
         if pid == self._pid:
             return
         self._inherited += [self._cursor, self._live]
-        self._cursor = self._live = None
+        self._cursor = self._live = self._reservations = None
         self._waiting = Waiting(str(self._path), Settlement.shed)
         self._worker = secrets.token_hex(8)
-        self._last_lease = 0
+        self._admits = False
         self._beat_at = -math.inf
         self._pid = pid
 
@@ -389,22 +397,49 @@ class SqliteStore:
             self._inode = self._path.stat().st_ino
             # Opening may yield to a greenlet that opens it too: one of the two is dropped, idle.
             self._cursor, self._live = connection.cursor(), live
+            self._reservations = Reservations(live, self._worker)
+            self._beat_at = -math.inf
         return self._cursor
 
-    def _any_worker(self) -> bool:
-        """Whether any process has leases: else there is nothing to renew and nothing to end."""
-        return self._here().execute("SELECT 1 FROM worker LIMIT 1").fetchone() is not None
+    def _opened(self) -> Reservations:
+        self._here()
+        if self._reservations is None:
+            raise StoreError(f"{self._path}: was closed meanwhile")
+        return self._reservations
 
     def _moment(self) -> Moment:
         return Moment(self._clock(), self._wall())
 
-    def _renew(
-        self, cursor: sqlite3.Cursor, moment: Moment, age: float = LEASE_SECONDS / 2
-    ) -> None:
-        """A heartbeat, unless the last one is younger than `age` seconds."""
-        if moment.clock - self._beat_at >= age:
-            reservations.beat(cursor, self._worker, moment)
-            self._beat_at = moment.clock
+    def _step(
+        self, step: Callable[[Reservations, Moment], Lease | Refused | Unknown | None]
+    ) -> Lease | Refused | None:
+        """What `step` returns, as soon as the money of all its subjects is known.
+
+        Raises StoreError where the database is out of reach: what is settled could not be booked.
+        """
+        while True:
+            reservations = self._in_reach()
+            moment = self._moment()
+            try:
+                found = step(reservations, moment)
+            except OSError as error:
+                raise sqlitefile.problem(self._path, error) from error
+            if not isinstance(found, Unknown):
+                return found
+            self._learn(found.subjects, moment.wall)
+
+    def _in_reach(self) -> Reservations:
+        """The reservations, where the database was written to just now; else it is tried."""
+        reservations = self._reservations
+        if reservations is not None and self._pid == os.getpid():
+            age = time.monotonic() - reservations.live.times[DRAINED]
+            if 0.0 <= age < DRAIN_SECONDS:
+                return reservations
+        self._reserve(_nothing)
+        return self._opened()
+
+    def _learn(self, subjects: Sequence[Subject], wall: float) -> None:
+        self._reserve(lambda cursor: self._opened().learn(cursor, subjects, wall))
 
     def _reserve(self, work: Callable[[sqlite3.Cursor], T]) -> T:
         """As `_transact`; fails at once shortly after a failure."""
@@ -439,12 +474,26 @@ class SqliteStore:
             self._look()
 
     def _write(self, settlement: Settlement) -> None:
+        entry, lease, tokens = settlement
         try:
-            self._transact(settlement.write)
+            if entry is not None:
+                self._transact(lambda cursor: self._add(cursor, entry))
         except Impossible:
-            if settlement.lease is not None:
-                self._write(settlement._replace(entry=None))
+            self._end(lease, tokens)
             raise
+        self._end(lease, tokens)
+
+    def _add(self, cursor: sqlite3.Cursor, entry: Entry) -> None:
+        if add(cursor, entry):
+            self._opened().forget_money((), [(entry.key, entry.provider)])
+
+    def _end(self, lease: Lease | None, tokens: int) -> None:
+        """End a lease whose entry is written: this must not fail, or the entry would be repeated.
+        Where the file is locked for that long, the lease ends with its worker.
+        """
+        if lease is not None:
+            with contextlib.suppress(StoreError):
+                self._opened().end(lease, tokens)
 
     def _try(self, work: Callable[[], T]) -> T:
         """What `work` returns, one statement outside of a transaction."""
@@ -470,12 +519,11 @@ class SqliteStore:
                 result = None if drained.more else work(cursor)
                 cursor.execute("COMMIT")
             except BaseException as error:
-                self._beat_at = -math.inf  # it may have been in this transaction
                 if cursor.connection.in_transaction:
                     cursor.execute("ROLLBACK")
                 if isinstance(error, IMPOSSIBLE):
                     raise Impossible(f"{self._path}: {error}") from error
-                if isinstance(error, sqlite3.Error):
+                if isinstance(error, sqlite3.Error | OSError):
                     raise sqlitefile.problem(self._path, error) from error
                 raise
             live.drained(drained.position)
@@ -518,7 +566,7 @@ class SqliteStore:
         if self._live is not None and self._live.is_replaced():
             # Its records have just been booked; later ones would be lost with this process.
             self._inherited += [self._cursor, self._live]
-            self._cursor = self._live = None
+            self._cursor = self._live = self._reservations = None
             self._here()
 
 
@@ -532,7 +580,7 @@ def _in_thread(work: Callable[[], T]) -> T:
     return in_thread(work)
 
 
-def _granted(outcome: Lease | Refused) -> Lease:
-    if isinstance(outcome, Refused):
-        raise outcome
-    return outcome
+def _granted(outcome: Lease | Refused | None) -> Lease:
+    if isinstance(outcome, Lease):
+        return outcome
+    raise outcome or StoreError("nothing was reserved")

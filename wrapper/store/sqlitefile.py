@@ -13,9 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from wrapper.store import window
 from wrapper.store.base import StoreError
-from wrapper.store.deferredsql import hold_after_boot
 from wrapper.store.schema import MIGRATIONS, SCHEMA_VERSION
 
 # Opening takes its turn with the other workers, in seconds.
@@ -128,14 +126,13 @@ def problem(path: Path, error: Exception) -> StoreError:
 
 
 def _prepare(connection: sqlite3.Connection) -> int:
-    """Settings, tables and boot; returns the file's version. Can be tried again when busy."""
+    """Settings and tables; returns the file's version. Can be tried again when busy."""
     # The rows are short: small pages make each commit write, and check, less.
     connection.execute("PRAGMA page_size = 1024")
     if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
         connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    connection.create_function("window_correct", 4, window.correct, deterministic=True)
     version = _version(connection)
     if version < SCHEMA_VERSION:
         connection.execute("BEGIN IMMEDIATE")
@@ -145,32 +142,12 @@ def _prepare(connection: sqlite3.Connection) -> int:
                     connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         version = SCHEMA_VERSION
-    if version == SCHEMA_VERSION:
-        _clear_after_boot(connection)
     return version
 
 
 def _version(connection: sqlite3.Connection) -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     return version
-
-
-def _clear_after_boot(connection: sqlite3.Connection) -> None:
-    """Windows and leases are of the machine's last start, whose clock they go by."""
-    boot = boot_id()
-    if connection.execute("SELECT id FROM boot").fetchone() == (boot,):
-        return
-    connection.execute("BEGIN IMMEDIATE")
-    with connection:
-        if connection.execute("SELECT id FROM boot").fetchone() == (boot,):
-            return
-        connection.execute("DELETE FROM boot")
-        connection.execute("DELETE FROM lease")
-        connection.execute("DELETE FROM worker")
-        clear = "UPDATE subject SET second = 0, counts = ?, concurrent = 0, reserved = 0"
-        connection.execute(clear, (window.EMPTY,))
-        hold_after_boot(connection.cursor())
-        connection.execute("INSERT INTO boot VALUES (?)", (boot,))
 
 
 def boot_id() -> str:

@@ -61,6 +61,13 @@ class Window:
         if tokens:
             _TOKEN.pack_into(data, token, _TOKEN.unpack_from(data, token)[0] + tokens)
 
+    def correct(self, second: int, tokens: int) -> None:
+        """Add `tokens`, which may be negative, to `second` if that still counts."""
+        if tokens and self.second - SLOTS < second <= self.second:
+            at = _TOKENS_AT + second % SLOTS * _TOKEN.size
+            [old] = _TOKEN.unpack_from(self.data, at)
+            _TOKEN.pack_into(self.data, at, max(0, old + tokens))
+
     def frees_requests(self, count: int) -> int:
         """The second at which at least `count` of the requests no longer count."""
         return self._frees(count, _REQUESTS.unpack_from(self.data))
@@ -91,12 +98,3 @@ class Window:
         while second > self.second - SLOTS and not buckets[second % SLOTS]:
             second -= 1
         return second + SLOTS
-
-
-def correct(newest: int, data: bytes, second: int, tokens: int) -> bytes:
-    """A ring with `tokens`, which may be negative, added to `second` if that still counts."""
-    if not tokens or not newest - SLOTS < second <= newest:
-        return data
-    at = _TOKENS_AT + second % SLOTS * _TOKEN.size
-    [old] = _TOKEN.unpack_from(data, at)
-    return data[:at] + _TOKEN.pack(max(0, old + tokens)) + data[at + _TOKEN.size :]
