@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Callable
+from itertools import chain
 from typing import TypeVar
 
 import msgspec
@@ -59,17 +60,17 @@ def metrics() -> Response:
             "The metrics token is wrong: /metrics needs the one of metrics_token in gateway.toml."
         )
     current_app.extensions["model_lists"].look_for_dates(context.snapshot.upstreams)
-    further = [*key_families(settings.keys.values())]
+    standings: list[Standing] = []
     try:
         subjects = list(context.snapshot.limits)
-        standings = (
-            _read(context.runtime.store, lambda store: store.standing(subjects)) if subjects else []
-        )
-        further += limit_families(standings)
+        if subjects:
+            standings = _read(context.runtime.store, lambda store: store.standing(subjects))
     except StoreError as error:  # the other metrics are there all the same
         context.runtime.store_failed(error)
     context.runtime.show_cooldowns()
     context.runtime.telemetry.publish()
+    # Generators: what they make of thousands of keys is made by the child of the exporter.
+    further = chain(key_families(settings.keys.values()), limit_families(standings))
     text, content_type = current_app.extensions["exporter"].generate_metrics(
         request.headers.get("Accept"), request.args.getlist("name[]") or None, further
     )
