@@ -40,8 +40,8 @@ def behind(app_factory: AppFactory, provider: Scripted, settings: str = "") -> A
     return app_factory(f"""\
 [providers.first]
 base_url = "{provider.url}/v1"
-first_byte_timeout = 5
-idle_timeout = 0.3
+first_byte_timeout = 60
+idle_timeout = 20
 {settings}
 
 [providers.second]

@@ -120,16 +120,19 @@ def test_raw_responses_show_the_rate_limits(groq_client: groq.Groq) -> None:
 
 
 def test_a_clients_timeout_ends_the_providers_work_too(
-    groq_client: groq.Groq, simulator: Simulator
+    groq_client: groq.Groq, gateway: Gateway, simulator: Simulator
 ) -> None:
     book = secrets.token_hex(8)
+    model = f"left-{book}"
     with pytest.raises(groq.APITimeoutError):
         groq_client.with_options(timeout=0.3).chat.completions.create(
-            model=MODEL,
+            model=model,
             messages=HELLO,
             extra_headers={"x-sim": "stall-before", "x-sim-book": book},
         )
-    eventually(lambda: simulator.requests(book=book)[0]["outcome"] == "aborted")
+    [line] = gateway.log_lines(lambda line: line["model"] == model)
+    assert line["outcome"] == "client_abort"
+    eventually(lambda: all(r["outcome"] == "aborted" for r in simulator.requests(book=book)))
 
 
 def test_a_broken_stream_is_an_error_and_never_an_end(groq_client: groq.Groq) -> None:

@@ -260,16 +260,19 @@ def test_raw_responses_show_the_providers_request_id_and_rate_limits(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_clients_timeout_ends_the_providers_work_too(
-    openai_client: openai.OpenAI, simulator: Simulator, book: str, stream: bool
+    openai_client: openai.OpenAI, gateway: Gateway, simulator: Simulator, book: str, stream: bool
 ) -> None:
+    model = f"left-{book}"
     with pytest.raises(openai.APITimeoutError):
         openai_client.with_options(timeout=0.3).chat.completions.create(
-            model=MODELS[0],
+            model=model,
             messages=HELLO,
             stream=stream,
             extra_headers=orders("stall-before", book),
         )
-    eventually(lambda: simulator.requests(book=book)[0]["outcome"] == "aborted")
+    [line] = gateway.log_lines(lambda line: line["model"] == model)
+    assert line["outcome"] == "client_abort"
+    eventually(lambda: all(r["outcome"] == "aborted" for r in simulator.requests(book=book)))
 
 
 def test_a_broken_stream_is_an_error_and_never_an_end(

@@ -22,7 +22,7 @@ import pytest
 
 from harness.defaults import CONFIG
 from harness.gateway import Gateway
-from harness.poll import eventually
+from harness.poll import PATIENCE, eventually
 from harness.simulator import Simulator
 from wrapper.store import SqliteStore
 
@@ -120,7 +120,7 @@ def jobs(seed: int) -> Iterator[Job]:
 
 def call(gateway: Gateway, key: str, job: Job) -> bool:
     """Make one call; whether it ended as it should (False: the worker died on it)."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=PATIENCE)
     headers = {
         "Authorization": f"Bearer {gateway.secrets[key]}",
         "Content-Type": "application/json",
@@ -152,7 +152,7 @@ def test_the_provider_the_metrics_the_table_and_the_log_agree_to_the_token(
     with Gateway(config, workers=4, keys={key: {} for key in KEYS}, env=env) as gateway:
         tally = Tally()
         _run(gateway, tally)
-        eventually(lambda: simulator.stats()["open"] == 0, 20, what="no open upstream request")
+        eventually(lambda: simulator.stats()["open"] == 0, what="no open upstream request")
         gateway.idle(20)
         assert tally.answered["unary"] > CALLS / 8, tally
         assert tally.answered["leaver"] > CALLS / 30, tally

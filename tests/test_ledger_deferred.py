@@ -60,7 +60,7 @@ def exchange(
     )
     if content.startswith(b"--b"):
         sent = sent.replace(b"application/json", b"multipart/form-data; boundary=b", 1)
-    answer = raw.exchange(gateway.port, sent, deadline=30)
+    answer = raw.exchange(gateway.port, sent)
     assert answer.status == 200, answer
     return answer.body
 
@@ -130,7 +130,7 @@ def must_balance(gateway: Gateway, simulator: Simulator, key: str, requests: int
         assert books.table["requests"] == requests
         return books.table["cost"] > 0
 
-    eventually(balanced, 30)
+    eventually(balanced)
 
 
 def test_what_is_polled_fifty_times_by_two_workers_is_booked_once(
@@ -220,7 +220,7 @@ def test_batches_are_booked_by_their_object_or_their_output(
         send(running, "paid", "GET", f"/v1/batches/{name}")
     store = SqliteStore(running.directory / "usage.db")
     paid = Subject("key:paid", Limits(budget=5 * 10**12))
-    eventually(lambda: store.standing([paid])[0].reserved == 0, 30, what="no money is held")
+    eventually(lambda: store.standing([paid])[0].reserved == 0, what="no money is held")
     must_balance(running, simulator, "paid", 12)
     [standing] = store.standing([paid])
     store.close()

@@ -268,7 +268,7 @@ def test_the_books_of_both_sides_agree(app: App, simulator: Simulator, name: str
             send(app, name, "GET", f"/v1/videos/{json.loads(answer.body)['id']}")
 
     # The provider writes its own books a moment after the last byte of a response.
-    eventually(lambda: all(r["ended"] for r in simulator.requests(book=name)), 30)
+    eventually(lambda: all(r["ended"] for r in simulator.requests(book=name)))
     sums, units = theirs(simulator.books(book=name))
     assert sums["cost"] > 0
 

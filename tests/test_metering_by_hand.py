@@ -16,9 +16,9 @@ import pytest
 
 from harness import raw
 from harness.gateway import Gateway
-from harness.poll import eventually
+from harness.poll import PATIENCE, eventually
 
-AFTER = 0.03  # seconds between the last event of a stream and the end of its body
+AFTER = 0.03  # seconds between the leaving of a client and the end of the provider's body
 USAGE = {"prompt_tokens": 19, "completion_tokens": 10, "total_tokens": 29}
 DONE = b"data: [DONE]\n\n"
 Script = Callable[["Provider", Any], None]
@@ -46,11 +46,16 @@ PATHS = {"chat": "chat/completions", "responses": "responses", "messages": "mess
 
 
 class Provider:
-    """Answers by hand; `left` is set when the gateway has cut a connection."""
+    """Answers by hand; `left` is set when the gateway has cut a connection.
+
+    Until `go_on` is set, streams do not end.
+    """
 
     def __init__(self) -> None:
         self.connections = 0
         self.left = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
         self.port = 0
 
     def handle(self, sock: Any) -> None:
@@ -88,12 +93,11 @@ def wait(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-def stream(*events: bytes, late: bool = True) -> Script:
-    def script(_: Provider, sock: Any) -> None:
+def stream(*events: bytes) -> Script:
+    def script(provider: Provider, sock: Any) -> None:
         begin(sock)
         send(sock, *events)
-        if late:
-            wait(AFTER)
+        provider.go_on.wait(PATIENCE)
         end(sock)
 
     return script
@@ -108,7 +112,7 @@ def never_ends(provider: Provider, sock: Any) -> None:
 def breaks_before_its_end(_: Provider, sock: Any) -> None:
     begin(sock)
     send(sock, HELLO)
-    wait(AFTER)
+    sock.recv(1)  # the gateway cuts the connection
     send(sock, REPORT, DONE)
     end(sock)
 
@@ -199,8 +203,11 @@ def call(gateway: Gateway, path: str, model: str, **fields: Any) -> dict[str, An
     return gateway.log_line(got.header("x-request-id") or "")
 
 
-def leave_after(gateway: Gateway, path: str, model: str, last: bytes) -> dict[str, Any]:
+def leave_after(
+    gateway: Gateway, provider: Provider, path: str, model: str, last: bytes
+) -> dict[str, Any]:
     """The log line of a call whose client leaves when it has read `last`."""
+    provider.go_on.clear()
     with raw.Connection(gateway.port) as connection:
         connection.send(request(gateway, path, model, stream=True))
         got = connection.read_head()
@@ -209,6 +216,8 @@ def leave_after(gateway: Gateway, path: str, model: str, last: bytes) -> dict[st
             read += piece
             if last in read:
                 break
+    wait(AFTER)  # for the gateway to notice; without it this holds, too
+    provider.go_on.set()
     return gateway.log_line(got.header("x-request-id") or "")
 
 
@@ -220,7 +229,7 @@ def test_a_client_that_leaves_at_the_last_event_has_the_whole_stream(
     call(scripted, path, dialect, stream=True)  # from now on there is a connection to the provider
     before = provider.connections
     for _ in range(5):
-        line = leave_after(scripted, path, dialect, last)
+        line = leave_after(scripted, provider, path, dialect, last)
         assert (line["outcome"], line["unmetered"]) == ("completed", None)
         assert line["prompt_tokens"] == 19
     assert provider.connections == before
@@ -229,13 +238,15 @@ def test_a_client_that_leaves_at_the_last_event_has_the_whole_stream(
 def test_a_body_that_goes_on_after_its_last_event_is_cut(
     scripted: Gateway, provider: Provider
 ) -> None:
-    line = leave_after(scripted, "v1/chat/completions", "never", DONE)
+    line = leave_after(scripted, provider, "v1/chat/completions", "never", DONE)
     assert line["outcome"] == "completed"
     eventually(provider.left.is_set, what="the end of the connection")
 
 
-def test_a_client_that_leaves_before_the_last_event_has_not(scripted: Gateway) -> None:
-    line = leave_after(scripted, "v1/chat/completions", "breaks", HELLO)
+def test_a_client_that_leaves_before_the_last_event_has_not(
+    scripted: Gateway, provider: Provider
+) -> None:
+    line = leave_after(scripted, provider, "v1/chat/completions", "breaks", HELLO)
     assert (line["outcome"], line["bounded"]) == ("client_abort", "aborted")
     assert (line["unmetered"], line["prompt_tokens"], line["cost_usd"]) == (None, None, None)
     # One event with content, and one token of the prompt at the least.

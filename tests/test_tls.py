@@ -23,6 +23,11 @@ CONFIG = """\
 base_url = "https://127.0.0.1:{port}/v1"
 api_key = { env = "OPENAI_API_KEY" }
 ca_file = "{pem}"
+
+[providers.hasty]
+base_url = "https://127.0.0.1:{port}/v1"
+api_key = { env = "OPENAI_API_KEY" }
+ca_file = "{pem}"
 idle_timeout = 1
 
 [providers.unknown]
@@ -41,6 +46,10 @@ targets = ["unknown"]
 [[routes]]
 model = "misnamed"
 targets = ["misnamed"]
+
+[[routes]]
+model = "hasty"
+targets = ["hasty"]
 
 [[routes]]
 model = "*"
@@ -113,7 +122,8 @@ def test_leaving_ends_the_providers_work_here_too(tls: Behind) -> None:
 
 @pytest.mark.parametrize("orders", ["cut=3; events=9", "reset=3; events=9", "stall=3; events=9"])
 def test_a_stream_that_breaks_never_ends_cleanly_here_either(tls: Behind, orders: str) -> None:
-    answer = chat.call(tls.gateway, orders=orders, stream=True)
+    model = "hasty" if "stall" in orders else chat.MODEL
+    answer = chat.call(tls.gateway, model=model, orders=orders, stream=True)
     assert not answer.clean_end
     assert b"upstream_interrupted" in chat.events(answer.body)[-1]
 

@@ -714,7 +714,7 @@ def test_a_worker_that_stops_says_that_the_service_restarts(
             closed = client.closed()
             assert (closed.code, closed.reason) == (1012, "service restart: connect again")
             client.send(close(1012, masked=True))
-        assert stopping.result(60) == 0
+        assert stopping.result(DEADLINE) == 0
     assert lines_of(gateway, quiet, 0)[0]["outcome"] == "drained"
     response, own = lines_of(gateway, busy, 1)
     assert (own["outcome"], response["outcome"], response["bounded"]) == (

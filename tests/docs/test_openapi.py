@@ -19,6 +19,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from harness.gateway import Gateway
+from harness.poll import PATIENCE
 from wrapper import errors
 from wrapper.blueprints.openapi import document, error_kinds
 from wrapper.endpoints import ENDPOINTS
@@ -107,7 +108,7 @@ def url_map(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         input=json.dumps(asked),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -262,7 +263,7 @@ def test_every_example_request_is_answered_as_described(
     gateway: Gateway, path: str, body: dict[str, Any]
 ) -> None:
     described = DOCUMENT["paths"][path]["post"]["responses"]["200"]
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=PATIENCE)
     headers = {
         "Authorization": f"Bearer {gateway.secrets['web-app']}",
         "Content-Type": "application/json",
@@ -295,7 +296,7 @@ def test_the_usage_that_is_answered_is_the_usage_that_is_described(gateway: Gate
 
 
 def test_the_document_is_served_and_not_sent_twice(gateway: Gateway) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=PATIENCE)
     connection.request("GET", "/openapi.json")
     first = connection.getresponse()
     assert json.loads(first.read()) == DOCUMENT
@@ -309,7 +310,7 @@ def test_the_document_is_served_and_not_sent_twice(gateway: Gateway) -> None:
 
 def test_the_page_lets_the_browser_contact_no_other_host(gateway: Gateway) -> None:
     for path in ("/docs", "/swagger/index.html"):
-        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=PATIENCE)
         connection.request("GET", path)
         response = connection.getresponse()
         page = response.read().decode()

@@ -33,7 +33,7 @@ def page(browser: Browser, gateway: Gateway) -> Iterator[Browser]:
     browser.errors.clear()
     browser.requested.clear()
     browser.open(f"{gateway.url}/docs")
-    browser.see(f"{CHAT} .opblock-summary-path", "/v1/chat/completions", deadline=60)
+    browser.see(f"{CHAT} .opblock-summary-path", "/v1/chat/completions")
     yield browser
     assert browser.errors == []
     hosts = {(urlsplit(url).scheme, urlsplit(url).netloc) for url in browser.requested}
@@ -136,4 +136,4 @@ def fill(page: Browser, selector: str, text: str) -> None:
 
 def test_the_other_address_shows_the_same_page(browser: Browser, gateway: Gateway) -> None:
     browser.open(f"{gateway.url}/swagger/index.html")
-    browser.see(f"{CHAT} .opblock-summary-path", "/v1/chat/completions", deadline=60)
+    browser.see(f"{CHAT} .opblock-summary-path", "/v1/chat/completions")

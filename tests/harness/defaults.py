@@ -44,8 +44,9 @@ KEYS: dict[str, dict[str, Any]] = {
     "expired": {"expires": date(2020, 1, 1)},
 }
 
-# A gateway with short timeouts: providers that are slow, refuse connections, do not accept them
-# ("deaf") or do not speak TLS, and routes that fail over from each of them to one that responds.
+# A gateway with short timeouts: a provider that has little time ("quick"; "steady" is the same with
+# much), others that refuse connections, do not accept them ("deaf") or do not speak TLS, and routes
+# that fail over from each of them to one that responds.
 # The instructions to the simulator are in the model names, so that the targets of one route can get
 # different ones.
 IMPATIENT = """\
@@ -60,11 +61,15 @@ first_byte_timeout = 0.5
 idle_timeout = 0.5
 total_timeout = 3
 
+[providers.steady]
+base_url = "{simulator}/openai/v1"
+cooldown_seconds = 0
+api_key = { env = "GROQ_API_KEY" }
+
 [providers.openai]
 base_url = "{simulator}/v1"
 cooldown_seconds = 0
 api_key = { env = "OPENAI_API_KEY" }
-first_byte_timeout = 20
 
 [providers.refusing]
 base_url = "http://127.0.0.1:{refusing}/v1"
@@ -94,6 +99,12 @@ cooldown_seconds = 0
 api_key = { env = "OPENAI_API_KEY" }
 first_byte_timeout = 3.5
 
+[providers.brief]
+base_url = "{simulator}/openai/v1"
+cooldown_seconds = 0
+api_key = { env = "GROQ_API_KEY" }
+total_timeout = 3.5
+
 [providers.keyless]
 base_url = "{simulator}/v1"
 cooldown_seconds = 0
@@ -102,6 +113,7 @@ api_key = { env = "NOT_SET_ANYWHERE" }
 
 TARGETS = {
     "quick": "quick",
+    "steady": "steady",
     "refusing": "refusing",
     "deaf": "deaf",
     "slowdeaf": "slowdeaf",
@@ -111,20 +123,20 @@ TARGETS = {
     "or-deaf": "deaf:a|openai:b",
     "or-notls": "notls:a|openai:b",
     "or-keyless": "keyless:a|openai:b",
-    "or-429": "quick:a?status=429|openai:b",
-    "or-500": "quick:a?status=500|openai:b",
-    "or-503": "quick:a?status=503|openai:b",
+    "or-429": "steady:a?status=429|openai:b",
+    "or-500": "steady:a?status=500|openai:b",
+    "or-503": "steady:a?status=503|openai:b",
     "or-silent": "quick:a?stall-before|openai:b",
     "or-dripping-head": "quick:a?header-drip=0.2|openai:b",
     "or-silent-body": "quick:a?stall=0|openai:b",
-    "or-400": "quick:a?status=400|openai:b",
-    "or-404": "quick:a?status=404|openai:b",
-    "or-cut": "quick:a?cut=3|openai:b",
-    "or-received": "quick:a?close-on-receipt|openai:b",
-    "or-both": "quick:a?status=503|openai:b?status=429&retry-after=7",
-    "or-gone": "quick:a?status=429|refusing:b",
-    "slow-then-quick": "slow:a?stall-before|quick:b?events=10&gap=0.1",
-    "third": "refusing:a|quick:b?status=500|openai:c",
+    "or-400": "steady:a?status=400|openai:b",
+    "or-404": "steady:a?status=404|openai:b",
+    "or-cut": "steady:a?cut=3|openai:b",
+    "or-received": "steady:a?close-on-receipt|openai:b",
+    "or-both": "steady:a?status=503|openai:b?status=429&retry-after=7",
+    "or-gone": "steady:a?status=429|refusing:b",
+    "slow-then-brief": "slow:a?stall-before|brief:b?events=10&gap=0.1",
+    "third": "refusing:a|steady:b?status=500|openai:c",
     "*": "openai",
 }
 

@@ -22,7 +22,7 @@ import requests
 import yaml
 
 from harness import processes
-from harness.poll import eventually
+from harness.poll import PATIENCE, eventually
 from harness.programs import require
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +88,7 @@ class Prometheus:
             self._process = processes.start(
                 command, env={"PATH": os.environ["PATH"]}, stdout=log, stderr=log
             )
-        eventually(self._is_ready, deadline=20, what="Prometheus")
+        eventually(self._is_ready, what="Prometheus")
         return self
 
     def __exit__(
@@ -107,7 +107,7 @@ class Prometheus:
         assert self._process.poll() is None, self.log()
         try:
             return requests.get(f"{self.url}/-/ready", timeout=2).status_code == 200
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     def log(self) -> str:
@@ -116,7 +116,7 @@ class Prometheus:
 
     def api(self, path: str, **parameters: Any) -> Any:
         """GET /api/v1/<path>; the `data` of the answer. Raises AssertionError with its error."""
-        answer = requests.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=30)
+        answer = requests.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=PATIENCE)
         body = answer.json()
         assert body["status"] == "success", f"{body.get('error')} in {parameters}"
         assert not body.get("warnings"), f"{body['warnings']} in {parameters}"
@@ -195,7 +195,7 @@ def traffic(url: str, keys: Path, *arguments: str) -> str:
         check=True,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
     )
     return done.stdout
 

@@ -19,6 +19,7 @@ import pytest
 from monitoring.grafana import Grafana, data_source
 from monitoring.stack import DASHBOARDS, ROOT
 
+from harness.poll import PATIENCE
 from harness.programs import require
 
 SCRIPT = ROOT / "setup-grafana.sh"
@@ -59,14 +60,14 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     url = grafana if isinstance(grafana, str) else grafana.url
     environment.setdefault("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    environment.setdefault("GRAFANA_WAIT", "10")
+    environment.setdefault("GRAFANA_WAIT", "60")
     require("curl")
     return subprocess.run(
         [require(shell[0]), *shell[1:], str(SCRIPT), *arguments],
         env={"GRAFANA_URL": url, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         cwd=cwd,
     )
 
@@ -593,7 +594,7 @@ def test_it_works_from_any_directory_and_through_a_copy_of_the_tree(
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert set(grafana.dashboards) == {path.stem for path in DASHBOARDS}

@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import OpenAI, { toFile } from "openai";
 
-const client = new OpenAI({ maxRetries: 0, timeout: 20_000 });
+const client = new OpenAI({ maxRetries: 0, timeout: 100_000 });
 const model = "gpt-6-luna";
 const messages = [{ role: "user", content: "how are you" }];
 const sound = () => toFile(Buffer.alloc(64_000), "talk.wav");

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness import programs, raw
+from harness.poll import PATIENCE
 from harness.simulator import ROOT, Simulator
 
 KEY = "sim-key-0123456789"
@@ -39,13 +40,13 @@ def test_it_serves_tls_and_still_notices_a_disconnect(tmp_path: Path) -> None:
     with Simulator(certificate=pem) as simulator:
         context = ssl.create_default_context(cafile=str(pem))
         with (
-            socket.create_connection(("127.0.0.1", simulator.port), timeout=10) as plain,
+            socket.create_connection(("127.0.0.1", simulator.port), timeout=PATIENCE) as plain,
             context.wrap_socket(plain, server_hostname="127.0.0.1") as sock,
         ):
             sock.sendall(b"GET /tls HTTP/1.1\r\nHost: h\r\nx-sim: stall=10\r\n\r\n")
             assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK")
         simulator.wait_for(lambda found: [r for r in found if r["outcome"] == "aborted"])
-        with socket.create_connection(("127.0.0.1", simulator.port), timeout=10) as plain:
+        with socket.create_connection(("127.0.0.1", simulator.port), timeout=PATIENCE) as plain:
             plain.sendall(b"GET /not-tls HTTP/1.1\r\n\r\n")
         assert [record["target"] for record in simulator.requests()] == ["/tls"]
 
@@ -82,7 +83,7 @@ def test_it_stops_without_output(how: str) -> None:
         connection.send(asked)
         if how.startswith("SIG"):
             os.kill(process.pid, signal.Signals[how])
-        output, errors = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, output, errors) == (0, b"", b"")
 
 
@@ -93,7 +94,7 @@ def test_a_port_in_use_is_one_line_on_stderr() -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=PATIENCE,
         )
     assert done.returncode == 1
     assert done.stderr.startswith("simulator: cannot listen on 127.0.0.1:")
@@ -106,7 +107,7 @@ def test_misspelt_instructions_are_refused_at_the_start() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
     )
     assert done.returncode == 2
     assert "stutus" in done.stderr

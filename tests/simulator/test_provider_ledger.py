@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -92,27 +91,23 @@ def test_usage_sent_before_the_cut_counts(simulator: Simulator) -> None:
 
 def test_a_client_that_disconnects_between_events_is_noticed_at_once(simulator: Simulator) -> None:
     with raw.Connection(simulator.port) as connection:
-        connection.send(request(simulator, "left", "events=50; gap=60", **USAGE_ASKED))
+        connection.send(request(simulator, "left", "events=50; gap=600", **USAGE_ASKED))
         connection.read_head()
-    left = time.time()
     simulator.wait_for(lambda found: [r for r in found if r["book"] == "left" and r["outcome"]])
     (record,) = simulator.requests(book="left")
     assert record["outcome"] == "aborted"
-    assert record["abort_noticed"] - left < 5
     assert record["events_sent"] <= 1
     assert record["unsent"]["completion"] == 50
 
 
 def test_a_client_that_disconnects_before_the_head_is_noticed_at_once(simulator: Simulator) -> None:
     with raw.Connection(simulator.port) as connection:
-        connection.send(request(simulator, "early", "delay=60"))
+        connection.send(request(simulator, "early", "delay=600"))
         simulator.wait_for(lambda found: [r for r in found if r["book"] == "early"])
         connection.reset()
-    left = time.time()
     simulator.wait_for(lambda found: [r for r in found if r["book"] == "early" and r["outcome"]])
     (record,) = simulator.requests(book="early")
     assert (record["outcome"], record["status"]) == ("aborted", None)
-    assert record["abort_noticed"] - left < 5
 
 
 def test_a_client_that_disconnects_during_its_own_body(simulator: Simulator) -> None:
