@@ -60,7 +60,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     url = grafana if isinstance(grafana, str) else grafana.url
     environment.setdefault("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    environment.setdefault("GRAFANA_WAIT", "60")
+    environment.setdefault("GRAFANA_WAIT", "10")
     require("curl")
     return subprocess.run(
         [require(shell[0]), *shell[1:], str(SCRIPT), *arguments],
@@ -374,7 +374,7 @@ def test_a_json_py_in_the_present_directory_is_not_run(grafana: Grafana, tmp_pat
 
 def test_it_waits_for_a_grafana_that_is_starting(grafana: Grafana) -> None:
     grafana.starting = 2
-    done = run(grafana)
+    done = run(grafana, GRAFANA_WAIT="60")
     assert done.returncode == 0
     assert f"waiting for Grafana at {grafana.url}: it answers 503\n" in done.stdout
 
