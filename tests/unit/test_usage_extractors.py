@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from harness import effort
 from harness.metering import extractor_for
 from wrapper.metering import Usage, UsageExtractor
+from wrapper.metering.stream import StreamExtractor
 
 USAGE = b'{"prompt_tokens":19,"completion_tokens":10,"total_tokens":29}'
 CHUNK = (
@@ -78,6 +79,39 @@ def test_the_stripped_stream_is_the_same_however_it_is_cut(
     )
     single = extractor_for("text/event-stream", None, strip_usage=True)
     assert stripped == pour(single, [stream[i : i + 1] for i in range(len(stream))])
+
+
+OF_INTEREST = b'data: {"model":"m","choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+EVENTS = [
+    OF_INTEREST,
+    b'data: {"choices":[{"delta":{"content":"a"}}],"usage":null}\n\n',
+    b'data: {"choices":[{"delta":{"content":"a"},"message":{"content":"all"}}]}\n\n',
+    b'data: {"choices":[{"delta":{"content":"a"}},{"delta":{"content":"b"}}]}\n\n',
+    b'data: {"choices":[{"delta":{}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n',
+    b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\n',
+    b'data: {"choices":[],"usage":{"prompt_tokens":-3}}\n\n',
+    b'data: {"error":{"message":"no"}}\n\n',
+    b'event: x\ndata: {"delta":{"content":"a"}}\n\n',
+    b'data: {"choices":\ndata: [{"delta":{"content":"a"}}],\ndata: "content":"b"}\n\n',
+    b": a comment\n\n",
+    b"\n\n",
+    b"data: [DONE]\n\n",
+    b'data: {"type":"message_stop"}\n\n',
+    b'data: {"usage\n\n',
+]
+
+
+@given(events=st.lists(st.sampled_from(EVENTS), max_size=12), strip=st.booleans())
+def test_events_that_come_together_say_what_they_say_one_by_one(
+    events: list[bytes], strip: bool
+) -> None:
+    data = OF_INTEREST + b"".join(events)
+    together, apart = StreamExtractor(strip_usage=strip), StreamExtractor(strip_usage=strip)
+    together.marker = apart.marker = b'"content":"'
+    out = together.feed(data)
+    assert out == b"".join(apart.feed(bytes([byte])) for byte in data)
+    assert together.extracted() == apart.extracted()
+    assert together.flush() == apart.flush() == b""
 
 
 @given(st.integers(0, 3), st.sampled_from([b"\n", b"\r\n", b"\r"]), CUTS)

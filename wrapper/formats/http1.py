@@ -431,7 +431,12 @@ class ChunkedBody(Body):
     def read1(self) -> bytes:
         while not self.complete:
             data = self.connection.receive()
-            out = self.take(data)
+            if not data:
+                raise Disconnected("closed within a chunked body")
+            if self._pending:
+                data = self._pending + data
+                self._pending = b""
+            out = self._take(data)
             if out:
                 return out
         return b""
@@ -456,16 +461,7 @@ class ChunkedBody(Body):
             chunks += 1
         return total if position == size else 0
 
-    def take(self, data: bytes) -> bytes:
-        """The bytes of the body in `data`, which the connection has received next, if any.
-
-        Raises as `read1`.
-        """
-        if not data:
-            raise Disconnected("closed within a chunked body")
-        if self._pending:
-            data = self._pending + data
-            self._pending = b""
+    def _take(self, data: bytes) -> bytes:
         pieces: list[bytes] = []
         position, size = 0, len(data)
         while position < size:
@@ -486,7 +482,13 @@ class ChunkedBody(Body):
             else:
                 chunk = _CHUNK.match(data, position) if not self._trailers else None
                 if chunk is not None:
-                    self._left, position = int(chunk[1], 16) + 2, chunk.end()
+                    position, length = chunk.end(), int(chunk[1], 16)
+                    end = position + length
+                    if data[end : end + 2] == b"\r\n":  # all of it is here, as nearly always
+                        pieces.append(data[position:end])
+                        position = end + 2
+                    else:
+                        self._left = length + 2
                 elif not self._trailers and data.startswith(_LAST_CHUNK, position):
                     self.connection.finish(self, data[position + len(_LAST_CHUNK) :])
                     break

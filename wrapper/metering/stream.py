@@ -24,10 +24,12 @@ stream is cut into pieces.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from wrapper.formats.jsonbytes import insert_member, members
-from wrapper.formats.sse import Reader, Span, payload
+from wrapper.formats.sse import MAX_EVENT_BYTES, Reader, Span, payload
 from wrapper.metering.dialects import (
     DECODING_ERRORS,
     TERMINAL_TYPES,
@@ -110,11 +112,23 @@ def content_begins(piece: bytes) -> bytes:
     """How the content begins in the first event of a piece of a stream that has any, such as
     `"content":"`: no comment, no chunk with a role alone. Empty where there is none.
     """
-    for event in piece.split(b"\n\n"):
-        found = _CONTENT.search(event)
-        if found and not _SETUP.search(event):
+    end, found = 0, _CONTENT.search(piece)
+    while found:
+        before = piece.rfind(b"\n\n", end, found.start())
+        begin, end = max(before, end), piece.find(b"\n\n", found.end())
+        if end < 0:
+            end = len(piece)
+        if not _SETUP.search(piece, begin, end):
             return found[1] or found[2]
+        found = _CONTENT.search(piece, end)
     return b""
+
+
+@lru_cache(maxsize=64)
+def _events_with(marker: bytes) -> Callable[[bytes], list[bytes]]:
+    """Finds something in each event that has the marker; lines end with LF."""
+    begins, rest = re.escape(marker[:1]), re.escape(marker[1:])
+    return re.compile(rb"(%b)%b[^\n]*+(?:\n[^\n]++)*+" % (begins, rest)).findall
 
 
 class StreamExtractor:
@@ -161,16 +175,15 @@ class StreamExtractor:
         self._content = 0
 
     def feed(self, data: bytes) -> bytes:
-        # Complete events with nothing of interest bypass the reader.
-        if (
-            data.endswith(_ENDS)
-            and not self._reader.pending
-            and not self._stripped_at_cr
-            and not self._interesting(data)
-        ):
-            self._last = data
-            self._content += self.marker in data
-            return data
+        # Whole events bypass the reader, and those of no interest cost next to nothing.
+        if data.endswith(_ENDS) and not self._reader.pending and not self._stripped_at_cr:
+            found = self._interesting(data)
+            if found is None:
+                self._last = data
+                self._content += self.marker in data
+                return data
+            if b"\r" not in data and len(data) <= MAX_EVENT_BYTES:
+                return self._feed_events(data, found)
         spans = self._reader.feed(data)
         if not self._strip:
             for span in spans:
@@ -181,6 +194,26 @@ class StreamExtractor:
                     self._last = span.raw
             return data
         return b"".join([span.raw for span in spans if self._is_kept(span)])
+
+    def _feed_events(self, data: bytes, found: re.Match[bytes] | None) -> bytes:
+        """`feed` for whole events whose lines end with LF: only those of interest are cut out.
+
+        What it saves: of a piece of forty events, cutting it into forty.
+        """
+        if self.marker is not _NO_MARKER:
+            self._content += len(_events_with(self.marker)(data))
+        kept, start, end = [], 0, 0
+        while found:
+            before = data.rfind(b"\n\n", end, found.start())
+            begin = before + 2 if before >= 0 else end
+            end = data.find(b"\n\n", found.end()) + 2
+            told = self._read(data[begin:end], first=self._last is None and not begin)
+            if self._strip and told is not None and told.only_usage:
+                kept.append(data[start:begin])
+                start = end
+            found = self._interesting(data, end)
+        self._last = data
+        return b"".join([*kept, data[start:]]) if start else data
 
     def passes(self, events: bytes) -> bool:
         """Whether `events`, which are whole, may be in any framing and come next, have nothing of
@@ -241,7 +274,11 @@ class StreamExtractor:
         if not span.whole:
             self._inspect_piece(span)
             return None
-        data = payload(span.raw, first=self._last is None)
+        return self._read(span.raw, first=self._last is None)
+
+    def _read(self, event: bytes, *, first: bool) -> JsonUsage | None:
+        """Take what an event says; `first`: it opens the stream."""
+        data = payload(event, first=first)
         if data is None:
             return None
         try:

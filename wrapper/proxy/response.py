@@ -56,6 +56,8 @@ _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 REST_SECONDS = 0.1
 REST_BYTES = 1 << 16
 
+TINY = 1024  # bytes of a request's body that are not worth letting go of
+
 _CHARACTER = "character"  # the unit of speech
 
 _decode_input = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -76,11 +78,10 @@ def stream(
     strip = forwarded.strip_usage and record.stream and not coding
     has_length = response.length is not None and not strip and response.status != 204
     metering = context.snapshot.settings.server.metering
-    # Characters are counted at the end, which is now where the response is complete.
+    # It has been sent, and streams last for minutes; characters are counted at the end.
     kept = request.endpoint.by_character or response.body.complete
-    if record.content is not None and isinstance(request.body, bytes) and not kept:
-        # It has been sent, and streams last for minutes.
-        if len(request.body) > SMALL:
+    if not kept and isinstance(request.body, bytes) and len(request.body) > TINY:
+        if len(request.body) > SMALL and record.content is not None:
             record.content.close()
         request = request._replace(body=None)
     credential = forwarded.attempt.credential
