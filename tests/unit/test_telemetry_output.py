@@ -117,7 +117,14 @@ def test_at_the_end_a_reader_has_a_moment(pipe: tuple[int, int]) -> None:
     full(writing, out)
     for _ in range(20):
         out.write(LINE)
-    reader = threading.Thread(target=lambda: [os.read(reading, 4096) for _ in range(21)])
+    left = (PIPE + 20) * len(LINE)
+
+    def read() -> None:
+        nonlocal left
+        while left:
+            left -= len(os.read(reading, 4096))
+
+    reader = threading.Thread(target=read)
     reader.start()
     out.flush(60)
     reader.join(60)

@@ -73,12 +73,9 @@ TABLES: Final = (
     """,  # noqa: S608
 )
 
-# What `totals` over all time reads in place of `usage`.
-ALL_TIME: Final = f"""(
-    SELECT {_GROUP}, {", ".join(_NUMBERS)} FROM usage_past
-    UNION ALL SELECT {_GROUP}, {", ".join(_NUMBERS)} FROM usage
-    WHERE hour >= (SELECT hour FROM usage_past_until)
-)"""  # noqa: S608
+# The sums as they stand, and the rows that are not in them.
+PAST: Final = f"SELECT {_GROUP}, {', '.join(_NUMBERS)} FROM usage_past"  # noqa: S608
+LATER: Final = "usage WHERE hour >= (SELECT hour FROM usage_past_until)"
 
 _FOLD = f"""
 INSERT INTO usage_past ({_GROUP}, {", ".join(_NUMBERS)})

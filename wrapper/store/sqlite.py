@@ -41,7 +41,7 @@ from typing import NamedTuple, TypeVar
 
 from wrapper.store import deferredsql, past, recent, sqlitefile
 from wrapper.store.accounts import Moment
-from wrapper.store.base import ALL_TIME_BY, Entry, StoreError, Sums, check_dimensions, true_tokens
+from wrapper.store.base import Entry, StoreError, Sums, check_dimensions, true_tokens
 from wrapper.store.deferred import Deferred
 from wrapper.store.drain import IMPOSSIBLE, add, drain
 from wrapper.store.limits import (
@@ -55,7 +55,7 @@ from wrapper.store.limits import (
 )
 from wrapper.store.live import DRAINED, LiveFile, open_live
 from wrapper.store.reservations import LEASE_SECONDS, REAP_BATCH, Reservations, Unknown
-from wrapper.store.schema import all_time_query, query, sums
+from wrapper.store.schema import all_time, query, sums
 from wrapper.store.waiting import Impossible, Waiting
 
 # How long a busy file is tried again, in seconds of sleep: a write takes microseconds, unless some
@@ -294,9 +294,12 @@ class SqliteStore:
     def all_time(self) -> list[Sums]:
         if self._missing():
             return []
-        self._transact(self._fold)
-        rows = self._try(lambda: self._here().execute(all_time_query()).fetchall())
-        return [sums(row, ALL_TIME_BY) for row in rows]
+
+        def work(cursor: sqlite3.Cursor) -> list[Sums]:
+            self._fold(cursor)
+            return all_time(cursor)
+
+        return self._transact(work)
 
     def remember(self, deferred: Deferred, lease: Lease | None, delay: float) -> None:
         due = self._wall() + delay
