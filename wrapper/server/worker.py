@@ -168,7 +168,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             body = self.wsgi(environ, response.start_response)
             try:
                 pieces = iter(body)
-                if response.chunked and hasattr(pieces, "send_through"):
+                if response.chunked and hasattr(pieces, "send_through") and not self.cfg.is_ssl:
                     pieces.send_through(response)
                 for piece in pieces:
                     response.write(piece, last=getattr(pieces, "ended", False))
