@@ -22,7 +22,7 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,7 +172,7 @@ def _handle(
 ) -> list[list[Call]]:
     environ = in_process._environ(request)
     ours, theirs = gevent.socket.socketpair()
-    environ["gunicorn.socket"] = SimpleNamespace(_sock=ours._sock, settimeout=ours.settimeout)
+    environ["gunicorn.socket"] = ours
     tracer = Tracer()
     counts: list[int] = []
     rest = iter(chunks)

@@ -140,8 +140,8 @@ def frames(*paths: str) -> dict[str, Any]:
         (("/x/wrapper/proxy/forward.py",), "wrapper/proxy/forward.py:outer"),
         (("/lib/json/decoder.py", "/x/wrapper/auth.py"), "wrapper/auth.py:outer"),
         (
-            ("/v/site-packages/gevent/_socketcommon.py", "/x/wrapper/server/wsgi.py"),
-            "wrapper/server/wsgi.py:outer",
+            ("/v/site-packages/gevent/_socketcommon.py", "/x/wrapper/server/response.py"),
+            "wrapper/server/response.py:outer",
         ),
         (("/v/site-packages/flask/app.py", "/x/wrapper/app.py"), "flask/app.py:outer"),
     ],

@@ -19,7 +19,7 @@ from wrapper.formats.http1 import ChunkedBody, Connection, Disconnected, parse_h
 from wrapper.metering.stream import StreamExtractor
 from wrapper.proxy.pump import MAX_VAIN, Pump
 from wrapper.record import RequestRecord
-from wrapper.server.wsgi import Response
+from wrapper.server.response import Response
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked"
 MODEL = b'data: {"model":"m","choices":[{"delta":{"content":"one"}}]}\n\n'
@@ -82,9 +82,8 @@ def stream() -> Iterator[Stream]:
 
 def over(sock: Any) -> Response:
     """The server's response over this socket."""
-    response = Response.__new__(Response)
-    response.sock = sock
-    return response
+    connection: Any = SimpleNamespace(sock=sock)
+    return Response(connection, closes=False)
 
 
 def until(find: Callable[[], object], expected: object) -> None:

@@ -8,28 +8,29 @@ import os
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import gevent
 import gevent.socket
 import pytest
 from gunicorn.config import Config
-from gunicorn.http.parser import RequestParser
 
 from harness.app import AppFactory
 from harness.poll import PATIENCE
 from wrapper.auth import digest
-from wrapper.config import load
+from wrapper.config import Server, Settings, load
 from wrapper.config.loading import prepare_keys
 from wrapper.config.prepared import Prepared
 from wrapper.metering.pricing import Prices
 from wrapper.runtime import Runtime
-from wrapper.server import head_timeout, lifecycle, room
+from wrapper.server import connection, lifecycle, room
+from wrapper.server.connection import Connection, Connections
 from wrapper.server.logging import JsonFormatter, TextFormatter, formatter
 from wrapper.server.reload import ConfigReloader
-from wrapper.server.worker import HeadTimeout, StrictRequest
 from wrapper.steps import STEP
 from wrapper.store import StoreError
 
@@ -291,42 +292,64 @@ def test_whatever_goes_to_stderr_is_one_line_of_json() -> None:
 # --- keep-alive and the head's timeout -----------------------------------------------------------
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+WITH_BODY = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+OLD = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
 LONG = 600.0  # seconds that no test waits
 SHORT = 0.02
 
 
-class Waiting:
-    """A connection whose requests are read as a worker does."""
+class Served:
+    """A connection that is served as a worker does; its application says ok to everything."""
 
-    def __init__(self, head: float, keepalive: float) -> None:
+    def __init__(self, head: float = LONG, keepalive: float = LONG) -> None:
         self.client, server = gevent.socket.socketpair()
-        self.requests = 0
+        self.connections = Connections(10)
+        self.requests: list[str] = []
         self.greenlet = gevent.spawn(self._serve, server, head, keepalive)
         gevent.spawn(self._look)
 
     def _serve(self, server: Any, head: float, keepalive: float) -> None:
-        parser = RequestParser(Config(), server, ("127.0.0.1", 1))
-        while True:
-            request = None
-            with HeadTimeout(head, keepalive):
-                request = next(parser, None)
-            if request is None:
-                break
-            self.requests += 1
-        server.close()
+        settings = Settings(Server(), {}, (), {})
+        worker: Any = SimpleNamespace(
+            cfg=Config(),
+            runtime=SimpleNamespace(snapshot=SimpleNamespace(settings=settings)),
+            application=self._application,
+            alive=True,
+            nr=0,
+            max_requests=100,
+        )
+        worker.cfg.set("header_map", "dangerous")
+        addresses = ("127.0.0.1", 1), ("127.0.0.1", 80)
+        made = Connection(worker, self.connections, server, *addresses)
+        made._head_seconds, made._keepalive = head, keepalive  # type: ignore[assignment]
+        self.connections.opened(made)
+        try:
+            made.serve()
+        finally:
+            self.connections.closed(made)
+            server.close()
+
+    def _application(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        self.requests.append(environ["REQUEST_METHOD"])
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
 
     def _look(self) -> None:
         """As a worker does several times a second."""
         while not self.greenlet.dead:
-            HeadTimeout.sweep(0.0)
+            self.connections.sweep(0.0)
             gevent.sleep(SHORT / 10)
 
-    def has_read(self, count: int) -> None:
-        """Wait until so many requests have been read."""
-        with gevent.Timeout(PATIENCE):
-            while self.requests < count:
-                gevent.sleep(SHORT / 10)
-        assert self.requests == count
+    def responds(self, count: int) -> None:
+        """Read so many responses."""
+        received = b""
+        self.client.settimeout(PATIENCE)
+        while received.count(b"\r\n\r\nok") < count:
+            data = self.client.recv(65536)
+            assert data, received
+            received += data
+        assert received.count(b"HTTP/1.1 200") + received.count(b"HTTP/1.0 200") == count
 
     def ends(self, seconds: float = PATIENCE) -> bool:
         """Whether the connection is closed within that time."""
@@ -336,62 +359,89 @@ class Waiting:
         return bool(self.greenlet.dead)
 
 
-@pytest.fixture
-def strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RequestParser, "mesg_class", StrictRequest)
-
-
-@pytest.mark.usefixtures("strict")
 def test_a_kept_connection_may_idle_longer_than_a_head_may_take() -> None:
-    waiting = Waiting(SHORT, LONG)
+    served = Served(SHORT, LONG)
     for number in (1, 2, 3):
-        waiting.client.sendall(REQUEST)
-        waiting.has_read(number)
-        assert not waiting.ends(10 * SHORT)
-    waiting.client.sendall(REQUEST[:5])
-    assert waiting.ends()
-    assert waiting.requests == 3
+        served.client.sendall(REQUEST)
+        served.responds(1)
+        assert not served.ends(10 * SHORT)
+        assert len(served.requests) == number
+    served.client.sendall(REQUEST[:5])
+    assert served.ends()
+    assert len(served.requests) == 3
 
 
-@pytest.mark.usefixtures("strict")
 def test_a_new_connection_has_the_heads_time_only() -> None:
-    assert Waiting(SHORT, LONG).ends()
+    assert Served(SHORT, LONG).ends()
 
 
-@pytest.mark.usefixtures("strict")
 def test_an_idle_connection_ends_after_its_time() -> None:
-    waiting = Waiting(LONG, SHORT)
-    waiting.client.sendall(REQUEST)
-    assert waiting.ends()
-    assert waiting.requests == 1
+    served = Served(LONG, SHORT)
+    served.client.sendall(REQUEST)
+    assert served.ends()
+    assert len(served.requests) == 1
 
 
 def test_time_in_which_the_worker_did_not_run_is_not_the_heads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(head_timeout, "clock", lambda: now)
-    timeout = HeadTimeout(15, 75)
-    with timeout:
-        now += 60
-        HeadTimeout.sweep(60 - 0.1)
-        gevent.sleep(0)
-        now += 14
-        HeadTimeout.sweep(0.0)
-        gevent.sleep(0)
-    timeout = HeadTimeout(15, 75)
-    with timeout:  # which ends it without an exception
-        now += 16
-        HeadTimeout.sweep(0.0)
-        gevent.sleep(PATIENCE)
-        pytest.fail("the head had more than its time")
+    monkeypatch.setattr(connection, "clock", lambda: now)
+    connections, ended = Connections(10), mock.Mock()
+    each: Any = mock.Mock(deadline=now + 15)
+    each.greenlet.throw = ended
+    connections.waiting[each] = None
+    now += 60
+    connections.sweep(60 - 0.1)
+    gevent.sleep(0)
+    now += 14
+    connections.sweep(0.0)
+    gevent.sleep(0)
+    assert not ended.called
+    now += 2
+    connections.sweep(0.0)
+    with gevent.Timeout(PATIENCE):
+        while not ended.called:
+            gevent.sleep(SHORT / 10)
 
 
-@pytest.mark.usefixtures("strict")
-def test_requests_that_wait_in_a_row_are_all_read_and_the_timers_are_gone() -> None:
-    waiting = Waiting(LONG, LONG)
-    waiting.client.sendall(REQUEST * 5)
-    waiting.client.close()
-    waiting.greenlet.join(PATIENCE)
-    assert waiting.requests == 5
-    assert HeadTimeout.waiting == {}
+def test_requests_that_wait_in_a_row_are_all_served_and_the_waits_are_over() -> None:
+    """Whoever has read their heads, and whether their bodies were read or not."""
+    kinds = [REQUEST, WITH_BODY, CHUNKED, OLD, WITH_BODY, REQUEST, OLD, OLD, CHUNKED, CHUNKED]
+    served = Served()
+    served.client.sendall(b"".join(kinds) * 3)
+    served.responds(3 * len(kinds))
+    served.client.close()
+    assert served.ends()
+    assert served.requests == [kind.split()[0].decode() for kind in kinds] * 3
+    assert not served.connections.waiting
+    assert not len(served.connections)
+
+
+@pytest.mark.parametrize("size", [1, 7, 30])
+def test_requests_are_read_however_their_bytes_are_cut(size: int) -> None:
+    sent = (REQUEST + WITH_BODY + CHUNKED + OLD) * 2
+    served = Served()
+    for at in range(0, len(sent), size):
+        served.client.sendall(sent[at : at + size])
+        gevent.sleep(0)
+    served.responds(8)
+    served.client.close()
+    assert served.ends()
+
+
+def test_those_who_wait_longest_make_room_first() -> None:
+    connections = Connections(2)
+    woken: list[int] = []
+    made: list[Any] = []
+    for number in range(4):
+        each: Any = mock.Mock(since=number, greenlet=number)
+        each.wake.side_effect = partial(woken.append, number)
+        made.append(each)
+        connections.opened(each)
+    connections.waiting.update({made[2]: None})
+    connections.make_room(lambda: {1})
+    assert woken == [2, 0]  # the waiting one, then the longest response that no provider makes
+    assert len(connections) == 2
+    connections.make_room(lambda: {1})
+    assert woken == [2, 0]

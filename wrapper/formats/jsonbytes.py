@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -28,6 +29,7 @@ WINDOW = 1 << 18  # bytes that are looked through in one go
 
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
 _LONG_S = "\u017f".encode()  # another s to readers that ignore case
+_ESCAPED = re.compile(rb"\\u").search
 _TRAILING = re.compile(r"JSON is malformed: trailing characters \(byte ([0-9]+)\)")
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
@@ -166,16 +168,24 @@ def has_duplicate(
     """
     if len(body) > WINDOW:
         return not _is_clear(body, keys, pause) and _has_duplicate_member(body, keys)
-    if b"\\u" not in body and _LONG_S not in body:
-        lower = body.lower()
-        for key in keys:
-            quoted = b'"%b"' % key.encode()
-            count = lower.count(quoted)
-            if count and not (count == 1 and quoted in body):
-                break
-        else:
+    if _ESCAPED(body) is None and (body.isascii() or _LONG_S not in body):
+        find, known = _finder(keys)
+        found = [name for name in find(body) if name.lower() in known]
+        if known.issuperset(found) and len(set(found)) == len(found):
             return False
     return _has_duplicate_member(body, keys)
+
+
+@lru_cache(maxsize=8)
+def _finder(keys: frozenset[str]) -> tuple[Callable[[bytes], list[bytes]], frozenset[bytes]]:
+    """A function that finds what may be one of the keys, in any case, and more; the keys.
+
+    One expression takes a quarter of the time of a search for each key.
+    """
+    roots = [key for key in keys if not any(key != each and key.startswith(each) for each in keys)]
+    begin = b"|".join(re.escape(root).encode() for root in sorted(roots))
+    find = re.compile(rb'"((?:%b)[0-9a-z_]*+)"' % begin, re.IGNORECASE).findall
+    return find, frozenset(key.encode() for key in keys)
 
 
 def _has_duplicate_member(body: bytes, keys: frozenset[str]) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +51,10 @@ _METHOD_OVERRIDES: Final = (
     "HTTP_X_HTTP_METHOD",
     "HTTP_X_METHOD_OVERRIDE",
 )
+_CODINGS: Final = (
+    ("HTTP_CONTENT_ENCODING", ("", "identity")),
+    ("HTTP_TRANSFER_ENCODING", ("", "chunked")),
+)
 _CHARSET: Final = re.compile(r";[ \t]*charset[ \t]*=[ \t]*\"?([^\";, \t]*)")
 _READ_FIELDS: Final = frozenset({"model", "models", "stream", "stream_options"})
 
@@ -60,6 +65,7 @@ _AMBIGUOUS: Final = re.compile(
     r"|/(?:\.|%2[eE]){1,2}(?:/|;|%3[bB]|$)"
 )
 _ENCODED_SLASH: Final = re.compile("%2[fF]")
+MAX_KNOWN: Final = 256  # characters of a target that is looked up
 _BAD_QUERY: Final = re.compile(r"[\x00-\x20\x7f#]")
 
 
@@ -201,7 +207,7 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
         socket = handshake.asked_for(environ, context.target[0])
         if socket is not None:
             return _socket_request(context, socket, length)
-    timeouts.arm_request_body(scope, environ.get("gunicorn.socket"), length, server)
+    timeouts.arm_request_body(scope, length, server)
     try:
         with scope:
             request = _read_body(context, principal, length, routed=routed)
@@ -317,10 +323,14 @@ def read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyReq
     if len(body) > PIECE:
         output = tuple(each if len(bytes(each)) < _MAX_ID else _NOTHING for each in output)
     builds = request.endpoint.creates is not None or fields.model is None
-    return request._replace(
-        body=body,
-        model=fields.model,
-        stream=bool(fields.stream),
+    return ProxyRequest(  # `_replace` takes three times as long
+        request.method,
+        request.target,
+        request.query,
+        request.endpoint,
+        body,
+        fields.model,
+        bool(fields.stream),
         objects=_OBJECTS(fields) if builds else (),
         # Copies: what msgspec gives holds the whole body, and streams last for minutes.
         output_fields=() if output == _UNLIMITED else tuple(map(bytes, output)),
@@ -357,6 +367,10 @@ def split_target(environ: Mapping[str, Any]) -> tuple[str, str]:
     RFC 3986 sections 3.3 and 6.2.2; RFC 9112 section 3.2: only the origin form is served.
     """
     raw: str = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
+    return _known_target(raw) if len(raw) < MAX_KNOWN and "?" not in raw else _split(raw)
+
+
+def _split(raw: str) -> tuple[str, str]:
     path, mark, query = raw.partition("?")
     # A model's name is all that follows `/models/`, with slashes or, as the SDKs write them there,
     # with encoded ones: both readings are the same, so both are taken.
@@ -370,6 +384,9 @@ def split_target(environ: Mapping[str, Any]) -> tuple[str, str]:
     return path, mark + query
 
 
+_known_target: Final = lru_cache(maxsize=256)(_split)
+
+
 def is_json_type(content_type: str) -> bool:
     """`application/json` and its `+json` relatives."""
     return is_json(media_type(content_type))
@@ -381,15 +398,14 @@ def _refuse_ambiguous_head(environ: Mapping[str, Any]) -> None:
     A compressed body cannot be read beside the bytes (RFC 9110 section 15.5.16); a header may
     replace the method for readers that know it.
     """
-    encoding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
-    transfer = environ.get("HTTP_TRANSFER_ENCODING", "").strip().lower()
-    if encoding not in ("", "identity") or transfer not in ("", "chunked"):
-        raise errors.UnsupportedEncoding(
-            "Compressed request bodies are not accepted: send the body without Content-Encoding."
-        )
-    method = environ["REQUEST_METHOD"]
+    for name, usual in _CODINGS:
+        if name in environ and environ[name].strip().lower() not in usual:
+            raise errors.UnsupportedEncoding(
+                "Compressed request bodies are not accepted: send the body without"
+                " Content-Encoding."
+            )
     for name in _METHOD_OVERRIDES:
-        if environ.get(name, method).strip().upper() != method:
+        if name in environ and environ[name].strip().upper() != environ["REQUEST_METHOD"]:
             raise errors.BadRequest("The request names two methods: send the one you mean.")
 
 

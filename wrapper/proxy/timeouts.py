@@ -7,8 +7,8 @@ keep-alive      from one request's end to the next one's       `KEEPALIVE`      
                 first byte
 request head    from its first byte (of a new connection:      `HEAD`                `server`
                 from the beginning) to its end
-request body    each wait for the client, and the whole body   `body_timeout`        here
-                by its size
+request body    each wait for the client                       `body_timeout`        `server`
+                the whole body, by its size                    `body_timeout`        here
 connect         name resolution, all addresses and TLS         `connect_timeout`     `upstream`
                 together
 provider write  each wait for the provider to take bytes       `first_byte_timeout`  `http1`
@@ -17,10 +17,10 @@ first byte      from the connection to the response's first    `first_byte_timeo
 idle            each wait for more of the response, also of    `idle_timeout`        here
                 its beginning
 total           everything with one provider                   `total_timeout`       here
-client write    each wait for the client to take bytes         `body_timeout`        here, `server`
+client write    each wait for the client to take bytes         `body_timeout`        `server`
 ==============  =============================================  ====================  ==============
 
-`server`: `server.worker`, with `server.head_timeout`; `upstream`: `upstream.adapter`; `http1`:
+`server`: `server.connection`; `upstream`: `upstream.adapter`; `http1`:
 `formats.http1`. Deadlines are those of the request's cancel scope, up to a quarter of a second
 late, and later by the time in which the worker did not run; so is each wait to read from the
 provider. Waits on a socket alone (for the client, and to write to the provider) are the socket's
@@ -29,7 +29,7 @@ own timeout. All values are seconds.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from wrapper.cancellation import CancelScope
 from wrapper.config import Provider, Server
@@ -47,12 +47,8 @@ def body_seconds(length: int | None, server: Server) -> float:
     return server.body_timeout + most / SLOWEST_BYTES_PER_SECOND
 
 
-def arm_request_body(
-    scope: CancelScope, sock: Any | None, length: int | None, server: Server
-) -> None:
-    """Each wait for the client, now to send and later to take bytes, and the whole body."""
-    if sock is not None:
-        sock.settimeout(server.body_timeout)
+def arm_request_body(scope: CancelScope, length: int | None, server: Server) -> None:
+    """The whole body; each wait for it is bounded by the socket's own timeout."""
     scope.set_deadline(body_seconds(length, server))
 
 

@@ -10,18 +10,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import gevent
 from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.errors import InvalidHeader, InvalidRequestLine, ObsoleteFolding
 from gunicorn.http.message import Request
 
-from wrapper.server.head_timeout import HeadTimeout
 from wrapper.upstream.headers import UNDERSCORE
 
 _INVALID_TARGET = re.compile(rb"[A-Z]+ /[^ \r\n]*[\x00-\x1f\x7f-\xff][^ \r\n]* HTTP/1\.[01]\b")
 # RFC 9110 section 7.2: uri-host [":" port] of RFC 3986 section 3.2.2; the host may be empty.
-_HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
-_LENGTH = re.compile("[0-9]{1,15}")
+HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+LENGTH = re.compile("[0-9]{1,15}")
 
 
 class InvalidTarget(InvalidRequestLine):  # type: ignore[misc]  # gunicorn has no types
@@ -40,14 +38,6 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     """
 
     headers: list[tuple[str, str]]
-
-    def parse(self, unreader: Any) -> Any:
-        timeout = HeadTimeout.waiting.get(gevent.getcurrent())
-        if timeout is not None and self.req_number > 1:
-            timeout.idle()
-            unreader.unread(unreader.read())
-            timeout.begun()
-        return super().parse(unreader)
 
     def _peer_trusted_for_forwarded(self) -> tuple[dict[str, str], list[str]]:
         """No peer may set the scheme or WSGI's variables; gunicorn would parse its address first,
@@ -84,7 +74,7 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
             if name == "HOST":
                 host = value
             elif name == "CONTENT-LENGTH":
-                usual = usual and length is None and _LENGTH.fullmatch(value) is not None
+                usual = usual and length is None and LENGTH.fullmatch(value) is not None
                 length = value
             elif name == "TRANSFER-ENCODING":
                 usual = False
@@ -95,7 +85,7 @@ class StrictRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         if host is None:
             if self.version >= (1, 1):
                 raise InvalidHost("HOST")
-        elif _HOST.fullmatch(host) is None:
+        elif HOST.fullmatch(host) is None:
             raise InvalidHost("HOST")
         if usual:  # else gunicorn decides, which searches the headers again
             self.body = Body(LengthReader(self.unreader, int(length or 0)))
