@@ -170,7 +170,9 @@ def has_duplicate(
         return not _is_clear(body, keys, pause) and _has_duplicate_member(body, keys)
     if _ESCAPED(body) is None and (body.isascii() or _LONG_S not in body):
         find, known = _finder(keys)
-        found = [name for name in find(body) if name.lower() in known]
+        found = find(body)
+        if not known.issuperset(found):
+            found = [name for name in found if name.lower() in known]
         if known.issuperset(found) and len(set(found)) == len(found):
             return False
     return _has_duplicate_member(body, keys)
