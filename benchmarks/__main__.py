@@ -107,6 +107,7 @@ def _measure(
             profile = measures.profile(url, sizes.profile_seconds, stream=stream)
             results.profiles[name] = profile
     if "workers" in parts:
+        machine.hold(simulator.pid, machine.CORES)
         with machine.on_cores(machine.CORES):
             results.workers = _rounds("workers", measures.throughput(variants.WORKERS, url, fewer))
     _progress("")

@@ -49,6 +49,8 @@ ratios, milliseconds are this machine's.
   and concurrency and a budget, metering with prices, metrics, log, ledger in SQLite.
 - **naive**: a minimal relay with Flask, gevent and `requests` (`benchmarks/naive.py`) that counts
   nothing.
+- **older** (`--against COMMIT`): the version at that commit, with the same interpreter and packages
+  and with everything that it has.
 - **(direct)**: no relay, so what provider and load generator take themselves.
 - **nginx** relays and writes an access log. **LiteLLM** runs without a database: one master key, no
   budgets, a callback that counts. **Portkey** is the open-source gateway: no keys, no counting;
