@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +16,6 @@ from harness.defaults import KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway
 from harness.poll import eventually
 from harness.simulator import Simulator
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CONFIG = """\
 [providers.known]
@@ -59,10 +58,11 @@ targets = ["known"]
 
 @dataclass
 class Behind:
-    """A gateway and its provider behind TLS."""
+    """A gateway and its provider behind TLS, with the provider's certificate and key."""
 
     gateway: Gateway
     simulator: Simulator
+    pem: Path
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
     with Simulator(certificate=pem) as simulator:
         config = CONFIG.replace("{port}", str(simulator.port)).replace("{pem}", str(pem))
         with Gateway(config, keys=KEYS, env=PROVIDER_KEYS) as gateway:
-            yield Behind(gateway, simulator)
+            yield Behind(gateway, simulator, pem)
             gateway.assert_clean()
 
 
@@ -155,3 +155,36 @@ def test_a_websocket_to_a_provider_behind_tls(tls: Behind) -> None:
     )
     usages = [each["usage"] for each in tls.simulator.requests(book=book)]
     assert [usage and usage["completion"] for usage in usages] == [None, 6, 6]
+
+
+def test_the_server_itself_may_speak_tls(tls: Behind) -> None:
+    """With gunicorn's own options."""
+    arguments = f"--certfile {tls.pem} --keyfile {tls.pem}"
+    env = {**PROVIDER_KEYS, "GUNICORN_CMD_ARGS": arguments}
+    config = CONFIG.replace("{port}", str(tls.simulator.port)).replace("{pem}", str(tls.pem))
+    trusting = ssl.create_default_context(cafile=tls.pem)
+    with Gateway.prepared(config, keys=KEYS, env=env) as gateway:
+        gateway.launch()
+
+        def connect() -> ssl.SSLSocket | None:
+            try:
+                made = socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
+                return trusting.wrap_socket(made, server_hostname="127.0.0.1")
+            except OSError:
+                return None
+
+        connection = eventually(connect, what="it listens")
+        assert connection is not None
+        with connection:
+            received = b""
+            for number, stream in enumerate((False, True, False), 1):
+                asked = chat.request(gateway, stream=stream)
+                connection.sendall(asked[:50])
+                connection.sendall(asked[50:])
+                end = b"\r\n0" if stream else b"}"
+                while received.count(b"HTTP/1.1 200 OK") < number or not received.strip().endswith(
+                    end
+                ):
+                    data = connection.recv(65536)
+                    assert data, received
+                    received += data
