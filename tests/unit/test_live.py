@@ -26,6 +26,7 @@ from wrapper.store import (
     Entry,
     Lease,
     Limits,
+    Refused,
     StoreError,
     Subject,
     accounts,
@@ -409,24 +410,27 @@ GROQ = Subject("provider:groq", Limits(max_concurrent=5))
 OTHER = Subject("provider:other", Limits(max_concurrent=5, budget=10**9, budget_period="total"))
 ALL = (KEY, TEAM, GROQ, OTHER)
 WORKER = "00000000000000aa"
-NOW = accounts.Moment(5000.5, NOON)
+
+
+def now() -> accounts.Moment:
+    return accounts.Moment(5000.5, NOON)
 
 
 def one_lease(r: Reservations, cursor: sqlite3.Cursor) -> Lease:
     """All money is known, and one request is running."""
-    r.admit([KEY, TEAM, GROQ], Demand(), NOW, beat=True)
+    r.admit([KEY, TEAM, GROQ], Demand(), now, beat=True)
     r.learn(cursor, (KEY, TEAM, OTHER), NOON)
-    found = r.admit([KEY, TEAM, GROQ], Demand(50, 60), NOW, beat=True)
+    found = r.admit([KEY, TEAM, GROQ], Demand(50, 60), now, beat=True)
     assert isinstance(found, Lease)
     return found
 
 
 STEPS: dict[str, Callable[[Reservations, sqlite3.Cursor, Lease], object]] = {
-    "admit": lambda r, _, lease: r.admit([KEY, TEAM, GROQ], Demand(7, 8), NOW, beat=True),
+    "admit": lambda r, _, lease: r.admit([KEY, TEAM, GROQ], Demand(7, 8), now, beat=True),
     "settle": lambda r, _, lease: r.settle(entry(), lease, 110),
     "settle without a lease": lambda r, _, lease: r.settle(entry(), None, 0),
     "end": lambda r, _, lease: r.end(lease, 3),
-    "move": lambda r, _, lease: r.move(lease, GROQ, [OTHER], NOW),
+    "move": lambda r, _, lease: r.move(lease, GROQ, [OTHER], now),
     "take the money": lambda r, _, lease: r.take_money(lease),
     "learn": lambda r, cursor, lease: r.learn(
         cursor, [Subject("group:team", TEAM.limits, ("mate", "new"))], NOON
@@ -452,8 +456,8 @@ def test_a_step_that_stops_at_any_write_is_made_whole_or_not_at_all(path: Path, 
         try:
             other = Reservations(file, "00000000000000bb")
             other.any_worker()
-            standings = other.standings(cursor, ALL, NOW)
-            copies = other._copies([subject.name for subject in ALL])
+            standings = other.standings(cursor, ALL, now)
+            copies, _ = other._copies([subject.name for subject in ALL], now)
             members = [(account.members, account.fingerprint) for account in copies]
             counting = other._counting("new", "groq")
             held = Reservations(file, WORKER).demand_of(lease)
@@ -589,6 +593,32 @@ def test_whoever_is_killed_at_whatever_moment_loses_nothing_and_books_nothing_tw
     subjects = [Subject(f"key:{key}", budget) for key in told]
     for standing in store.standing([Subject("provider:groq", budget), *subjects]):
         assert (standing.concurrent, standing.reserved) == (0, 0)
+    store.close()
+
+
+def test_what_others_count_before_a_process_has_the_lock_stays_counted(path: Path) -> None:
+    """A process that is stopped on its way to the lock comes with a time that is long over."""
+    key = Subject("key:web", Limits(tokens_per_minute=100))
+    second, late = 1000.0, False
+
+    def clock() -> float:
+        nonlocal second, late
+        before = second
+        if late:
+            late, second = False, second + 3
+            other.settle(entry(usage=Usage(60, 0, 60)), other.admit([key], Demand(60, 0)))
+        return before
+
+    store = SqliteStore(path, clock, lambda: NOON)
+    other = SqliteStore(path, lambda: second, lambda: NOON)
+    store.settle(entry(usage=Usage(30, 0, 30)), store.admit([key], Demand(30, 0)))
+    late = True
+    with pytest.raises(Refused):
+        store.admit([key], Demand(20, 0))
+    assert not late
+    [standing] = store.standing([key])
+    assert (standing.tokens, standing.requests) == (90, 2)
+    other.close()
     store.close()
 
 

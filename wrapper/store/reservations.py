@@ -9,14 +9,17 @@ A worker that is killed stops its heartbeat. Its leases are ended by the others:
 and slots return, its requests stay counted. Where nobody has had a heartbeat for that long (the
 machine slept), nothing can be said about any one worker, and each gets the whole time again.
 
-Invariant: each step is one `LiveFile.commit` under the file's lock and yields to no other greenlet.
-What it costs does not depend on the number of subjects, nor on the leases in flight.
+Invariants: each step is one `LiveFile.commit` under the file's lock and yields to no other
+greenlet. What it costs does not depend on the number of subjects, nor on the leases in flight. The
+time is read under the lock (`Now`), so that it never goes back from one step to the next: a process
+that is stopped on its way to the lock would drop what others have counted since, as lying in the
+future.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from sqlite3 import Cursor
 from typing import Final, NamedTuple
@@ -45,6 +48,8 @@ from wrapper.store.limits import (
 )
 from wrapper.store.live import ACCOUNTS, EPOCH, FREE, LEASES, MEMBERS, SERIAL, VERSION, Change
 from wrapper.store.spans import period
+
+Now = Callable[[], Moment]
 
 # A worker whose last heartbeat is older than this many seconds is dead.
 LEASE_SECONDS = 20.0
@@ -95,12 +100,13 @@ class Reservations:
     # Steps
 
     def admit(
-        self, subjects: Sequence[Subject], demand: Demand, moment: Moment, *, beat: bool
+        self, subjects: Sequence[Subject], demand: Demand, now: Now, *, beat: bool
     ) -> Lease | Refused | Unknown:
         """Reserve `demand` in all of `subjects`, or in none. `beat`: with a heartbeat."""
         live = self.live
         try:
             live.lock()
+            moment = now()
             if live.words[VERSION] != self._version:
                 self._follow()
             if beat:
@@ -130,7 +136,7 @@ class Reservations:
         return self._lease(serial << _SLOT_BITS | slot, demand, uses, dry_run, second)
 
     def move(
-        self, lease: Lease, old: Subject | None, new: Sequence[Subject], moment: Moment
+        self, lease: Lease, old: Subject | None, new: Sequence[Subject], now: Now
     ) -> Lease | Refused | Unknown | None:
         """Give back the share of `old` and reserve the lease's demand in `new`.
 
@@ -144,6 +150,7 @@ class Reservations:
             held = self._held(lease)
             if held is None:
                 return None
+            moment = now()
             reserved = self._reserve(new, held.demand, moment)
             if isinstance(reserved, Refused | Unknown):
                 return reserved
@@ -288,14 +295,12 @@ class Reservations:
             finally:
                 live.unlock()
 
-    def standings(
-        self, cursor: Cursor, subjects: Sequence[Subject], moment: Moment
-    ) -> list[Standing]:
+    def standings(self, cursor: Cursor, subjects: Sequence[Subject], now: Now) -> list[Standing]:
         """The standings of any number of subjects. Changes nothing."""
         found: list[Standing] = []
         for at in range(0, len(subjects), _STANDINGS):
             some = subjects[at : at + _STANDINGS]
-            accounts = self._copies([subject.name for subject in some])
+            accounts, moment = self._copies([subject.name for subject in some], now)
             epoch = self.live.words[EPOCH]
             for subject, account in zip(some, accounts, strict=True):
                 if not account.knows_money(subject, moment.wall, epoch):
@@ -310,22 +315,22 @@ class Reservations:
         """Whether any process has leases: else there is nothing to renew and nothing to end."""
         return any(worker for _, worker, _ in self._workers())
 
-    def beat(self, moment: Moment) -> None:
+    def beat(self, now: Now) -> None:
         """Note that this worker is alive."""
         try:
             self.live.lock()
-            self._beat(moment)
+            self._beat(now())
         finally:
             self.live.unlock()
 
-    def reap(self, moment: Moment) -> int:
+    def reap(self, now: Now) -> int:
         """End leases of dead workers, up to a bounded number: how many."""
         ended = 0
         while ended < REAP_BATCH:
             try:
                 self.live.lock()
                 self._follow()
-                more = self._reap(moment, _STEP)
+                more = self._reap(now(), _STEP)
             finally:
                 self.live.unlock()
             ended += more
@@ -409,15 +414,17 @@ class Reservations:
             self._follow()
         return number
 
-    def _copies(self, names: Sequence[str]) -> list[Account]:
+    def _copies(self, names: Sequence[str], now: Now) -> tuple[list[Account], Moment]:
+        """The accounts as they are, and when that was."""
         try:
             self.live.lock()
             self._follow()
             numbers = [self._numbers.get(hashed(name)) for name in names]
-            return [
+            copies = [
                 Account(unused(hashed(name))) if number is None else self._account(number)
                 for name, number in zip(names, numbers, strict=True)
             ]
+            return copies, now()
         finally:
             self.live.unlock()
 

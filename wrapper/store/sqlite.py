@@ -193,12 +193,13 @@ class SqliteStore:
     def admit(self, subjects: Sequence[Subject], demand: Demand) -> Lease:
         demand = bounded(demand)
 
-        def step(reservations: Reservations, moment: Moment) -> Lease | Refused | Unknown:
+        def step(reservations: Reservations) -> Lease | Refused | Unknown:
             self._admits = True
-            beat = moment.clock - self._beat_at >= LEASE_SECONDS / 2
-            found = reservations.admit(subjects, demand, moment, beat=beat)
+            clock = self._clock()
+            beat = clock - self._beat_at >= LEASE_SECONDS / 2
+            found = reservations.admit(subjects, demand, self._moment, beat=beat)
             if beat:
-                self._beat_at = moment.clock
+                self._beat_at = clock
             return found
 
         return _granted(self._step(step))
@@ -209,8 +210,8 @@ class SqliteStore:
         old, kept = lease.provider, lease.without_provider()
         gained = [provider] if provider else []
 
-        def step(reservations: Reservations, moment: Moment) -> Lease | Refused | Unknown | None:
-            return reservations.move(lease, old, gained, moment)
+        def step(reservations: Reservations) -> Lease | Refused | Unknown | None:
+            return reservations.move(lease, old, gained, self._moment)
 
         outcome = self._step(step) if lease.subjects else None
         if outcome is not None:
@@ -222,16 +223,16 @@ class SqliteStore:
         if self._missing():
             return [nothing_used(subject, self._wall()) for subject in subjects]
         self._book()
-        return self._try(lambda: self._opened().standings(self._here(), subjects, self._moment()))
+        return self._try(lambda: self._opened().standings(self._here(), subjects, self._moment))
 
     def heartbeat(self) -> None:
         if self._missing():
             return
         reservations = self._try(self._opened)
         if self._admits or reservations.any_worker():
-            moment = self._moment()
-            reservations.beat(moment)
-            self._beat_at = moment.clock
+            clock = self._clock()
+            reservations.beat(self._moment)
+            self._beat_at = clock
             self.reap()
         if not reservations.live.is_drained:
             self._transact(_nothing)
@@ -270,7 +271,7 @@ class SqliteStore:
     def reap(self) -> int:
         total = 0
         while True:
-            ended = self._try(self._opened).reap(self._moment())
+            ended = self._try(self._opened).reap(self._moment)
             total += ended
             if ended < REAP_BATCH:
                 return total
@@ -414,7 +415,7 @@ class SqliteStore:
         return Moment(self._clock(), self._wall())
 
     def _step(
-        self, step: Callable[[Reservations, Moment], Lease | Refused | Unknown | None]
+        self, step: Callable[[Reservations], Lease | Refused | Unknown | None]
     ) -> Lease | Refused | None:
         """What `step` returns, as soon as the money of all its subjects is known.
 
@@ -422,14 +423,13 @@ class SqliteStore:
         """
         while True:
             reservations = self._in_reach()
-            moment = self._moment()
             try:
-                found = step(reservations, moment)
+                found = step(reservations)
             except OSError as error:
                 raise sqlitefile.problem(self._path, error) from error
             if not isinstance(found, Unknown):
                 return found
-            self._learn(found.subjects, moment.wall)
+            self._learn(found.subjects, self._wall())
 
     def _in_reach(self) -> Reservations:
         """The reservations, where the database was written to just now; else it is tried."""
