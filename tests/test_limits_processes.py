@@ -18,7 +18,7 @@ import pytest
 
 from harness import processes
 from harness.forks import Child, in_children
-from harness.poll import eventually
+from harness.poll import PATIENCE, eventually
 from harness.redisserver import RedisServer
 from wrapper.metering import Usage
 from wrapper.store import Demand, Entry, Limits, Refused, Subject, open_store
@@ -274,7 +274,7 @@ def test_a_store_out_of_reach_stops_no_other_greenlet(
             process.stdin.write(b"\n")
             process.stdin.flush()
             assert process.stdout.readline() == b"closed\n"
-            assert process.wait(10) == 0
+            assert process.wait(PATIENCE) == 0
         finally:
             with contextlib.suppress(sqlite3.OperationalError):  # nothing is locked
                 unblock()

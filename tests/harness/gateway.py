@@ -403,12 +403,15 @@ class Gateway:
         A worker that has no such value yet is left out.
         """
         found: dict[int, float] = {}
-        for place in (Path("/dev/shm"), self.directory / "tmp"):
-            for pid in self.workers():
-                for path in place.glob(f"wrapper-*/metrics/{kind}_{pid}.db"):
-                    for key, value, *_ in _values(str(path)):
-                        if all(word in key for word in words):
-                            found[pid] = found.get(pid, 0.0) + value
+        places = (Path("/dev/shm"), self.directory / "tmp")
+        for pid in self.workers():
+            name = f"wrapper-*/metrics/{kind}_{pid}.db"
+            paths = [path for place in places for path in place.glob(name)]
+            # A gateway that was killed may have left the file of a worker with the same id.
+            for path in sorted(paths, key=lambda each: each.stat().st_ctime)[-1:]:
+                for key, value, *_ in _values(str(path)):
+                    if all(word in key for word in words):
+                        found[pid] = found.get(pid, 0.0) + value
         return found
 
 

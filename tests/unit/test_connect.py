@@ -17,6 +17,7 @@ import certifi
 import pytest
 
 from harness import programs
+from harness.poll import PATIENCE
 from harness.processes import ReservedPort
 from harness.raw import full_listener
 from wrapper import errors
@@ -49,9 +50,9 @@ def test_one_good_address_is_enough_wherever_it_stands(
     ports: dict[str, int], kinds: tuple[str, ...]
 ) -> None:
     began = time.monotonic()
-    with connect.connect(addresses(ports, *kinds), 30) as sock:
+    with connect.connect(addresses(ports, *kinds), 5 * PATIENCE) as sock:
         assert sock.getpeername()[1] == ports["good"]
-    assert time.monotonic() - began < 10  # and not the 30 s of one dead address
+    assert time.monotonic() - began < PATIENCE  # and not the time of one dead address
 
 
 def test_an_address_that_the_machine_cannot_use_is_passed_over(ports: dict[str, int]) -> None:
@@ -65,8 +66,8 @@ def test_an_address_that_the_machine_cannot_use_is_passed_over(ports: dict[str, 
 def test_all_addresses_share_one_budget(ports: dict[str, int]) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        connect.connect(addresses(ports, *["swallows"] * 40), 0.5)
-    assert time.monotonic() - began < 8
+        connect.connect(addresses(ports, *["swallows"] * 1000), 0.5)
+    assert time.monotonic() - began < PATIENCE  # 250 s, if each had its quarter of a second
 
 
 def test_where_every_address_refuses_the_error_says_so_at_once(ports: dict[str, int]) -> None:
@@ -88,20 +89,20 @@ def test_many_connections_look_a_name_up_once(monkeypatch: pytest.MonkeyPatch) -
 
     def look_up(*_: object, **__: object) -> list[tuple[object, ...]]:
         asked.release()
-        assert answer.wait(20)
+        assert answer.wait(PATIENCE)
         return [(*INET, "", ("127.0.0.1", 443))]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     name = connect.Name("llm.example", 443)
     with ThreadPoolExecutor(8) as pool:
         found = [pool.submit(name.addresses) for _ in range(8)]
-        assert asked.acquire(timeout=20)
+        assert asked.acquire(timeout=PATIENCE)
         answer.set()
-        assert [each.result(20) for each in found] == [[(*INET, ("127.0.0.1", 443))]] * 8
+        assert [each.result(PATIENCE) for each in found] == [[(*INET, ("127.0.0.1", 443))]] * 8
     assert name.addresses() == [(*INET, ("127.0.0.1", 443))]
     monkeypatch.setattr(connect, "NAME_SECONDS", 0.0)
     name.addresses()
-    assert asked.acquire(timeout=20)  # what is known for longer is asked for again
+    assert asked.acquire(timeout=PATIENCE)  # what is known for longer is asked for again
 
 
 def test_a_name_that_was_not_found_is_looked_up_by_the_next_connection(

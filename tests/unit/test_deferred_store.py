@@ -247,7 +247,7 @@ def test_processes_that_are_killed_while_they_book_leave_nothing_twice(world: Wo
 
     for booked in (count // 6, count // 3, count // 2):
         victims = [Child(book_all) for _ in range(2)]
-        eventually(lambda least=booked: parent.totals()[0].prompt >= 100 * least, 30)
+        eventually(lambda least=booked: parent.totals()[0].prompt >= 100 * least)
         for victim in victims:
             victim.kill()
     ids = [work.id for work in works]

@@ -406,10 +406,10 @@ def test_an_idle_connection_is_quiet_until_something_comes() -> None:
 def test_a_name_that_nobody_resolves_is_waited_for_no_longer_than_a_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(adapter, "open_connection", lambda *_: gevent.sleep(60))
+    monkeypatch.setattr(adapter, "open_connection", lambda *_: gevent.sleep(600))
     upstream = Upstream(Provider("far", "http://far.invalid/v1", connect_timeout=0.1))
     began = time.monotonic()
     with pytest.raises(errors.UpstreamTimeout, match="connect_timeout") as caught:
         upstream.send("GET", "/v1/models", {}, None, None)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert not caught.value.sent

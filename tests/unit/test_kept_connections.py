@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from harness.poll import PATIENCE
 from wrapper import errors
 from wrapper.config import Provider, Secret
 from wrapper.formats.http1 import Connection
@@ -115,7 +116,7 @@ def close_between(monkeypatch: pytest.MonkeyPatch, provider: Peer, arrived: str)
     def is_quiet(self: Connection) -> bool:
         found = quiet(self)
         provider.closes.set()
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         wanted = {"closed": 7, "close-wait": 8}[arrived]
         while self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != wanted:
             assert time.monotonic() < end
@@ -141,7 +142,7 @@ def test_a_request_that_meets_the_providers_close_on_its_way_is_sent_again(
     before: int,
 ) -> None:
     def then(sock: socket.socket) -> None:
-        provider.closes.wait(10)
+        provider.closes.wait(PATIENCE)
         (reset if how == "reset" else socket.socket.close)(sock)
 
     provider = serve(then, before)
@@ -222,7 +223,7 @@ def test_a_body_that_streams_through_is_not_sent_again(
     serve: Callable[[Behaviour], Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def then(sock: socket.socket) -> None:
-        provider.closes.wait(10)
+        provider.closes.wait(PATIENCE)
         sock.close()
 
     provider = serve(then)

@@ -307,10 +307,8 @@ def test_a_locked_file_makes_requests_wait_and_loses_none(
     path: Path, store: SqliteStore, locked: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "RETRY_SECONDS", 0.1)
-    start = time.monotonic()
     with pytest.raises(StoreError, match="locked"):
         store.settle(entry())
-    assert time.monotonic() - start < 10
     with pytest.raises(StoreError, match="2 requests wait to be written"):
         store.settle(entry())
     locked.execute("COMMIT")
