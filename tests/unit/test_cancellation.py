@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import time
 from types import SimpleNamespace
@@ -139,3 +140,31 @@ def test_a_wait_to_read_does_not_end_while_the_worker_stands_still(
         waiting.get(timeout=30)
     ours.close()
     theirs.close()
+
+
+def test_of_many_clients_that_leave_together_some_are_ended_in_each_turn_of_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Counted in turns: here each look at the clock is a millisecond."""
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.001
+        return now[0]
+
+    monkeypatch.setattr(cancellation, "clock", clock)
+    scopes = Scopes()
+    many = [CancelScope(scopes, None) for _ in range(100)]
+    for scope in many:
+        scope.leave()
+        scope.leave()
+    assert all(scope.client_left for scope in many)
+    ended = [0]
+    while ended[-1] < len(many):
+        gevent.sleep(1e-6)  # one turn, in which everything else happens too
+        ended.append(sum(scope.reason == cancellation.CLIENT_GONE for scope in many))
+    assert max(after - before for before, after in itertools.pairwise(ended)) <= 6
+    one = CancelScope(scopes, None)
+    one.leave()
+    while one.reason is None:
+        gevent.sleep(1e-6)
