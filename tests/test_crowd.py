@@ -156,6 +156,79 @@ def test_a_stream_takes_less_than_30_kib(gateway_factory: GatewayFactory) -> Non
         assert (processes.memory(worker).rss - before) / 300 < 30 << 10
 
 
+# gunicorn's configuration as it is shipped, and a worker that collects garbage when it is asked to.
+COUNTING = """
+__file__ = {shipped!r}
+exec(compile(open(__file__).read(), __file__, "exec"))
+import gc, gevent
+initialized, directory = post_worker_init, Path({directory!r})
+
+def count():
+    while True:
+        gevent.sleep(0.02)
+        if (directory / "asked").exists():
+            found = gc.collect()
+            (directory / "asked").unlink()
+            (directory / "found.new").write_text(str(found))
+            (directory / "found.new").rename(directory / "found")
+
+def post_worker_init(worker):
+    initialized(worker)
+    gc.disable()
+    gevent.spawn(count)
+"""
+
+
+class Counting(Gateway):
+    def launch(self) -> subprocess.Popen[bytes]:
+        def start(command: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
+            at = command.index("-c") + 1
+            own = self.directory / "counting.py"
+            own.write_text(COUNTING.format(shipped=command[at], directory=str(self.directory)))
+            return START([*command[:at], str(own), *command[at + 1 :]], **how)
+
+        with mock.patch.object(processes, "start", start):
+            return super().launch()
+
+    def garbage(self) -> int:
+        """The objects in cycles that nothing refers to."""
+        (self.directory / "found").unlink(missing_ok=True)
+        (self.directory / "asked").touch()
+        return int(eventually((self.directory / "found").read_text, retry_on=(OSError,)))
+
+
+def test_requests_leave_nothing_for_the_garbage_collector(simulator: Simulator) -> None:
+    """However they end: full collections are rare (`server.garbage`)."""
+    config, count = CONFIG.replace("{simulator}", simulator.url), 10
+    limited = {"requests_per_minute": 10**6, "budget_usd": 1000}
+    with Counting(config, keys={**KEYS, "limited": limited}, env=PROVIDER_KEYS) as gateway:
+
+        def abort() -> None:
+            orders = "events=2; stall=1"
+            with chat.begin(gateway, orders=orders, stream=True, deadline=60) as connection:
+                assert connection.read_head().status == 200
+
+        kinds: dict[str, Callable[[], object]] = {
+            "unary": lambda: chat.call(gateway),
+            "stream": lambda: chat.call(gateway, stream=True),
+            "limits": lambda: chat.call(gateway, stream=True, key="limited"),
+            "wrong key": lambda: chat.call(gateway, key="none"),
+            "no address": lambda: chat.call(gateway, target="/v1/none"),
+            "provider's error": lambda: chat.call(gateway, orders="status=429"),
+            "breaks off": lambda: chat.call(gateway, orders="events=9; cut=3", stream=True),
+            "client leaves": abort,
+        }
+        for call in kinds.values():  # what the first ones leave, once
+            call()
+        for kind, call in kinds.items():
+            gateway.garbage()
+            for _ in range(count):
+                call()
+            if kind == "client leaves":
+                eventually(lambda: gateway.metrics().value("requests_in_flight") == 0)
+            assert gateway.garbage() < 4 * count, kind  # one request was 16 and more
+
+
 def waiting(port: int) -> dict[int, int]:
     """The bytes that the system keeps for the clients of a port, by the client's port: proc(5)."""
     found = {}

@@ -285,6 +285,10 @@ class Connection:
         self._ahead = self._ahead[len(data) :]
         return data
 
+    def forget(self) -> None:
+        """At the end: what refers to it as well, and only a garbage collection would free."""
+        self._input = self._request = None
+
     def wake(self) -> None:
         """End what it waits for, as if the client had closed it."""
         with contextlib.suppress(OSError, AttributeError):

@@ -151,6 +151,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self.handle_error(None, client, addr, error)
         finally:
             connections.closed(connection)
+            connection.forget()
             util.close(client)
 
     def _with_providers(self) -> set[Any]:
