@@ -336,6 +336,95 @@ def test_after_a_power_failure_what_is_whole_is_booked(
     again.close()
 
 
+def test_after_a_power_failure_what_was_written_down_to_be_done_is_not_trusted(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header says that there is something to do, the pages that say what are of before."""
+    store.settle(entry())
+    store._cursor = None
+    with path.with_name("usage.db-live").open("r+b") as file:
+        file.seek(live._REDO * 8)
+        file.write((900).to_bytes(8, "little"))
+        file.seek(live._REDO_AT)
+        file.write(random.Random(1).randbytes(900))
+    boot = path.with_name("boot_id")
+    boot.write_text("another start of the machine\n")
+    monkeypatch.setattr("wrapper.store.sqlitefile._BOOT_ID", boot)
+    with contextlib.closing(opened(path)) as again:
+        assert again.totals()[0].requests == 2
+        again.settle(entry())
+        assert again.totals()[0].requests == 3
+
+
+def test_after_a_power_failure_an_array_that_was_moved_in_part_shares_no_room(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place is the new one, the file's end is that of before."""
+    store._cursor = None
+    with path.with_name("usage.db-live").open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.write(bytes(1 << 20))
+        file.seek(live.ACCOUNTS.at * 8)
+        file.write(end.to_bytes(8, "little"))
+        file.seek(live._REDO * 8)
+        file.write((100).to_bytes(8, "little"))
+    boot = path.with_name("boot_id")
+    boot.write_text("another start of the machine\n")
+    monkeypatch.setattr("wrapper.store.sqlitefile._BOOT_ID", boot)
+    with contextlib.closing(opened(path)) as again:
+        keys = [Subject(f"key:{number}", Limits(max_concurrent=9)) for number in range(600)]
+        leases = [again.admit([key], Demand()) for key in keys * 4]  # more than there is room for
+        assert {each.concurrent for each in again.standing(keys)} == {4}
+        for lease in leases:
+            again.release(lease)
+        assert {each.concurrent for each in again.standing(keys)} == {0}
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(live._SIZE, live._RING, live._REDO, live.FREE),
+        *(word for array in live._ALL for word in array[:3]),
+    ],
+)
+def test_a_file_whose_header_is_damaged_is_moved_aside(path: Path, busy: None, word: int) -> None:
+    with contextlib.closing(opened(path)) as store:
+        store.settle(entry())
+    with path.with_name("usage.db-live").open("r+b") as file:
+        file.seek(word * 8)
+        file.write((10**12).to_bytes(8, "little"))
+    with contextlib.closing(opened(path)) as again:
+        lease = again.admit([Subject("key:web", Limits(max_concurrent=1))], Demand())
+        again.settle(entry(), lease)
+        assert again.totals()[0].requests == 2
+    assert len(list(path.parent.glob("usage.db-live.*"))) == 1
+
+
+def test_all_links_to_a_database_lead_to_one_live_file(path: Path, tmp_path: Path) -> None:
+    key = Subject("key:web", Limits(max_concurrent=1))
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    with contextlib.closing(opened(path)) as one, contextlib.closing(opened(link)) as other:
+        lease = one.admit([key], Demand())
+        with pytest.raises(Refused):
+            other.admit([key], Demand())
+        one.settle(entry(), lease)
+        assert other.totals()[0].requests == 1
+    assert [file.name for file in link.parent.iterdir()] == ["link.db"]
+
+
+def test_a_file_system_without_locks_is_found_out_at_the_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(StoreError, match=r"cannot be locked .*; WRAPPER_STORE must name"):
+        opened(path).check()
+
+
 class Stop(BaseException):
     """As a signal's handler raises it."""
 
@@ -492,11 +581,9 @@ def test_a_step_that_stops_at_any_write_is_made_whole_or_not_at_all(path: Path, 
     connection.close()
 
 
-def test_a_lock_whose_holder_is_stopped_makes_requests_wait_in_memory(
-    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(live, "LOCK_SECONDS", 0.01)
-    assert store._live is not None
+@contextlib.contextmanager
+def stopped_holder(path: Path) -> Iterator[None]:
+    """Another process has the lock and does nothing."""
     ready = path.with_name("ready")
 
     def hold() -> None:
@@ -510,15 +597,39 @@ def test_a_lock_whose_holder_is_stopped_makes_requests_wait_in_memory(
     holder = Child(hold)
     try:
         eventually(ready.exists, 60)
+        yield
+    finally:
+        holder.kill()
+
+
+def test_a_lock_whose_holder_is_stopped_makes_requests_wait_in_memory(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "LOCK_SECONDS", 0.01)
+    assert store._live is not None
+    with stopped_holder(path):
         with pytest.raises(StoreError, match="a process that uses it is stopped"):
             store._live.append(b"x", 0)
         with pytest.raises(StoreError, match="a process that uses it is stopped"):
             store.settle(entry())  # waits in memory
-    finally:
-        holder.kill()
     store._waiting._retry_at = 0.0
     store.settle(entry())
     assert store.totals()[0].requests == 3
+
+
+def test_a_lock_whose_holder_is_stopped_does_not_stop_the_event_loop_for_long(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "LOCK_SECONDS", 0.5)
+    monkeypatch.setattr(live, "_STUCK_FOR", 1e9)
+    pauses: list[float] = []
+    monkeypatch.setattr(live, "_stop", lambda _, seconds: pauses.append(seconds))
+    key = Subject("key:web", Limits(budget=10**9, budget_period="total"))
+    store.release(store.admit([key], Demand()))
+    with stopped_holder(path):
+        with pytest.raises(StoreError, match="a process that uses it is stopped"):
+            store.settle(entry())  # the record, then the row in a transaction
+        assert 0 < sum(pauses) < 0.1
 
 
 def write_for_ever(path: Path, told: Path, every: int) -> None:

@@ -49,6 +49,9 @@ SUFFIX: Final = "-live"
 RING_BYTES = 1 << 22  # some 10,000 records
 # How long the lock is tried, in seconds of sleep: its holder is stopped, or there is no CPU for it.
 LOCK_SECONDS = 1.0
+# The same inside of a transaction, for a while after it was in vain: the event loop stands still.
+STUCK_LOCK_SECONDS = 0.02
+_STUCK_FOR: Final = 5.0
 _SPINS: Final = 50  # tries that only let others run, before there is a sleep
 _TRY: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 
@@ -124,9 +127,11 @@ class LiveFile:
         self.inode = status.st_ino
         self.map = mmap.mmap(fd, status.st_size)
         self._size = status.st_size
+        self._try_lock()
         self.words: memoryview[int] = memoryview(self.map)[:_HEADER].cast("Q")
         self.times: memoryview[float] = memoryview(self.map)[:_HEADER].cast("d")
         self._ring = self.words[_RING]
+        self._stuck_until = 0.0
         self.id = self.map[_ID].decode("ascii", "replace")
 
     @property
@@ -148,7 +153,7 @@ class LiveFile:
             # `lock` and `unlock` without their calls: this is done once a request.
             try:
                 fcntl.flock(self._fd, _TRY)
-            except BlockingIOError:
+            except OSError:
                 self._wait_for_lock(patient=True)
             if words[_REDO]:
                 self._finish()
@@ -275,7 +280,7 @@ class LiveFile:
         """
         try:
             fcntl.flock(self._fd, _TRY)
-        except BlockingIOError:
+        except OSError:
             self._wait_for_lock(patient)
         if self.words[_REDO]:
             self._finish()
@@ -303,8 +308,10 @@ class LiveFile:
     def fits(self, boot: str, position: int) -> bool:
         """Whether it was written since the machine's start, and says what the database says."""
         words = self.words
-        is_of_boot = bytes(self.map[_BOOT]) == _padded(boot)
-        return is_of_boot and words[_TAIL] <= position <= words[_HEAD]
+        return self._is_of(boot) and words[_TAIL] <= position <= words[_HEAD]
+
+    def _is_of(self, boot: str) -> bool:
+        return bytes(self.map[_BOOT]) == _padded(boot)
 
     def recover(self, boot: str, position: int) -> None:
         """After a start of the machine, or where the database is newer or older than the file: keep
@@ -314,7 +321,11 @@ class LiveFile:
         With the database's write lock.
         """
         try:
-            self.lock(patient=False)
+            self._wait_for_lock(patient=False)
+            if not self._is_of(boot):
+                # Of changes that were written down, too, some pages may be missing.
+                self.words[_REDO] = 0
+            self.lock()
             if self.fits(boot, position):
                 return
             start, tail = position, self.words[_TAIL]
@@ -325,6 +336,9 @@ class LiveFile:
             changes += [self.word(name, self.words[name] + 1) for name in (VERSION, CLEARED, EPOCH)]
             changes += [self.word(array.length, 0) for array in _ALL]
             changes += [self.word(FREE, 0), (WORKERS_AT, bytes(WORKERS_BYTES))]
+            # An array may have been moved in part: what is new goes where none can be.
+            size = os.fstat(self._fd).st_size
+            changes += [self.word(_SIZE, size), self.word(_SPARE, 0)]
             self.commit([*changes, (_BOOT.start, _padded(boot))])
         finally:
             self.unlock()
@@ -372,16 +386,35 @@ class LiveFile:
             found += self.map[_RING_AT : _RING_AT + size - len(found)]
         return found
 
+    def _try_lock(self) -> None:
+        """Raises StoreError where the file system has no locks: found out at the start."""
+        try:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self._fd, _TRY)
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+        except OSError as error:
+            raise self._unlockable(error) from error
+
+    def _unlockable(self, error: OSError) -> StoreError:
+        problem = f"{self.path}: cannot be locked ({error.strerror})"
+        return StoreError(f"{problem}; WRAPPER_STORE must name a file where flock works")
+
     def _wait_for_lock(self, patient: bool) -> None:
-        tries, slept, pause = 0, 0.0, 0.0005
+        tries, slept, pause, most = 0, 0.0, 0.0005, LOCK_SECONDS
+        if not patient and time.monotonic() < self._stuck_until:
+            most = min(most, STUCK_LOCK_SECONDS)
         while True:
             try:
                 fcntl.flock(self._fd, _TRY)
+                self._stuck_until = 0.0
                 return
             except BlockingIOError as error:
-                if slept >= LOCK_SECONDS:
+                if slept >= most:
+                    self._stuck_until = time.monotonic() + _STUCK_FOR
                     problem = "is locked; a process that uses it is stopped"
                     raise StoreError(f"{self.path}: {problem}") from error
+            except OSError as error:
+                raise self._unlockable(error) from error
             tries += 1
             if tries <= _SPINS:
                 os.sched_yield()
@@ -396,6 +429,8 @@ class LiveFile:
 
 def open_live(database: Path, connection: sqlite3.Connection, boot: str) -> LiveFile:
     """The live file of this database, made where there is none. Can be tried again when busy."""
+    # As SQLite names its own files: one live file, whatever links lead to the database.
+    database = database.resolve()
     path = database.with_name(database.name + SUFFIX)
     live = _existing(path)
     known = None if live is None else _position(connection, live.id)
@@ -425,18 +460,39 @@ def open_live(database: Path, connection: sqlite3.Connection, boot: str) -> Live
 
 
 def _existing(path: Path) -> LiveFile | None:
-    """The file, None where there is none or it is of another make."""
+    """The file, None where there is none, it is of another make or damaged."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    size = os.fstat(fd).st_size
-    head = os.pread(fd, _HEADER, 0)
-    is_ours = head.startswith(_MAGIC) and len(head) == _HEADER
-    if is_ours and _WORD.unpack_from(head, _SIZE * _WORD.size)[0] <= size:
-        return LiveFile(path, fd)
+    try:
+        head = os.pread(fd, _HEADER, 0)
+        # Afterwards, for another process may make it longer at the same time.
+        if _is_possible(head, os.fstat(fd).st_size):
+            return LiveFile(path, fd)
+    except BaseException:
+        os.close(fd)
+        raise
     os.close(fd)
     return None
+
+
+def _is_possible(head: bytes, size: int) -> bool:
+    """Whether a file of that size can begin so, and what its words name is in it."""
+    if not head.startswith(_MAGIC) or len(head) < _HEADER:
+        return False
+    words = struct.unpack(f"={_HEADER // _WORD.size}Q", head)
+    return (
+        words[_SIZE] <= size
+        and 0 < words[_RING] <= size - _RING_AT
+        and words[_REDO] <= _REDO_BYTES
+        and all(
+            words[array.length] <= words[array.room]
+            and words[array.at] + words[array.room] * array.slot <= size
+            for array in _ALL
+        )
+        and (words[FREE] <= words[LEASES.length] or words[_REDO] > 0)  # not while it is changed
+    )
 
 
 def _position(connection: sqlite3.Connection, ident: str) -> int | None:
@@ -454,7 +510,7 @@ def _set_aside(live: LiveFile) -> None:
 
 def _rename(path: Path, suffix: str) -> None:
     aside = path.with_name(f"{path.name}.{suffix}")
-    log.warning("%s is of another database, moved to %s", path, aside.name)
+    log.warning("%s is of another database or damaged, moved to %s", path, aside.name)
     path.rename(aside)
 
 

@@ -93,6 +93,7 @@ def opened(path: Path, connection: sqlite3.Connection, open_beside: Callable[...
 def log_is_long(path: Path) -> bool:
     """Whether it is time for a checkpoint."""
     try:
+        path = path.resolve()
         return path.with_name(f"{path.name}-wal").stat().st_size >= CHECKPOINT_BYTES
     except OSError:
         return False
