@@ -192,6 +192,7 @@ class Connection:
             finally:
                 if not self.keeps:
                     linger(self.sock)
+            del environ  # an idle connection has no use for it
             # The wait for more bytes lets the others run; requests that are here already do not.
             if (self._ahead or self._request) and not self._requests % PIPELINED_IN_A_ROW:
                 gevent.sleep(1e-6)
@@ -301,7 +302,7 @@ class Connection:
         worker = self._worker
         worker.nr += 1
         if worker.alive and worker.nr >= worker.max_requests:
-            log.info("Autorestarting worker after current request.")
+            worker.log.info("Autorestarting worker after current request.")
             worker.alive = False
         response = Response(self, closes=not worker.alive or not self._keepalive)
         try:

@@ -19,6 +19,7 @@ from wrapper.server.strict_request import HOST, LENGTH
 from wrapper.upstream.headers import UNDERSCORE
 
 LONGEST: Final = 8000  # bytes of a head that is read here
+LONGEST_KNOWN: Final = 256  # characters of a request line or a host that is looked up
 MOST_FIELDS: Final = 100
 
 _REQUEST_LINE: Final = re.compile(
@@ -48,7 +49,8 @@ def read_head(head: bytes, base: dict[str, Any], root: str) -> dict[str, Any] | 
     count = len(lines)
     if count > MOST_FIELDS or head.translate(None, _NO_CONTROLS) != _LINE_ENDS[count]:
         return None
-    line = _known_line(first, root) if "?" not in first else _request_line(first, root)
+    is_known = len(first) <= LONGEST_KNOWN and "?" not in first
+    line = _known_line(first, root) if is_known else _request_line(first, root)
     if line is None:
         return None
     environ = base.copy()
@@ -65,7 +67,8 @@ def read_head(head: bytes, base: dict[str, Any], root: str) -> dict[str, Any] | 
         return None
     if "HTTP_TRANSFER_ENCODING" in environ or "HTTP_EXPECT" in environ:
         return None
-    if not _is_host(environ.get("HTTP_HOST")):
+    host = environ.get("HTTP_HOST")
+    if host is None or len(host) > LONGEST_KNOWN or not _is_host(host):
         return None
     length = environ.get("CONTENT_LENGTH")
     return environ if length is None or LENGTH.fullmatch(length) else None
@@ -104,5 +107,5 @@ def _key(name: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _is_host(value: str | None) -> bool:
-    return value is not None and HOST.fullmatch(value) is not None
+def _is_host(value: str) -> bool:
+    return HOST.fullmatch(value) is not None
