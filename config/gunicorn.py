@@ -44,7 +44,8 @@ control_socket_disable = True
 proc_name = "wrapper"
 worker_tmp_dir = lifecycle.memory_directory()  # a slow disk must not delay the heartbeat
 
-# Parsing: the C parser where it is installed. Forwarding headers of the client are not trusted.
+# Parsing of what wrapper.server.head leaves to gunicorn: the C parser where it is installed.
+# Forwarding headers of the client are not trusted.
 # Header names with an underscore are valid and arrive; wrapper.server.strict_request keeps them
 # apart from those with a hyphen, as WSGI alone could not.
 http_parser = "auto"
