@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -10,6 +11,7 @@ import pytest
 from harness import chat
 from harness.gateway import Gateway
 from harness.metrics import Metrics
+from harness.poll import PATIENCE, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,11 +84,15 @@ def test_its_own_retry_succeeds_after_the_time_that_it_was_told(
 ) -> None:
     book = chat.mark()
     content = chat.body("sim-model", stream=True)
-    with chat.begin(limited, content, key="narrow", orders="events=8; gap=0.1") as held:
+    with (
+        chat.begin(limited, content, key="narrow", orders="events=8; stall=4") as held,
+        ThreadPoolExecutor(1) as beside,
+    ):
         held.read_head()
-        assert create(limited, "narrow", book, retries=3).usage.total_tokens > 0
+        made = beside.submit(create, limited, "narrow", book, retries=20)
+        eventually(lambda: refusals(limited, "narrow") >= 1, what="a refusal")
         held.close()
-    assert refusals(limited, "narrow") >= 1
+        assert made.result(PATIENCE).usage.total_tokens > 0
     assert len(simulator.requests(book=book)) == 1
 
 

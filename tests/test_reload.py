@@ -181,17 +181,20 @@ def test_a_worker_that_starts_while_the_files_are_broken_serves_what_was_in_forc
     gateway.write_keys(good)
 
 
-def test_after_sighup_new_workers_serve_and_streams_in_flight_are_whole(gateway: Gateway) -> None:
-    old = set(gateway.workers())
+def test_after_sighup_new_workers_serve_and_streams_in_flight_are_whole(
+    gateway: Gateway, simulator: Simulator
+) -> None:
+    old, book = set(gateway.workers()), chat.mark()
     answers: list[Answer] = []
 
     def stream() -> None:
-        answers.append(chat.call(gateway, orders="events=60; gap=0.05", stream=True))
+        orders = "events=60; gap=0.05"
+        answers.append(chat.call(gateway, orders=orders, book=book, stream=True))
 
     streams = [threading.Thread(target=stream) for _ in range(8)]
     for thread in streams:
         thread.start()
-    eventually(lambda: gateway.in_flight() >= 8, what="eight streams")
+    eventually(lambda: len(simulator.requests(book=book)) == 8, what="eight streams")
     gateway.process.send_signal(signal.SIGHUP)
     eventually(lambda: len(set(gateway.workers()) - old) == 2, what="new workers")
     assert chat.call(gateway).status == 200
