@@ -1,7 +1,7 @@
 """Large bodies flow through one worker without filling its memory or holding up anybody else.
 
 What is large comes from curl and goes to the simulator, each a process of its own, so that what
-is measured is the gateway. A stream whose events carry the moment of their sending runs beside.
+is measured is the gateway. Health checks beside it are answered while it goes on.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import json
 import socket
 import statistics
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 
-from harness import processes, raw
+from harness import chat, processes, raw
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
+from harness.fairness import health_checks
 from harness.gateway import Gateway
 from harness.poll import PATIENCE, eventually
 from harness.programs import require
@@ -34,11 +33,9 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 SIZE = 100 * MIB
 MOST_MEMORY = 40 * MIB
-EVENTS = 160  # so many events beside a transfer are measured
-# For the median event: seconds, or a part of the transfer's own time where a busy machine makes it
-# longer. A transfer that does not yield to other requests delays them until its end. (The median,
-# because a machine that stands still for a moment makes many events late.)
-MOST_DELAY = 0.050
+TRANSFERS = 4
+# For the median health check beside a transfer: the part of the worker's time for the transfer. One
+# that does not yield to other requests makes them wait for all of it.
 MOST_PART = 0.25
 LIMITS = "[server]\nmax_body_bytes = 100_000\nmax_upload_bytes = 300_000_000\n"
 
@@ -55,7 +52,7 @@ def one_worker(simulator: Simulator) -> Iterator[Gateway]:
                 head = request(running, target, (("Content-Length", str(len(small))),))
                 raw.exchange(running.port, head + small)
             raw.exchange(running.port, raw.request(running.port, "GET", "/v1/models", key=key))
-            Stream(running.port, running.secrets["web-app"], events=3).read()
+            chat.call(running, stream=True)
         yield running
         running.assert_clean()
 
@@ -75,77 +72,19 @@ def request(gateway: Gateway, target: str, headers: tuple[tuple[str, str], ...])
     )
 
 
-@dataclass
-class Stream:
-    """A stream of chat whose events are 20 ms apart, and how late each one came."""
-
-    port: int
-    key: str
-    events: int = 10_000
-    delays: list[float] = field(default_factory=list)
-    leaving: threading.Event = field(default_factory=threading.Event)
-
-    def read(self) -> None:
-        model = f"gpt-6-luna?stamp&gap=0.02&events={self.events}"
-        message = {"role": "user", "content": "go"}
-        body = json.dumps({"model": model, "messages": [message], "stream": True}).encode()
-        with raw.Connection(self.port) as connection:
-            connection.send(
-                raw.request(self.port, "POST", "/v1/chat/completions", body, key=self.key)
-            )
-            rest = b""
-            for piece in connection.body(connection.read_head()):
-                now = time.time()
-                *lines, rest = (rest + piece).split(b"\n")
-                for line in lines:
-                    if line.startswith(b"data: {"):
-                        self.delays.append(now - json.loads(line[6:])["sim_t"])
-                if self.leaving.is_set():
-                    return
-
-
-@dataclass
-class Measured:
-    """What the worker and the stream beside it felt, and a stream apart from the worker."""
-
-    memory: int
-    delays: list[float]
-    delays_elsewhere: list[float]
-    transfers: list[float]
-
-    def check(self) -> None:
-        assert self.memory < MOST_MEMORY, f"{self.memory / MIB:.1f} MiB above idle"
-        late, elsewhere = map(statistics.median, (self.delays, self.delays_elsewhere))
-        told = f"{late * 1e3:.0f} ms late at the median, elsewhere {elsewhere * 1e3:.0f}"
-        assert late < max(MOST_DELAY, MOST_PART * min(self.transfers)) + elsewhere, told
-
-
-def beside_a_stream(gateway: Gateway, simulator: Simulator, command: list[str]) -> Measured:
-    """Run the command again and again beside a stream, and measure."""
+def check(gateway: Gateway, command: list[str]) -> None:
+    """Run the command some times, and hold against the limits what it does to the worker."""
     (worker,) = gateway.workers()
-    stream = Stream(gateway.port, gateway.secrets["web-app"])
-    elsewhere = Stream(simulator.port, "")
-    reading = [threading.Thread(target=s.read) for s in (stream, elsewhere)]
-    for thread in reading:
-        thread.start()
-    try:
-        eventually(lambda: len(stream.delays) > 5 and len(elsewhere.delays) > 5)
-        processes.reset_peak(worker)
-        idle = processes.memory(worker).rss
-        seen, seen_elsewhere = len(stream.delays), len(elsewhere.delays)
-        transfers = []
-        while len(stream.delays) < seen + EVENTS:
-            began = time.monotonic()
+    processes.reset_peak(worker)
+    idle, before = processes.memory(worker).rss, processes.cpu_seconds(worker)
+    with health_checks(gateway) as waits:
+        for _ in range(TRANSFERS):
             done = subprocess.run(command, capture_output=True, check=True, timeout=250)
-            transfers.append(time.monotonic() - began)
             assert done.stdout == b"200 "
-        memory = processes.memory(worker).peak - idle
-        delays, delays_elsewhere = stream.delays[seen:], elsewhere.delays[seen_elsewhere:]
-    finally:
-        for each, thread in zip((stream, elsewhere), reading, strict=True):
-            each.leaving.set()
-            thread.join()
-    return Measured(memory, delays, delays_elsewhere, transfers)
+    each = (processes.cpu_seconds(worker) - before) / TRANSFERS
+    memory = processes.memory(worker).peak - idle
+    assert memory < MOST_MEMORY, f"{memory / MIB:.1f} MiB above idle"
+    assert statistics.median(waits) < MOST_PART * each, (each, sorted(waits))
 
 
 def curl(gateway: Gateway, target: str, *options: str) -> list[str]:
@@ -171,27 +110,24 @@ def uploads(gateway: Gateway, zeros: Path, book: str) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("how", ["plain", "chunked", "form", "routed form"])
 def test_a_large_upload_takes_little_memory_and_does_not_delay_others(
     one_worker: Gateway, simulator: Simulator, zeros: Path, how: str
 ) -> None:
     book = f"big-{uuid4()}"
-    measured = beside_a_stream(one_worker, simulator, uploads(one_worker, zeros, book)[how])
+    check(one_worker, uploads(one_worker, zeros, book)[how])
     for seen in simulator.requests(book=book):
         assert seen["body_length"] >= SIZE
         if how in ("plain", "chunked"):
             with zeros.open("rb") as file:
                 assert seen["body_sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
-    measured.check()
 
 
-@pytest.mark.alone
 def test_a_large_download_takes_little_memory_and_does_not_delay_others(
-    one_worker: Gateway, simulator: Simulator
+    one_worker: Gateway,
 ) -> None:
     download = curl(one_worker, f"/openai/v1/_bytes/{SIZE}")
-    beside_a_stream(one_worker, simulator, download).check()
+    check(one_worker, download)
 
 
 def test_a_slow_reader_of_a_large_download_holds_no_memory(one_worker: Gateway) -> None:

@@ -15,19 +15,17 @@ the whole attack takes."""
 
 
 @contextlib.contextmanager
-def others_are_served(gateway: Gateway) -> Iterator[None]:
-    """No health check on a connection that is open already waits for LONGEST meanwhile.
+def health_checks(gateway: Gateway) -> Iterator[list[float]]:
+    """The waits of health checks on a connection that is open already, one after the other.
 
     A wait is measured by what the only worker has worked in it, so that time in which the machine
-    or the worker stands still does not count. Where this process alone stands still, the worker
-    works on beside a response that was sent long ago: so its own measurements of its event loop
-    must say the same.
+    or the worker stands still does not count. (Where this process alone stands still, the worker
+    works on beside a response that was sent long ago: a single wait may be too long.)
     """
     [worker] = gateway.workers()
     waits: list[float] = []
     over = threading.Event()
     request = raw.request(gateway.port, "GET", "/healthz")
-    before = _standstills(gateway)
 
     def ask() -> None:
         with raw.Connection(gateway.port) as connection:
@@ -39,11 +37,21 @@ def others_are_served(gateway: Gateway) -> Iterator[None]:
     asking = threading.Thread(target=ask)
     asking.start()
     try:
-        yield
+        yield waits
     finally:
         over.set()
         asking.join()
     assert waits, "no health check was answered"
+
+
+@contextlib.contextmanager
+def others_are_served(gateway: Gateway) -> Iterator[None]:
+    """No health check waits for LONGEST meanwhile; or the worker, which measures its event loop,
+    does not say that it stood still.
+    """
+    before = _standstills(gateway)
+    with health_checks(gateway) as waits:
+        yield
     assert max(waits) < LONGEST or _standstills(gateway) == before
 
 
