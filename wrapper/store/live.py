@@ -18,7 +18,7 @@ file's end, where it has twice the room.
 
 Lock. Whoever changes the file holds `flock` on a file description of its own. The kernel lets go of
 it when its holder dies. It is held for microseconds, and no greenlet runs meanwhile; where it is
-taken, the wait for it is cooperative, but not inside of a transaction.
+taken, a wait of more than a moment is cooperative, but not inside of a transaction.
 
 Invariant: a change is made as a whole or not at all. One word is one store. More are written down
 first (`commit`), then done; whoever takes the lock next does what was written down and not done,
@@ -52,7 +52,8 @@ LOCK_SECONDS = 1.0
 # The same inside of a transaction, for a while after it was in vain: the event loop stands still.
 STUCK_LOCK_SECONDS = 0.02
 _STUCK_FOR: Final = 5.0
-_SPINS: Final = 50  # tries that only let others run, before there is a sleep
+_SPINS: Final = 10  # tries before there is a sleep
+_STILL_SECONDS: Final = 0.001  # of sleep, before other greenlets run meanwhile
 _TRY: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 _MAGIC: Final = b"wrapper2"
@@ -113,7 +114,7 @@ TABLE: Final = "CREATE TABLE live (id TEXT PRIMARY KEY, position INTEGER NOT NUL
 Change = tuple[int, bytes]
 
 log = logging.getLogger("wrapper")
-# A sleep that lets no greenlet run: for who waits inside of a transaction.
+# A sleep in which no greenlet runs.
 _stop: Any = getattr(signal, "sigtimedwait", None)
 
 
@@ -400,7 +401,10 @@ class LiveFile:
         return StoreError(f"{problem}; WRAPPER_STORE must name a file where flock works")
 
     def _wait_for_lock(self, patient: bool) -> None:
-        tries, slept, pause, most = 0, 0.0, 0.0005, LOCK_SECONDS
+        """Its holder is mostly done in microseconds; else it has no CPU, which spinning would keep
+        from it.
+        """
+        tries, slept, pause, most = 0, 0.0, 0.0001, LOCK_SECONDS
         if not patient and time.monotonic() < self._stuck_until:
             most = min(most, STUCK_LOCK_SECONDS)
         while True:
@@ -417,9 +421,9 @@ class LiveFile:
                 raise self._unlockable(error) from error
             tries += 1
             if tries <= _SPINS:
-                os.sched_yield()
                 continue
-            if patient or _stop is None:
+            # A switch to other greenlets and back takes longer than most of these waits.
+            if _stop is None or (patient and slept > _STILL_SECONDS):
                 time.sleep(pause)
             else:
                 _stop((), pause)
