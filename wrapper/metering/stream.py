@@ -57,10 +57,12 @@ _DATA = re.compile(rb"(?:\A|[\r\n])data: ?")
 # The last event of chat and of Anthropic's streams; that of the Responses API has the usage.
 _TERMINAL = re.compile(rb'data: ?(?:\[DONE\]|\{[ ]*"type":[ ]*"message_stop".*)', re.DOTALL)
 # Text, reasoning, arguments, sound or an image that is not empty, or the end of a choice …
+# (A quote alone before what may differ, and a look at one letter: a fifth of the time.)
 _CONTENT = re.compile(
-    rb'("(?:content|text|delta|reasoning|reasoning_content|refusal|thinking|partial_json|arguments'
-    rb'|b64_json|partial_image_b64|audio|transcript|finish_reason)":[ ]*")[^"]'
-    rb'|("tool_calls":[ ]*\[[ ]*\{|"function_call":[ ]*\{)'
+    rb'"(?=[ctdrpabf])(?:((?:content|text|delta|reasoning|reasoning_content|refusal|thinking'
+    rb"|partial_json|arguments|b64_json|partial_image_b64|audio|transcript|finish_reason)"
+    rb'":[ ]*")[^"]'
+    rb'|(tool_calls":[ ]*\[[ ]*\{|function_call":[ ]*\{))'
 )
 # … but not in the events that repeat the request.
 _SETUP = re.compile(
@@ -119,7 +121,7 @@ def content_begins(piece: bytes) -> bytes:
         if end < 0:
             end = len(piece)
         if not _SETUP.search(piece, begin, end):
-            return found[1] or found[2]
+            return b'"' + (found[1] or found[2])
         found = _CONTENT.search(piece, end)
     return b""
 
