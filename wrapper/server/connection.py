@@ -39,7 +39,7 @@ from gunicorn.http.unreader import SocketUnreader
 from wrapper.cancellation import STOOD_STILL
 from wrapper.config import Server
 from wrapper.proxy.timeouts import HEAD
-from wrapper.server.head import LONGEST, read_head, without_root
+from wrapper.server.head import LONGEST, MOST_FIELDS, read_head, without_root
 from wrapper.server.response import Response
 from wrapper.server.strict_request import StrictRequest
 
@@ -165,6 +165,8 @@ class Connection:
         else:  # TLS, or a Unix socket
             self._longest = 0
         if cfg.proxy_protocol != "off" or cfg.header_map != "dangerous":
+            self._longest = 0
+        if cfg.limit_request_fields < MOST_FIELDS:
             self._longest = 0
 
     def serve(self) -> None:
