@@ -8,6 +8,7 @@ few lines and where nothing else can run, waits for a moment and then loses and 
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import io
@@ -54,6 +55,7 @@ class Output:
     ) -> None:
         self._inherited = fd
         self._fd = -1
+        self._put: Callable[[int, bytes], int] = os.write
         self._timeout = timeout
         self._wait = wait
         self._wait_at = -math.inf
@@ -63,10 +65,10 @@ class Output:
         """Raises OSError (BlockingIOError: it is not read) where the line was not written."""
         try:
             if self._fd < 0:
-                self._fd = _non_blocking(self._inherited)
+                self._fd, self._put = _non_blocking(self._inherited)
             while line:
                 try:
-                    line = line[os.write(self._fd, line) :]
+                    line = line[self._put(self._fd, line) :]
                 except BlockingIOError:
                     now = time.monotonic()
                     if now < self._wait_at:
@@ -89,6 +91,7 @@ class QueuedOutput:
     def __init__(self, fd: int = 1, room: int = ROOM) -> None:
         self._inherited = fd
         self._fd = -1
+        self._put: Callable[[int, bytes], int] = os.write
         self._room = room
         self._queue: deque[bytes] = deque()
         self._queued = 0  # bytes
@@ -99,10 +102,10 @@ class QueuedOutput:
         """Raises OSError (BlockingIOError: there is no room) where the line will not be written."""
         try:
             if self._fd < 0:
-                self._fd = _non_blocking(self._inherited)
+                self._fd, self._put = _non_blocking(self._inherited)
             if not self._queue:
                 with contextlib.suppress(BlockingIOError):
-                    line = line[os.write(self._fd, line) :]
+                    line = line[self._put(self._fd, line) :]
                     if not line:
                         return
             if self._queued and self._queued + len(line) > self._room:
@@ -130,7 +133,7 @@ class QueuedOutput:
                 select.select((), (self._fd,), ())
                 with contextlib.suppress(BlockingIOError):
                     while True:
-                        written = os.write(self._fd, self._queue[0])
+                        written = self._put(self._fd, self._queue[0])
                         with self._lock:
                             self._queued -= written
                             rest = self._queue.popleft()[written:]
@@ -197,17 +200,27 @@ def _told(lost: int) -> str:
     return json.dumps({"time": at, "level": "warning", "message": message})
 
 
-def _non_blocking(fd: int) -> int:
-    """A non-blocking descriptor for the same file.
+def _non_blocking(fd: int) -> tuple[int, Callable[[int, bytes], int]]:
+    """A descriptor for the same file, and what writes to it without blocking.
 
     Why: O_NONBLOCK on `fd` itself would apply to every process that shares it, such as the master
     and the shell. Linux reopens a pipe or a terminal under this name (proc(5)). A regular file
-    never blocks, and what cannot be reopened (a socket, another system) is used as it is.
+    never blocks, a socket (systemd's journal) is told so with each line, and what else cannot be
+    reopened (another system) is used as it is.
     """
     kind = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(kind):
+        return fd, _send
     if stat.S_ISFIFO(kind) or os.isatty(fd):
-        try:
-            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        except OSError:
-            return fd
-    return fd
+        with contextlib.suppress(OSError):
+            fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    return fd, os.write
+
+
+def _send(fd: int, data: bytes) -> int:
+    """As `os.write`. (gevent's sockets would set O_NONBLOCK.)"""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+    try:
+        return sock.send(data, _socket.MSG_DONTWAIT)
+    finally:
+        sock.detach()

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,40 @@ def test_the_descriptor_that_other_processes_share_stays_blocking(
 ) -> None:
     kind(pipe[1]).write(LINE)
     assert os.get_blocking(pipe[1])
+
+
+def test_a_socket_that_is_not_read_does_not_block_and_stays_as_it_is() -> None:
+    """As standard output is under systemd."""
+    journal, ours = socket.socketpair()
+    with journal, ours:
+        out = Output(ours.fileno(), wait=lambda *_: False)
+        lines = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                out.write(LINE)
+                lines += 1
+        assert lines
+        assert out.lost == 1
+        assert os.get_blocking(ours.fileno())
+        ours.shutdown(socket.SHUT_WR)
+        received = 0
+        while data := journal.recv(65536):
+            received += len(data)
+        assert received // len(LINE) == lines
+
+
+def test_lines_for_a_socket_that_is_read_slowly_wait_without_their_writer() -> None:
+    journal, ours = socket.socketpair()
+    with journal, ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        out = QueuedOutput(ours.fileno(), room=300 * len(LINE))
+        for _ in range(300):
+            out.write(LINE)
+        received = 0
+        while received < 300 * len(LINE):
+            received += len(journal.recv(1000))
+        out.flush(20)
+        assert out.lost == 0
 
 
 @pytest.mark.parametrize("kind", [Output, QueuedOutput])
