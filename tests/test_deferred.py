@@ -412,7 +412,7 @@ def test_a_worker_that_exits_tells_the_store_what_it_has_not_learned_yet(
         patched.setattr(store, "remember", fail)
         world.create(key="paid")
     assert not store.pending("openai", ["resp_1"])
-    worker: Any = SimpleNamespace(wsgi=world.app, _runtime=world.app.runtime)
+    worker: Any = SimpleNamespace(wsgi=world.app, runtime=world.app.runtime)
     Worker.close(worker)
     [known] = store.pending("openai", ["resp_1"])
     assert known.key == "paid"
@@ -428,7 +428,7 @@ def test_what_the_store_never_learns_of_is_told(
     monkeypatch.setattr("wrapper.proxy.deferred.MAX_UNREMEMBERED", 1)
     world.create(name="resp_1")
     world.create(name="resp_2")
-    worker: Any = SimpleNamespace(wsgi=world.app, _runtime=world.app.runtime)
+    worker: Any = SimpleNamespace(wsgi=world.app, runtime=world.app.runtime)
     Worker.close(worker)
     assert [deferred.id for deferred, _ in world.app.runtime.unremembered] == ["resp_2"]
     told = [line.getMessage() for line in caplog.records]
