@@ -382,6 +382,16 @@ def test_an_idle_connection_ends_after_its_time() -> None:
     assert len(served.requests) == 1
 
 
+@pytest.mark.parametrize("kind", [REQUEST, CHUNKED, OLD], ids=["usual", "chunked", "old"])
+@pytest.mark.parametrize("options", ["close", "Close", "keep-alive, close", "close ,x"])
+def test_a_client_that_says_close_sends_no_more(kind: bytes, options: str) -> None:
+    head, _, rest = kind.partition(b"\r\n")
+    served = Served()
+    served.client.sendall(head + b"\r\nConnection: " + options.encode() + b"\r\n" + rest)
+    served.responds(1)
+    assert served.ends()
+
+
 def test_time_in_which_the_worker_did_not_run_is_not_the_heads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -27,7 +27,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
@@ -225,7 +225,7 @@ class Connection:
             waiting.pop(self, None)
             self.since = clock()
         self.method, self.version = environ["REQUEST_METHOD"], _USUAL
-        self.keeps = environ.get("HTTP_CONNECTION", "").lower() != "close"
+        self.keeps = not says_close(environ.get("HTTP_CONNECTION", ""))
         self._input = environ["wsgi.input"] = Input(self, int(environ.get("CONTENT_LENGTH", 0)))
         return environ
 
@@ -262,8 +262,9 @@ class Connection:
         request.body.take_buffered = unreader.take_buffered  # what follows a handshake
         self._request, self._input = request, None
         self.method, self.version = request.method, "HTTP/{}.{}".format(*request.version)
-        self.keeps = not request.should_close()
         _, environ = wsgi.create(request, self.sock, self._client, self._server, self._cfg)
+        says = says_close(environ.get("HTTP_CONNECTION", ""))
+        self.keeps = not says and not request.should_close()
         made: dict[str, Any] = {**environ, "wsgi.multithread": True}
         return made
 
@@ -373,6 +374,12 @@ class Input:
     def take_buffered(self) -> bytes:
         """What follows a handshake and has been read with it."""
         return self._connection.take_ahead()
+
+
+@lru_cache(maxsize=64)
+def says_close(options: str) -> bool:
+    """Whether a Connection header has the option `close` (RFC 9110 section 7.6.1)."""
+    return "close" in options.lower().replace(",", " ").split()
 
 
 def linger(sock: Any) -> None:

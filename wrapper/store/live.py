@@ -200,6 +200,9 @@ class LiveFile:
         while end < head and len(found) < most:
             payload = self._record(end)
             if payload is None:
+                os.sched_yield()  # some processors may show the head before the record
+                payload = self._record(end)
+            if payload is None:
                 log.error("%s: damaged, %d bytes of usage are lost", self.path, head - end)
                 return found, head
             found.append(payload)
