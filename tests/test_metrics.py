@@ -82,13 +82,7 @@ def post(
 
 def metrics_directory(gateway: Gateway) -> Path:
     """Where the workers' files are."""
-    (found,) = {
-        path.parent
-        for place in (Path("/dev/shm"), gateway.directory / "tmp")
-        for pid in gateway.workers()
-        for path in place.glob(f"wrapper-*/metrics/*_{pid}.db")
-    }
-    return found
+    return gateway.run_directory() / "metrics"
 
 
 def chat(model: str = "openai/gpt-oss-20b", **more: object) -> dict[str, object]:

@@ -403,16 +403,25 @@ class Gateway:
         A worker that has no such value yet is left out.
         """
         found: dict[int, float] = {}
-        places = (Path("/dev/shm"), self.directory / "tmp")
         for pid in self.workers():
-            name = f"wrapper-*/metrics/{kind}_{pid}.db"
-            paths = [path for place in places for path in place.glob(name)]
-            # A gateway that was killed may have left the file of a worker with the same id.
-            for path in sorted(paths, key=lambda each: each.stat().st_ctime)[-1:]:
-                for key, value, *_ in _values(str(path)):
-                    if all(word in key for word in words):
-                        found[pid] = found.get(pid, 0.0) + value
+            path = self.run_directory() / "metrics" / f"{kind}_{pid}.db"
+            for key, value, *_ in _values(str(path)) if path.exists() else ():
+                if all(word in key for word in words):
+                    found[pid] = found.get(pid, 0.0) + value
         return found
+
+    def run_directory(self) -> Path:
+        """Where its files for this run are: of the file in it that the master has open.
+
+        Names do not say it: a gateway that was killed may have left files of a worker with the same
+        process id.
+        """
+
+        def run() -> Path | None:
+            links = [fd.readlink() for fd in Path(f"/proc/{self.pid}/fd").iterdir()]
+            return next((link.parent for link in links if link.name == "alive"), None)
+
+        return eventually(run, retry_on=(OSError,), what="the gateway's run") or Path()
 
 
 # What the fixture `gateway_factory` gives: takes what `Gateway` takes, and starts it.
