@@ -73,14 +73,41 @@ class Interrupted(BaseException):
         self.sent = False
 
 
-class Scopes(set["CancelScope"]):
+class _Swept:
+    """Waits with deadlines, which one timer of the worker looks at while there are any."""
+
+    timer: Any = None
+    swept = 0.0  # when it has looked last
+
+    def watch(self) -> None:
+        """Begin to look at the deadlines."""
+        self.swept = clock()
+        self.timer = get_hub().loop.timer(SWEEP, SWEEP)
+        self.timer.start(self._sweep)
+
+    def look(self, now: float, more: float) -> bool:
+        """Postpone the deadlines by `more` seconds, and end the waits whose time is over at `now`:
+        whether there are any left.
+
+        Runs in the event loop.
+        """
+        raise NotImplementedError
+
+    def _sweep(self) -> None:
+        now = clock()
+        late, self.swept = now - self.swept - SWEEP, now
+        if not self.look(now, late if late > STOOD_STILL else 0.0):
+            self.timer.stop()
+            self.timer.close()
+            self.timer = None
+
+
+class Scopes(_Swept, set["CancelScope"]):
     """The cancel scopes of one worker that are open: requests whose body is being read, or that are
-    with a provider. A timer looks at their deadlines while there are any.
+    with a provider.
     """
 
     draining = False
-    timer: Any = None
-    swept = 0.0  # when it has looked last
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,25 +144,13 @@ class Scopes(set["CancelScope"]):
         for scope in self:
             get_hub().loop.run_callback(scope.interrupt, DRAINED)
 
-    def watch(self) -> None:
-        """Begin to look at the deadlines."""
-        self.swept = clock()
-        self.timer = get_hub().loop.timer(SWEEP, SWEEP)
-        self.timer.start(self._sweep)
-
-    def _sweep(self) -> None:
-        """Runs in the event loop."""
-        now = clock()
-        late, self.swept = now - self.swept - SWEEP, now
-        if late > STOOD_STILL:
+    def look(self, now: float, more: float) -> bool:
+        if more:
             for scope in self:
-                scope.postpone(late)
+                scope.postpone(more)
         for scope in [*self]:  # a copy: an interrupted request may end at once
             scope.check(now)
-        if not self:
-            self.timer.stop()
-            self.timer.close()
-            self.timer = None
+        return bool(self)
 
 
 class CancelScope:
@@ -323,33 +338,16 @@ class CancelScope:
             self.watch_client(uploading=True)
 
 
-class _Readers(dict[Any, float]):
-    """Greenlets that wait to read from a socket, and until when. A timer looks at them while there
-    are any.
-    """
+class _Readers(_Swept, dict[Any, float]):
+    """Greenlets that wait to read from a socket, and until when."""
 
-    timer: Any = None
-    swept = 0.0  # when it has looked last
-
-    def watch(self) -> None:
-        """Begin to look at them."""
-        self.swept = clock()
-        self.timer = get_hub().loop.timer(SWEEP, SWEEP)
-        self.timer.start(self._sweep)
-
-    def _sweep(self) -> None:
-        """Runs in the event loop."""
-        now = clock()
-        late, self.swept = now - self.swept - SWEEP, now
+    def look(self, now: float, more: float) -> bool:
         for greenlet, deadline in [*self.items()]:
-            if late > STOOD_STILL:
-                self[greenlet] = deadline + late
+            if more:
+                self[greenlet] = deadline + more
             elif now >= deadline and greenlet in self:
                 greenlet.throw(TimeoutError("timed out"))
-        if not self:
-            self.timer.stop()
-            self.timer.close()
-            self.timer = None
+        return bool(self)
 
 
 _readers = _Readers()
