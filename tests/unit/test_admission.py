@@ -15,7 +15,7 @@ from wrapper.admission.estimate import output_of
 from wrapper.metering.bounds import OUTPUT_FIELDS
 from wrapper.store import Limits, Subject
 from wrapper.store.spans import PERIODS, period
-from wrapper.store.window import EMPTY, SLOTS, Window
+from wrapper.store.window import SLOTS, WORDS, Changes, Window
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_a_groups_fingerprint_changes_with_its_members_alone() -> None:
     )
 )
 def test_a_window_is_its_last_sixty_one_seconds(steps: list[tuple[int, int, int]]) -> None:
-    now, data, plain = 1000, EMPTY, dict[int, list[int]]()
-    newest = now
+    now, plain = 1000, dict[int, list[int]]()
+    words = memoryview(bytearray(8 * (WORDS + 2))).cast("q")
     for step, tokens, change in steps:
         now += step
-        window = Window(newest, data)
+        changes = Changes()
+        window = Window(words, 1, changes)
         window.advance(now)
         window.count(tokens)
-        newest = now
         plain = {at: bucket for at, bucket in plain.items() if now - SLOTS < at <= now}
         bucket = plain.setdefault(now, [0, 0])
         bucket[0] += 1
@@ -116,9 +116,13 @@ def test_a_window_is_its_last_sixty_one_seconds(steps: list[tuple[int, int, int]
         window.correct(now, change)
         window.correct(now - SLOTS, 10**6)
         window.correct(now + 1, 10**6)
-        data = bytes(window.data)
+        for index, value in changes.items():
+            words[index] = value
+        kept = Window(words, 1, {})
+        assert (kept.second, kept.requests, kept.tokens) == (now, window.requests, window.tokens)
+        assert (words[0], words[WORDS + 1]) == (0, 0)
         assert window.requests == sum(bucket[0] for bucket in plain.values())
         assert window.tokens == sum(bucket[1] for bucket in plain.values())
-        assert window.data == data
         assert window.empties()[0] == now + SLOTS
         assert window.frees_requests(1) == min(plain) + SLOTS
+        assert kept.empties() == window.empties()

@@ -507,15 +507,15 @@ def now() -> accounts.Moment:
 
 def one_lease(r: Reservations, cursor: sqlite3.Cursor) -> Lease:
     """All money is known, and one request is running."""
-    r.admit([KEY, TEAM, GROQ], Demand(), now, beat=True)
+    r.admit([KEY, TEAM, GROQ], Demand(), now)
     r.learn(cursor, (KEY, TEAM, OTHER), NOON)
-    found = r.admit([KEY, TEAM, GROQ], Demand(50, 60), now, beat=True)
+    found = r.admit([KEY, TEAM, GROQ], Demand(50, 60), now)
     assert isinstance(found, Lease)
     return found
 
 
 STEPS: dict[str, Callable[[Reservations, sqlite3.Cursor, Lease], object]] = {
-    "admit": lambda r, _, lease: r.admit([KEY, TEAM, GROQ], Demand(7, 8), now, beat=True),
+    "admit": lambda r, _, lease: r.admit([KEY, TEAM, GROQ], Demand(7, 8), now),
     "settle": lambda r, _, lease: r.settle(entry(), lease, 110),
     "settle without a lease": lambda r, _, lease: r.settle(entry(), None, 0),
     "end": lambda r, _, lease: r.end(lease, 3),
@@ -708,26 +708,28 @@ def test_whoever_is_killed_at_whatever_moment_loses_nothing_and_books_nothing_tw
     store.close()
 
 
-def test_what_others_count_before_a_process_has_the_lock_stays_counted(path: Path) -> None:
+def test_what_others_count_before_a_process_has_the_lock_stays_counted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A process that is stopped on its way to the lock comes with a time that is long over."""
     key = Subject("key:web", Limits(tokens_per_minute=100))
-    second, late = 1000.0, False
-
-    def clock() -> float:
-        nonlocal second, late
-        before = second
-        if late:
-            late, second = False, second + 3
-            other.settle(entry(usage=Usage(60, 0, 60)), other.admit([key], Demand(60, 0)))
-        return before
-
-    store = SqliteStore(path, clock, lambda: NOON)
-    other = SqliteStore(path, lambda: second, lambda: NOON)
+    second = 1000.0
+    store, other = (SqliteStore(path, lambda: second, lambda: NOON) for _ in range(2))
     store.settle(entry(usage=Usage(30, 0, 30)), store.admit([key], Demand(30, 0)))
-    late = True
+    assert store._live is not None
+    lock = store._live.lock
+
+    def stopped_before() -> None:
+        nonlocal second
+        monkeypatch.undo()
+        second += 3
+        other.settle(entry(usage=Usage(60, 0, 60)), other.admit([key], Demand(60, 0)))
+        lock()
+
+    monkeypatch.setattr(store._live, "lock", stopped_before)
     with pytest.raises(Refused):
         store.admit([key], Demand(20, 0))
-    assert not late
+    assert second > 1000
     [standing] = store.standing([key])
     assert (standing.tokens, standing.requests) == (90, 2)
     other.close()
@@ -853,3 +855,49 @@ def test_deferred_work_of_an_older_database_holds_its_money(path: Path) -> None:
     assert store.book(pending, [])
     assert [standing.reserved for standing in store.standing(subjects)] == [0, 700, 0]
     store.close()
+
+
+def test_a_live_file_of_an_older_version_gives_its_records_to_a_new_one(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a process of that version still writes to it."""
+    for _ in range(3):
+        store.settle(entry())
+    file = path.with_name("usage.db-live")
+    with file.open("r+b") as old:
+        old.write(b"wrapper2")
+        old.seek(live.ACCOUNTS.at * 8)  # its arrays are no ones of today
+        old.write((10**12).to_bytes(8, "little"))
+        old.seek(live._REDO * 8)
+        old.write((900).to_bytes(8, "little"))
+    monkeypatch.setattr(live.LiveFile, "_finish", lambda self: None)  # the old one's is another
+    key = Subject("key:web", Limits(max_concurrent=1))
+    with contextlib.closing(opened(path)) as new:
+        lease = new.admit([key], Demand())
+        assert in_database(path) == 4
+        store.settle(entry())
+        new.settle(entry(), lease)
+        assert new.totals()[0].requests == 5
+        store._look_at = 0.0
+        store.settle(entry())
+        assert new.totals()[0].requests == 7
+        store.settle(entry())  # to the new file by now
+        assert new.totals()[0].requests == 8
+    assert beside(path) == ["usage.db-live"]
+
+
+def test_records_of_an_older_version_survive_a_power_failure(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        store.settle(entry())
+    store._cursor = None
+    with path.with_name("usage.db-live").open("r+b") as old:
+        old.write(b"wrapper2")
+    boot = path.with_name("boot_id")
+    boot.write_text("another start of the machine\n")
+    monkeypatch.setattr("wrapper.store.sqlitefile._BOOT_ID", boot)
+    for number in range(4, 7):
+        with contextlib.closing(opened(path)) as again:
+            assert again.totals()[0].requests == number
+            again.settle(entry())

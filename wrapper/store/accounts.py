@@ -9,7 +9,6 @@ known, the period has changed or a group has other members.
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from sqlite3 import Cursor
@@ -25,14 +24,24 @@ from wrapper.store.limits import (
     violation,
 )
 from wrapper.store.spans import period
-from wrapper.store.window import EMPTY, Window
+from wrapper.store.window import WORDS as WINDOW_WORDS
+from wrapper.store.window import Changes, Window, Words
 
-# The subject, the second of the window, the leases and the money in them; then what is summed: the
-# money spent, that held by deferred work, since when (-1: it has no budget), of what, in which
-# epoch; and which of a group's lists of members is its present one.
-_FIELDS: Final = struct.Struct("=16sqqqqqq8sQQ")
 NAME_BYTES: Final = 16
-NO_PERIOD: Final = -1
+# Words of 64 bits: the subject's name (two); what is summed: of what, which of a group's lists of
+# members is its present one, in which epoch (0: it is not known), since when, the money that
+# deferred work holds, the money spent; then the money in leases, and their number.
+_FINGERPRINT: Final = 2
+_MEMBERS: Final = 3
+_EPOCH: Final = 4
+_PERIOD: Final = 5
+_HELD: Final = 6
+_SPENT: Final = 7
+_RESERVED: Final = 8
+_CONCURRENT: Final = 9
+_WINDOW: Final = 10
+WORDS: Final = _WINDOW + WINDOW_WORDS
+_NOTHING: Final = memoryview(bytes(8 * WORDS)).cast("q")
 
 # Summed in two halves: years of cost can be more than 64 bits.
 _COST = """
@@ -52,37 +61,31 @@ class Moment(NamedTuple):
 
 
 class Account:
-    """A slot as it was read. `packed` is what it is to become."""
+    """The account that begins at the word `at`.
+
+    It is what the words say, with what a step has changed in it since.
+    """
 
     __slots__ = (
-        *("concurrent", "epoch", "fingerprint", "held", "members", "name", "period", "reserved"),
-        *("spent", "window"),
+        *("_at", "_changes", "concurrent", "epoch", "fingerprint", "held", "members", "period"),
+        *("reserved", "spent", "window"),
     )
 
-    def __init__(self, data: bytes) -> None:
-        self.name: bytes
-        self.concurrent: int
-        self.reserved: int
-        self.spent: int
-        self.held: int
-        self.period: int
-        self.fingerprint: bytes
-        self.epoch: int
+    def __init__(self, words: Words[int], at: int, changes: Changes) -> None:
+        self._at = at
+        self._changes = changes
+        self.fingerprint: int
         self.members: int
-        fields = _FIELDS.unpack_from(data)
-        self.name, second, self.concurrent, self.reserved, self.spent, self.held = fields[:6]
-        self.period, self.fingerprint, self.epoch, self.members = fields[6:]
-        self.window = Window(second, data[_FIELDS.size :])
-
-    def packed(self) -> bytes:
-        """The slot with these values."""
-        return (
-            _FIELDS.pack(
-                *(self.name, self.window.second, self.concurrent, self.reserved, self.spent),
-                *(self.held, self.period, self.fingerprint, self.epoch, self.members),
-            )
-            + self.window.data
-        )
+        self.epoch: int
+        self.period: int
+        self.held: int
+        self.spent: int
+        self.reserved: int
+        self.concurrent: int
+        fields = words[at + _FINGERPRINT : at + _WINDOW].tolist()
+        self.fingerprint, self.members, self.epoch, self.period = fields[:4]
+        self.held, self.spent, self.reserved, self.concurrent = fields[4:]
+        self.window = Window(words, at + _WINDOW, changes)
 
     def knows_money(self, subject: Subject, wall: float, epoch: int) -> bool:
         """Whether `spent` and `held` are what a budget of the subject counts, or it has none."""
@@ -93,104 +96,140 @@ class Account:
         return (
             self.period == start
             and self.epoch == epoch
-            and self.fingerprint == bytes.fromhex(subject.fingerprint)
+            and self.fingerprint == subject.fingerprint_word
         )
+
+    def learn(self, fingerprint: int, epoch: int, start: int, held: int, spent: int) -> None:
+        """What a budget of the subject counts has been summed since `start`."""
+        at, changes = self._at, self._changes
+        changes[at + _FINGERPRINT] = self.fingerprint = fingerprint
+        changes[at + _EPOCH] = self.epoch = epoch
+        changes[at + _PERIOD] = self.period = start
+        changes[at + _HELD] = self.held = held
+        changes[at + _SPENT] = self.spent = spent
+
+    def forget_money(self) -> None:
+        """It is to be summed anew."""
+        self._changes[self._at + _EPOCH] = self.epoch = 0
+
+    def next_members(self) -> None:
+        """A group's new list of members counts in place of the old one."""
+        self._changes[self._at + _MEMBERS] = self.members = self.members + 1
 
     def spend(self, cost: int, since: int, epoch: int) -> None:
         """Add what the ledger has gained in the hour that began at `since`."""
-        if self.epoch == epoch and NO_PERIOD < self.period <= since:
-            self.spent = min(self.spent + cost, MAX_COST)
+        if self.epoch == epoch and self.period <= since:
+            self._changes[self._at + _SPENT] = self.spent = min(self.spent + cost, MAX_COST)
+
+    def hold(self, demand: Demand) -> None:
+        """Count one lease more."""
+        at, changes = self._at, self._changes
+        self.window.count(demand.tokens)
+        changes[at + _CONCURRENT] = self.concurrent = self.concurrent + 1
+        if demand.cost:
+            changes[at + _RESERVED] = self.reserved = self.reserved + demand.cost
 
     def give_back(self, second: int, tokens: int, cost: int) -> None:
         """Take one lease out, and add `tokens` to the second in which it is counted."""
         self.window.correct(second, tokens)
-        self.concurrent = max(0, self.concurrent - 1)
-        self.reserved = max(0, self.reserved - cost)
+        self._changes[self._at + _CONCURRENT] = self.concurrent = max(0, self.concurrent - 1)
+        if cost:
+            self.give_back_money(cost)
+
+    def give_back_money(self, cost: int) -> None:
+        """The leases hold so much less."""
+        self._changes[self._at + _RESERVED] = self.reserved = max(0, self.reserved - cost)
 
 
 class Use:
     """What a subject uses at a moment: its account, advanced to the current second."""
 
-    __slots__ = ("_moment", "account", "requests", "reserved", "spent", "subject", "tokens")
+    __slots__ = ("_moment", "account", "number", "subject")
 
-    def __init__(self, subject: Subject, account: Account, moment: Moment) -> None:
+    def __init__(self, subject: Subject, number: int, account: Account, moment: Moment) -> None:
         self.subject = subject
+        self.number = number
         self.account = account
         self._moment = moment
         window, second = account.window, int(moment.clock)
         if second != window.second:
             window.advance(second)
-        self.requests = window.requests
-        self.tokens = window.tokens
-        has_budget = subject.limits.budget is not None
-        self.spent = account.spent if has_budget else 0
-        self.reserved = account.reserved + account.held if has_budget else account.reserved
+
+    @property
+    def reserved(self) -> int:
+        """The money that is not spent yet: in leases, and held by deferred work."""
+        account = self.account
+        has_budget = self.subject.limits.budget is not None
+        return account.reserved + account.held if has_budget else account.reserved
 
     def has_room(self, demand: Demand) -> bool:
         """Whether `demand` exceeds no limit."""
-        limits = self.subject.limits
+        limits, account = self.subject.limits, self.account
         limit = limits.requests_per_minute
-        if limit is not None and self.requests >= limit:
+        if limit is not None and account.window.requests >= limit:
             return False
         limit = limits.tokens_per_minute
-        if limit is not None and self.tokens + demand.tokens > limit:
+        if limit is not None and account.window.tokens + demand.tokens > limit:
             return False
         limit = limits.max_concurrent
-        if limit is not None and self.account.concurrent >= limit:
+        if limit is not None and account.concurrent >= limit:
             return False
         limit = limits.budget
-        return limit is None or self.spent + self.reserved + demand.cost <= limit
+        return limit is None or (
+            account.spent + account.held + account.reserved + demand.cost <= limit
+        )
 
     def violations(self, demand: Demand) -> Iterator[Violation]:
         """Each limit that `demand` exceeds."""
-        subject, limits = self.subject, self.subject.limits
-        window, concurrent = self.account.window, self.account.concurrent
+        subject, account, limits = self.subject, self.account, self.subject.limits
+        window, concurrent = account.window, account.concurrent
         limit = limits.requests_per_minute
-        if limit is not None and (over := self.requests + 1 - limit) > 0:
+        if limit is not None and (over := window.requests + 1 - limit) > 0:
             wait = window.frees_requests(over) - self._moment.clock
-            yield violation(subject, "requests", self.requests, wait, demand)
+            yield violation(subject, "requests", window.requests, wait, demand)
         limit = limits.tokens_per_minute
-        if limit is not None and (over := self.tokens + demand.tokens - limit) > 0:
+        if limit is not None and (over := window.tokens + demand.tokens - limit) > 0:
             wait = window.frees_tokens(over) - self._moment.clock
-            yield violation(subject, "tokens", self.tokens, wait, demand)
+            yield violation(subject, "tokens", window.tokens, wait, demand)
         limit = limits.max_concurrent
         if limit is not None and concurrent >= limit:
             yield violation(subject, "concurrency", concurrent, 1, demand)
         limit = limits.budget
-        used = self.spent + self.reserved
+        used = account.spent + self.reserved
         if limit is not None and used + demand.cost > limit:
             wait_ = budget_reset(limits, self._moment.wall)
             yield violation(subject, "budget", used, wait_, demand)
 
-    def hold(self, demand: Demand) -> None:
-        """Count one lease more."""
-        account = self.account
-        account.window.count(demand.tokens)
-        account.concurrent += 1
-        account.reserved += demand.cost
-        self.requests += 1
-        self.tokens += demand.tokens
-        self.reserved += demand.cost
-
     def standing(self) -> Standing:
         """What is used now."""
-        requests_empty, tokens_empty = self.account.window.empties()
+        account, limits, (clock, wall) = self.account, self.subject.limits, self._moment
+        window = account.window
+        requests_empty, tokens_empty = window.empties()
+        spent, reserved, reset = 0, account.reserved, None
+        if limits.budget is not None:
+            spent, reserved = account.spent, reserved + account.held
+            reset = budget_reset(limits, wall)
         return Standing(
             self.subject,
-            self.requests,
-            self.tokens,
-            self.account.concurrent,
-            self.spent,
-            self.reserved,
-            max(0.0, requests_empty - self._moment.clock),
-            max(0.0, tokens_empty - self._moment.clock),
-            budget_reset(self.subject.limits, self._moment.wall),
+            window.requests,
+            window.tokens,
+            account.concurrent,
+            spent,
+            reserved,
+            max(0.0, requests_empty - clock),
+            max(0.0, tokens_empty - clock),
+            reset,
         )
 
 
-def unused(name: bytes, second: int = 0) -> bytes:
-    """The slot of a subject that has not been used."""
-    return _FIELDS.pack(name, second, 0, 0, 0, 0, NO_PERIOD, bytes(8), 0, 0) + EMPTY
+def unused(name: bytes) -> Sequence[int]:
+    """The words of the account of a subject that has not been used."""
+    return [*memoryview(name).cast("q"), *bytes(WORDS - _FINGERPRINT)]
+
+
+def nothing() -> Account:
+    """The account of a subject that has none yet."""
+    return Account(_NOTHING, 0, {})
 
 
 @lru_cache(4096)

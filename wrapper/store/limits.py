@@ -73,7 +73,8 @@ class Subject:
     """One subject and its limits. Built once per configuration, and used for many requests.
 
     `members` are the names of a group's keys. `sources` are the columns of the ledger whose
-    cost counts against the budget; `fingerprint` changes when they do.
+    cost counts against the budget; `fingerprint` changes when they do. `fingerprint_word` is the
+    same as a number of 64 bits with a sign.
     """
 
     name: str
@@ -81,13 +82,16 @@ class Subject:
     members: tuple[str, ...] = ()
     sources: tuple[str, ...] = field(init=False, repr=False)
     fingerprint: str = field(init=False, repr=False)
+    fingerprint_word: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         group = self.name.startswith("group:")
         sources = tuple(sorted(f"key:{name}" for name in self.members)) if group else (self.name,)
-        digest = hashlib.sha256("\n".join(sources).encode(errors="surrogatepass"))
+        text = "\n".join(sources).encode(errors="surrogatepass")
+        digest = hashlib.sha256(text).digest()[:8]
         object.__setattr__(self, "sources", sources)
-        object.__setattr__(self, "fingerprint", digest.hexdigest()[:16])
+        object.__setattr__(self, "fingerprint", digest.hex())
+        object.__setattr__(self, "fingerprint_word", int.from_bytes(digest, "big", signed=True))
 
 
 class Demand(NamedTuple):
@@ -250,6 +254,8 @@ def nothing_used(subject: Subject, wall: float) -> Standing:
 def bounded(demand: Demand) -> Demand:
     """The demand within the numbers that a store can hold."""
     tokens, cost = demand
+    if 0 <= tokens <= MAX_TOKENS and 0 <= cost <= MAX_COST:
+        return demand
     return Demand(min(max(tokens, 0), MAX_TOKENS), min(max(cost, 0), MAX_COST))
 
 

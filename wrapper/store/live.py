@@ -20,9 +20,12 @@ Lock. Whoever changes the file holds `flock` on a file description of its own. T
 it when its holder dies. It is held for microseconds, and no greenlet runs meanwhile; where it is
 taken, a wait of more than a moment is cooperative, but not inside of a transaction.
 
-Invariant: a change is made as a whole or not at all. One word is one store. More are written down
-first (`commit`), then done; whoever takes the lock next does what was written down and not done,
-for its writer was killed or interrupted.
+Words. Everything but the records is words of 64 bits, each found by its index in the file, so that
+a step reads and writes the words that it changes and nothing else of an account or a lease.
+
+Invariant: a step's changes are made as a whole or not at all. One word is one store. More are
+written down first (`commit`), then made; whoever takes the lock next makes what was written down
+and not made, for its writer was killed or interrupted.
 """
 
 from __future__ import annotations
@@ -39,11 +42,13 @@ import sqlite3
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from array import array
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from wrapper.store.accounts import WORDS as ACCOUNT_WORDS
 from wrapper.store.base import StoreError
+from wrapper.store.window import Changes
 
 SUFFIX: Final = "-live"
 RING_BYTES = 1 << 22  # some 10,000 records
@@ -56,22 +61,23 @@ _SPINS: Final = 10  # tries before there is a sleep
 _STILL_SECONDS: Final = 0.001  # of sleep, before other greenlets run meanwhile
 _TRY: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 
-_MAGIC: Final = b"wrapper2"
+_MAGIC: Final = b"wrapper3"
+_OLD_MAGICS: Final = (b"wrapper2",)  # their records are as today's, at the same place
 _ID: Final = slice(8, 40)  # hexadecimal
 _BOOT: Final = slice(40, 104)  # the machine's start; padded with zeros
 _HEADER: Final = 4096  # bytes
-WORKERS_AT: Final = _HEADER
-WORKERS_BYTES: Final = 4096
-_REDO_AT: Final = WORKERS_AT + WORKERS_BYTES
+_WORKERS_AT: Final = _HEADER
+_WORKERS_BYTES: Final = 4096
+_REDO_AT: Final = _WORKERS_AT + _WORKERS_BYTES
 _REDO_BYTES: Final = 1 << 18
 _RING_AT: Final = _REDO_AT + _REDO_BYTES
 
-# Words of the header: 8 bytes each, in the order of the system.
-_HEAD: Final = 16
+# Words of the header, in the order of the system.
+HEAD: Final = 16  # where the next record goes
 _TAIL: Final = 17
 DRAINED: Final = 18  # when the database was written to, by the monotonic clock
 _WAITING: Final = 19  # records between tail and head, for messages: a kill may leave it wrong
-_REDO: Final = 20  # bytes of changes that are written down and may not be done
+_REDO: Final = 20  # changes that are written down and may not be made
 _SIZE: Final = 21  # of the file
 _RING: Final = 22  # bytes of the ring
 VERSION: Final = 23  # changes with each new account and member
@@ -84,34 +90,42 @@ _SPARE: Final = 29  # where they were before; 0 where that has not their room
 _ARRAYS: Final = 32  # three words for each array
 
 
+WORD: Final = 8  # bytes
+WORKERS_INDEX: Final = _WORKERS_AT // WORD
+WORKERS_WORDS: Final = _WORKERS_BYTES // WORD
+_REDO_INDEX: Final = _REDO_AT // WORD
+_REDO_CHANGES: Final = _REDO_BYTES // (2 * WORD)
+
+
 class Array(NamedTuple):
-    """An array of slots. Its words are its place, its room and its length."""
+    """An array of slots. Its words are its place in the file in bytes, its room and its length."""
 
     at: int
     room: int
     length: int
-    slot: int  # bytes
+    words: int  # of a slot
     first_room: int
 
+    @property
+    def slot(self) -> int:
+        """The bytes of a slot."""
+        return self.words * WORD
 
-def _array(number: int, slot: int, first_room: int) -> Array:
+
+def _array(number: int, words: int, first_room: int) -> Array:
     word = _ARRAYS + 3 * number
-    return Array(word, word + 1, word + 2, slot, first_room)
+    return Array(word, word + 1, word + 2, words, first_room)
 
 
-ACCOUNTS: Final = _array(0, 832, 512)
-LEASES: Final = _array(1, 104, 2048)
-MEMBERS: Final = _array(2, 16, 1024)
+ACCOUNTS: Final = _array(0, ACCOUNT_WORDS, 512)
+LEASES: Final = _array(1, 13, 2048)
+MEMBERS: Final = _array(2, 2, 1024)
 _ALL: Final = (ACCOUNTS, LEASES, MEMBERS)
 
 _FRAME: Final = struct.Struct("=II")  # of a record: its bytes, their checksum
-_CHANGE: Final = struct.Struct("=QQ")  # of a change: its place, its bytes
-_WORD: Final = struct.Struct("=Q")
 _MASK: Final = 0xFFFFFFFF
 
 TABLE: Final = "CREATE TABLE live (id TEXT PRIMARY KEY, position INTEGER NOT NULL) STRICT"
-
-Change = tuple[int, bytes]
 
 log = logging.getLogger("wrapper")
 # A sleep in which no greenlet runs.
@@ -126,10 +140,8 @@ class LiveFile:
         self._fd = fd
         status = os.fstat(fd)
         self.inode = status.st_ino
-        self.map = mmap.mmap(fd, status.st_size)
-        self._size = status.st_size
+        self._map(status.st_size)
         self._try_lock()
-        self.words: memoryview[int] = memoryview(self.map)[:_HEADER].cast("Q")
         self.times: memoryview[float] = memoryview(self.map)[:_HEADER].cast("d")
         self._ring = self.words[_RING]
         self._stuck_until = 0.0
@@ -138,7 +150,7 @@ class LiveFile:
     @property
     def is_drained(self) -> bool:
         """Whether all of it is in the database."""
-        return self.words[_HEAD] == self.words[_TAIL]
+        return self.words[HEAD] == self.words[_TAIL]
 
     @property
     def waiting(self) -> int:
@@ -163,7 +175,7 @@ class LiveFile:
             head = self.put(payload)
             if head is None:
                 return False
-            words[_HEAD] = head  # from here on it is acknowledged
+            words[HEAD] = head  # from here on it is acknowledged
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         return True
@@ -174,7 +186,7 @@ class LiveFile:
         With the lock. It is kept from the moment at which `head_at` has that value.
         """
         words, ring = self.words, self._ring
-        head, size = words[_HEAD], _FRAME.size + len(payload)
+        head, size = words[HEAD], _FRAME.size + len(payload)
         if head + size - words[_TAIL] > ring:
             return None
         data = _FRAME.pack(len(payload), zlib.crc32(payload, head & _MASK)) + payload
@@ -194,7 +206,7 @@ class LiveFile:
         To be called by whoever holds the database's write lock: nobody else moves the tail, so what
         is read stays in place.
         """
-        head = self.words[_HEAD]
+        head = self.words[HEAD]
         end = start = max(position, self.words[_TAIL])
         found: list[bytes] = []
         while end < head and len(found) < most:
@@ -219,63 +231,58 @@ class LiveFile:
             self.words[_WAITING] = 0
         self.times[DRAINED] = time.monotonic()
 
-    def commit(self, changes: Sequence[Change]) -> None:
+    def commit(self, changes: Changes) -> None:
         """Make all of these changes, with the lock: once they are written down, they are made."""
-        redo = b"".join([_CHANGE.pack(at, len(data)) + data for at, data in changes])
-        if len(redo) > _REDO_BYTES:
+        words, count = self.words, len(changes)
+        if count > _REDO_CHANGES:
             raise StoreError(f"{self.path}: too many limits hold for one request")
-        self.map[_REDO_AT : _REDO_AT + len(redo)] = redo
-        self.words[_REDO] = len(redo)
-        for at, data in changes:
-            self.map[at : at + len(data)] = data
-        self.words[_REDO] = 0
+        end = _REDO_INDEX + count
+        words[_REDO_INDEX:end] = array("q", changes)
+        words[end : end + count] = array("q", changes.values())
+        words[_REDO] = count
+        for index, value in changes.items():
+            words[index] = value
+        words[_REDO] = 0
 
-    def word(self, index: int, value: int) -> Change:
-        """The change of a word of the header."""
-        return index * _WORD.size, _WORD.pack(value)
+    def index_of(self, slots: Array, number: int) -> int:
+        """The index of a slot's first word. With the lock: an array may move."""
+        return self.words[slots.at] // WORD + number * slots.words
 
-    def head(self, value: int) -> Change:
-        """The change that keeps the record that was put."""
-        return self.word(_HEAD, value)
+    def make_room(self, slots: Array, more: int = 1) -> None:
+        """So many slots can be added to the array. With the lock. Raises OSError.
 
-    def slot_at(self, array: Array, number: int) -> int:
-        """Where a slot of an array is. With the lock: an array may move."""
-        return self.words[array.at] + number * array.slot
-
-    def make_room(self, array: Array, slots: int = 1) -> None:
-        """So many slots can be added to the array. With the lock. Raises OSError."""
+        The file may be mapped anew: `words` are others then.
+        """
         words = self.words
-        used, room = words[array.length], words[array.room]
-        if used + slots <= room:
+        used, room = words[slots.length], words[slots.room]
+        if used + more <= room:
             return
-        while room < used + slots:
-            room = 2 * room if room else array.first_room
+        while room < used + more:
+            room = 2 * room if room else slots.first_room
         at = words[_SIZE]
-        size = at + -(-room * array.slot // 4096) * 4096
+        size = at + _pages(room * slots.slot)
         _allocate(self._fd, at, size - at)
-        self._map_anew(size)
-        old = words[array.at]
-        self.map[at : at + used * array.slot] = self.map[old : old + used * array.slot]
-        changes = [self.word(array.at, at), self.word(array.room, room), self.word(_SIZE, size)]
-        self.commit(changes)
+        self._map(size)
+        old = words[slots.at]
+        self.map[at : at + used * slots.slot] = self.map[old : old + used * slots.slot]
+        self.commit({slots.at: at, slots.room: room, _SIZE: size})
 
-    def replace(self, array: Array, data: bytes, slots: int) -> None:
+    def replace(self, slots: Array, data: bytes, more: int) -> None:
         """Give an array this content and room for so many slots more: in its place before the
         present one, as long as half of its room is enough. With the lock. Raises OSError.
         """
         words = self.words
-        used, room = len(data) // array.slot, words[array.room]
-        at, spare, size = words[_SPARE], words[array.at], words[_SIZE]
-        while 2 * (used + slots) > room:
+        used, room = len(data) // slots.slot, words[slots.room]
+        at, spare, size = words[_SPARE], words[slots.at], words[_SIZE]
+        while 2 * (used + more) > room:
             room, at, spare = 2 * room, 0, 0
         if not at:
-            at, size = size, size + -(-room * array.slot // 4096) * 4096
+            at, size = size, size + _pages(room * slots.slot)
             _allocate(self._fd, at, size - at)
-            self._map_anew(size)
+            self._map(size)
         self.map[at : at + len(data)] = data
-        new = {array.at: at, array.room: room, array.length: used, _SPARE: spare, _SIZE: size}
-        new |= {LISTS: words[LISTS] + 1, VERSION: words[VERSION] + 1}
-        self.commit([self.word(*pair) for pair in new.items()])
+        new = {slots.at: at, slots.room: room, slots.length: used, _SPARE: spare, _SIZE: size}
+        self.commit(new | {LISTS: words[LISTS] + 1, VERSION: words[VERSION] + 1})
 
     def lock(self, *, patient: bool = True) -> None:
         """Always inside of a `try` whose `finally` unlocks: a signal may raise at any moment.
@@ -289,7 +296,7 @@ class LiveFile:
         if self.words[_REDO]:
             self._finish()
         if self.words[_SIZE] != self._size:
-            self._map_anew(self.words[_SIZE])
+            self._map(self.words[_SIZE])
 
     def unlock(self) -> None:
         """Without having the lock nothing happens."""
@@ -309,10 +316,15 @@ class LiveFile:
         self.map.close()
         os.close(self._fd)
 
+    @property
+    def is_current(self) -> bool:
+        """Whether its accounts and leases are as this version reads them."""
+        return self.map[: len(_MAGIC)] == _MAGIC
+
     def fits(self, boot: str, position: int) -> bool:
         """Whether it was written since the machine's start, and says what the database says."""
         words = self.words
-        return self._is_of(boot) and words[_TAIL] <= position <= words[_HEAD]
+        return self._is_of(boot) and words[_TAIL] <= position <= words[HEAD]
 
     def _is_of(self, boot: str) -> bool:
         return bytes(self.map[_BOOT]) == _padded(boot)
@@ -326,8 +338,9 @@ class LiveFile:
         """
         try:
             self._wait_for_lock(patient=False)
-            if not self._is_of(boot):
-                # Of changes that were written down, too, some pages may be missing.
+            if not (self._is_of(boot) and self.is_current):
+                # Of changes that were written down, too, some pages may be missing; and those of
+                # an older version were no words.
                 self.words[_REDO] = 0
             self.lock()
             if self.fits(boot, position):
@@ -336,33 +349,32 @@ class LiveFile:
             head = self._whole_from(start)
             if head < tail:  # what the database has lost is not here any more
                 start, head = tail, self._whole_from(tail)
-            changes = [self.word(_TAIL, start), self.head(head), self.word(DRAINED, 0)]
-            changes += [self.word(name, self.words[name] + 1) for name in (VERSION, CLEARED, EPOCH)]
-            changes += [self.word(array.length, 0) for array in _ALL]
-            changes += [self.word(FREE, 0), (WORKERS_AT, bytes(WORKERS_BYTES))]
+            changes = {_TAIL: start, HEAD: head, DRAINED: 0, FREE: 0}
+            changes |= {name: self.words[name] + 1 for name in (VERSION, CLEARED, EPOCH)}
+            changes |= {slots.length: 0 for slots in _ALL}
+            changes |= dict.fromkeys(range(WORKERS_INDEX, WORKERS_INDEX + WORKERS_WORDS), 0)
             # An array may have been moved in part: what is new goes where none can be.
-            size = os.fstat(self._fd).st_size
-            changes += [self.word(_SIZE, size), self.word(_SPARE, 0)]
-            self.commit([*changes, (_BOOT.start, _padded(boot))])
+            changes |= {_SIZE: os.fstat(self._fd).st_size, _SPARE: 0}
+            changes |= enumerate(array("q", _padded(boot)), _BOOT.start // WORD)
+            self.commit(changes)
         finally:
             self.unlock()
 
     def _finish(self) -> None:
-        """Do what was written down and may not be done."""
-        at, end = _REDO_AT, _REDO_AT + self.words[_REDO]
+        """Make the changes that were written down and may not be made."""
         size = os.fstat(self._fd).st_size
         if size != self._size:
-            self._map_anew(size)
-        while at < end:
-            place, length = _CHANGE.unpack(self.map[at : at + _CHANGE.size])
-            at += _CHANGE.size
-            self.map[place : place + length] = self.map[at : at + length]
-            at += length
-        self.words[_REDO] = 0
+            self._map(size)
+        words, count = self.words, self.words[_REDO]
+        end = _REDO_INDEX + count
+        for index, value in zip(words[_REDO_INDEX:end], words[end : end + count], strict=True):
+            words[index] = value
+        words[_REDO] = 0
 
-    def _map_anew(self, size: int) -> None:
-        # The words stay those of the first map, which shows the same pages.
+    def _map(self, size: int) -> None:
+        # Another map shows the same pages: who has words of the former may go on reading them.
         self.map = mmap.mmap(self._fd, size)
+        self.words: memoryview[int] = memoryview(self.map).cast("q")
         self._size = size
 
     def _whole_from(self, position: int) -> int:
@@ -441,7 +453,7 @@ def open_live(database: Path, connection: sqlite3.Connection, boot: str) -> Live
     path = database.with_name(database.name + SUFFIX)
     live = _existing(path)
     known = None if live is None else _position(connection, live.id)
-    if live is not None and known is not None and live.fits(boot, known):
+    if live is not None and known is not None and live.is_current and live.fits(boot, known):
         return live
     if live is not None:
         live.close()
@@ -453,21 +465,28 @@ def open_live(database: Path, connection: sqlite3.Connection, boot: str) -> Live
             known = _position(connection, live.id)
             if known is not None:
                 live.recover(boot, known)
-                move = "UPDATE live SET position = ? WHERE id = ? AND position < ?"
                 tail = live.words[_TAIL]
-                connection.execute(move, (tail, live.id, tail))
-                return live
-            _set_aside(live)
+                _move(connection, live.id, tail)
+                if live.is_current:
+                    return live
+                known = max(known, tail)
+            else:
+                _set_aside(live)
+                live = None
         elif path.exists():
             _rename(path, secrets.token_hex(4))
-        live = _made(path, database, boot)
-        connection.execute("INSERT INTO live VALUES (?, 0)", (live.id,))
+        made = _made(path, database, boot, live)
+        connection.execute("INSERT INTO live VALUES (?, ?)", (made.id, known or 0))
         connection.execute("DELETE FROM live WHERE rowid <= last_insert_rowid() - 8")
-    return live
+        if live is not None:
+            # What it has is the new one's; a process that still writes to it books what it adds.
+            _move(connection, live.id, made.words[HEAD])
+            live.close()
+    return made
 
 
 def _existing(path: Path) -> LiveFile | None:
-    """The file, None where there is none, it is of another make or damaged."""
+    """The file, None where there is none, it is not ours or damaged."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -486,17 +505,17 @@ def _existing(path: Path) -> LiveFile | None:
 
 def _is_possible(head: bytes, size: int) -> bool:
     """Whether a file of that size can begin so, and what its words name is in it."""
-    if not head.startswith(_MAGIC) or len(head) < _HEADER:
+    if not head.startswith((_MAGIC, *_OLD_MAGICS)) or len(head) < _HEADER:
         return False
-    words = struct.unpack(f"={_HEADER // _WORD.size}Q", head)
-    return (
-        words[_SIZE] <= size
-        and 0 < words[_RING] <= size - _RING_AT
-        and words[_REDO] <= _REDO_BYTES
+    words = struct.unpack(f"={_HEADER // WORD}Q", head)
+    if not (words[_SIZE] <= size and 0 < words[_RING] <= size - _RING_AT):
+        return False
+    return head.startswith(_OLD_MAGICS) or (
+        words[_REDO] <= _REDO_CHANGES
         and all(
-            words[array.length] <= words[array.room]
-            and words[array.at] + words[array.room] * array.slot <= size
-            for array in _ALL
+            words[slots.length] <= words[slots.room]
+            and words[slots.at] + words[slots.room] * slots.slot <= size
+            for slots in _ALL
         )
         and (words[FREE] <= words[LEASES.length] or words[_REDO] > 0)  # not while it is changed
     )
@@ -506,6 +525,12 @@ def _position(connection: sqlite3.Connection, ident: str) -> int | None:
     """Up to where the database has the records of a file; None for another database's file."""
     row = connection.execute("SELECT position FROM live WHERE id = ?", (ident,)).fetchone()
     return None if row is None else int(row[0])
+
+
+def _move(connection: sqlite3.Connection, ident: str, position: int) -> None:
+    """The database has no records of a file before this position to book any more."""
+    move = "UPDATE live SET position = ? WHERE id = ? AND position < ?"
+    connection.execute(move, (position, ident, position))
 
 
 def _set_aside(live: LiveFile) -> None:
@@ -521,8 +546,10 @@ def _rename(path: Path, suffix: str) -> None:
     path.rename(aside)
 
 
-def _made(path: Path, database: Path, boot: str) -> LiveFile:
-    """A new file, which takes its place when it is complete. As readable as the database."""
+def _made(path: Path, database: Path, boot: str, old: LiveFile | None) -> LiveFile:
+    """A new file, which takes its place when it is complete. As readable as the database. It has
+    the records of `old`, at the same positions.
+    """
     ident = secrets.token_hex(16)
     new = path.with_name(f"{path.name}.{ident[:8]}.new")
     like = database.stat()
@@ -531,24 +558,34 @@ def _made(path: Path, database: Path, boot: str) -> LiveFile:
         os.fchmod(fd, like.st_mode & 0o777)
         if os.geteuid() == 0:
             os.fchown(fd, like.st_uid, like.st_gid)
-        size = _RING_AT + -(-RING_BYTES // 4096) * 4096
+        ring = RING_BYTES if old is None else old.words[_RING]
+        size = _RING_AT + _pages(ring)
         # Serials begin anywhere: a lease of a file that was deleted means none in this one.
-        first = {_SIZE: size, _RING: RING_BYTES, EPOCH: 1, VERSION: 1, CLEARED: 1}
+        first = {_SIZE: size, _RING: ring, EPOCH: 1, VERSION: 1, CLEARED: 1}
         first[SERIAL] = secrets.randbits(40) << 8
-        for array in _ALL:
-            first[array.at], first[array.room] = size, array.first_room
-            size += -(-array.first_room * array.slot // 4096) * 4096
+        if old is not None:
+            first |= {HEAD: old.words[HEAD], _TAIL: old.words[_TAIL]}
+        for slots in _ALL:
+            first[slots.at], first[slots.room] = size, slots.first_room
+            size += _pages(slots.first_room * slots.slot)
         first[_SIZE] = size
         _allocate(fd, 0, size)
         os.pwrite(fd, _MAGIC + ident.encode() + _padded(boot), 0)
         for index, value in first.items():
-            os.pwrite(fd, _WORD.pack(value), index * _WORD.size)
+            os.pwrite(fd, array("q", [value]).tobytes(), index * WORD)
+        if old is not None:
+            os.pwrite(fd, old.map[_RING_AT : _RING_AT + ring], _RING_AT)
         new.rename(path)
         return LiveFile(path, fd)
     except BaseException:
         os.close(fd)
         new.unlink(missing_ok=True)
         raise
+
+
+def _pages(size: int) -> int:
+    """The bytes of the pages that so many bytes fill."""
+    return -(-size // 4096) * 4096
 
 
 def _allocate(fd: int, at: int, size: int) -> None:

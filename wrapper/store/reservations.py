@@ -18,7 +18,9 @@ future.
 
 from __future__ import annotations
 
+import math
 import struct
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from sqlite3 import Cursor
@@ -32,6 +34,7 @@ from wrapper.store.accounts import (
     Use,
     cost_since,
     hashed,
+    nothing,
     unused,
 )
 from wrapper.store.base import Entry, StoreError
@@ -46,8 +49,9 @@ from wrapper.store.limits import (
     Violation,
     decide,
 )
-from wrapper.store.live import ACCOUNTS, EPOCH, FREE, LEASES, MEMBERS, SERIAL, VERSION, Change
+from wrapper.store.live import ACCOUNTS, EPOCH, FREE, HEAD, LEASES, MEMBERS, SERIAL, VERSION
 from wrapper.store.spans import period
+from wrapper.store.window import Changes
 
 Now = Callable[[], Moment]
 
@@ -58,13 +62,20 @@ REAP_BATCH = 500
 _STEP: Final = 50  # leases that are ended while the lock is held
 _STANDINGS: Final = 100  # accounts that are read while the lock is held
 
-# A lease: its worker (0: none), its serial, its tokens and cost, the next free lease, and up to
-# four accounts (counted from 1) with the seconds in which the request is counted.
-_LEASE: Final = struct.Struct("=QQqqQ8Q")
-_FREE: Final = struct.Struct("=QQqqQ")  # the beginning of a lease that is free
-_WORKER: Final = struct.Struct("=Qd")  # a worker (0: none) and its last heartbeat
+# Words of a lease: its worker (0: none), its serial, its tokens and cost, the next free lease, and
+# up to four accounts (counted from 1, 0 after the last) with the seconds in which the request is
+# counted.
+_WORKER: Final = 0
+_SERIAL: Final = 1
+_TOKENS: Final = 2
+_COST: Final = 3
+_NEXT: Final = 4
+_SHARES: Final = 5
+_MOST_SHARES: Final = 4
 _MEMBER: Final = struct.Struct("=8sII")  # a key, its group's account, which list of members
 _SLOT_BITS: Final = 24  # a lease's id is its serial and its slot
+_ID_BITS: Final = 63  # of a worker
+_PER_SECOND: Final = 1_000_000  # a heartbeat is in microseconds
 
 # An account, and in which list of members the key has to be (0: it needs none).
 Budget = tuple[int, int]
@@ -90,7 +101,8 @@ class Reservations:
     def __init__(self, live: files.LiveFile, worker: str) -> None:
         self.live = live
         self._worker = worker
-        self._me = int(worker, 16)
+        self._me = int(worker, 16) % (1 << _ID_BITS)
+        self._beat_at = -math.inf
         self._version = self._cleared = 0
         self._numbers: dict[bytes, int] = {}  # accounts by the hashes of their names
         self._members: dict[bytes, list[Budget]] = {}  # groups by the hashes of their keys
@@ -100,37 +112,36 @@ class Reservations:
     # Steps
 
     def admit(
-        self, subjects: Sequence[Subject], demand: Demand, now: Now, *, beat: bool
+        self, subjects: Sequence[Subject], demand: Demand, now: Now
     ) -> Lease | Refused | Unknown:
-        """Reserve `demand` in all of `subjects`, or in none. `beat`: with a heartbeat."""
+        """Reserve `demand` in all of `subjects`, or in none."""
         live = self.live
+        changes: Changes = {}
         try:
             live.lock()
             moment = now()
-            if live.words[VERSION] != self._version:
-                self._follow()
-            if beat:
+            self._follow()
+            if not 0.0 <= moment.clock - self._beat_at < LEASE_SECONDS / 2:
                 self._beat(moment)
-            reserved = self._reserve(subjects, demand, moment)
+            reserved = self._reserve(subjects, demand, moment, changes)
             if isinstance(reserved, Refused | Unknown):
                 return reserved
             demand, uses, dry_run = reserved
             live.make_room(LEASES)
             words = live.words
             free, serial = words[FREE], words[SERIAL] + 1
+            slot = free - 1 if free else words[LEASES.length]
+            at = live.index_of(LEASES, slot)
             if free:
-                slot = free - 1
-                at = live.slot_at(LEASES, slot)
-                after = live.word(FREE, self._lease_at(at)[4])
+                changes[FREE] = words[at + _NEXT]
             else:
-                slot = words[LEASES.length]
-                at = live.slot_at(LEASES, slot)
-                after = live.word(LEASES.length, slot + 1)
+                changes[LEASES.length] = slot + 1
+            changes[SERIAL] = changes[at + _SERIAL] = serial
+            changes[at + _WORKER] = self._me
+            changes[at + _TOKENS], changes[at + _COST] = demand
             second = int(moment.clock)
-            shares = [(self._numbers[use.account.name], second) for use in uses]
-            data = self._packed(serial, demand, shares)
-            changes = [self._change(use.account) for use in uses]
-            live.commit([*changes, (at, data), after, live.word(SERIAL, serial)])
+            _share(at, [(use.number, second) for use in uses], changes)
+            live.commit(changes)
         finally:
             live.unlock()
         return self._lease(serial << _SLOT_BITS | slot, demand, uses, dry_run, second)
@@ -143,33 +154,30 @@ class Reservations:
         Returns what is reserved in `new`, as a lease. None: this lease holds nothing any more.
         """
         live = self.live
+        changes: Changes = {}
         try:
             live.lock()
-            if live.words[VERSION] != self._version:
-                self._follow()
+            self._follow()
             held = self._held(lease)
             if held is None:
                 return None
             moment = now()
-            reserved = self._reserve(new, held.demand, moment)
+            reserved = self._reserve(new, held.demand, moment, changes)
             if isinstance(reserved, Refused | Unknown):
                 return reserved
             _, uses, dry_run = reserved
-            changes = [self._change(use.account) for use in uses]
             shares = held.shares
             if old is not None:
                 number = self._numbers[hashed(old.name)]
-                account = self._account(number)
+                account = self._account(number, changes)
                 for each, second in shares:
                     if each == number:
                         account.give_back(second, -held.demand.tokens, held.demand.cost)
-                changes.append(self._change(account))
                 shares = [share for share in shares if share[0] != number]
             second = int(moment.clock)
-            shares += [(self._numbers[use.account.name], second) for use in uses]
-            serial = lease.id >> _SLOT_BITS
-            at = live.slot_at(LEASES, held.slot)
-            live.commit([*changes, (at, self._packed(serial, held.demand, shares))])
+            shares += [(use.number, second) for use in uses]
+            _share(live.index_of(LEASES, held.slot), shares, changes)
+            live.commit(changes)
         finally:
             live.unlock()
         return self._lease(lease.id, held.demand, uses, dry_run, second)
@@ -190,15 +198,14 @@ class Reservations:
                 return kept
         try:
             live.lock()
-            if live.words[VERSION] != self._version:
-                self._follow()
+            self._follow()
             head = live.put(payload)
             if head is None:
                 return False
-            since = int(entry.at // 3600) * 3600
-            budgets = self._counting(entry.key, entry.provider) if cost else []
-            changes = self._settled(lease, tokens, budgets, cost, since)
-            live.commit([*changes, live.head(head)])
+            budgets = self._counting(entry.key, entry.provider) if cost else ()
+            changes = self._settled(lease, tokens, budgets, cost, int(entry.at // 3600) * 3600)
+            changes[HEAD] = head
+            live.commit(changes)
         finally:
             live.unlock()
         return True
@@ -208,9 +215,8 @@ class Reservations:
         live = self.live
         try:
             live.lock()
-            if live.words[VERSION] != self._version:
-                self._follow()
-            live.commit(self._settled(lease, tokens, [], 0, 0))
+            self._follow()
+            live.commit(self._settled(lease, tokens, (), 0, 0))
         finally:
             live.unlock()
 
@@ -230,18 +236,14 @@ class Reservations:
         live = self.live
         try:
             live.lock()
-            if live.words[VERSION] != self._version:
-                self._follow()
+            self._follow()
             held = self._held(lease)
             if held is None or not held.demand.cost:
                 return
-            changes = []
+            changes: Changes = {live.index_of(LEASES, held.slot) + _COST: 0}
             for number, _ in held.shares:
-                account = self._account(number)
-                account.reserved = max(0, account.reserved - held.demand.cost)
-                changes.append(self._change(account))
-            data = self._packed(lease.id >> _SLOT_BITS, Demand(held.demand.tokens), held.shares)
-            live.commit([*changes, (live.slot_at(LEASES, held.slot), data)])
+                self._account(number, changes).give_back_money(held.demand.cost)
+            live.commit(changes)
         finally:
             live.unlock()
 
@@ -257,11 +259,10 @@ class Reservations:
             self._follow()
             found = {self._numbers.get(hashed(name)) for name in names}
             found |= {number for pair in counting for number, _ in self._counting(*pair)}
-            changes = []
-            for number in found - {None}:
-                account = self._account(number)  # type: ignore[arg-type]  # None is not in it
-                account.epoch = 0
-                changes.append(self._change(account))
+            changes: Changes = {}
+            for number in found:
+                if number is not None:
+                    self._account(number, changes).forget_money()
             live.commit(changes)
         finally:
             live.unlock()
@@ -282,16 +283,15 @@ class Reservations:
                 sources = frozenset(subject.sources)
                 for payload in live.read(position, 2**40)[0]:
                     spent += _cost_for(read_record(payload), sources, start)
-                account = self._account(self._open(subject))
-                fingerprint = bytes.fromhex(subject.fingerprint)
-                changes = []
+                number, fingerprint = self._open(subject), subject.fingerprint_word
+                changes: Changes = {}
+                account = self._account(number, changes)
                 if hashes and account.fingerprint != fingerprint:
-                    account.members += 1
-                    changes = self._registered(hashes, account)
-                account.spent, account.held = min(spent, MAX_COST), held
-                account.period, account.fingerprint = start, fingerprint
-                account.epoch = live.words[EPOCH]
-                live.commit([*changes, self._change(account)])
+                    account.next_members()
+                    self._register(hashes, number, account.members, changes)
+                epoch = live.words[EPOCH]
+                account.learn(fingerprint, epoch, start, held, min(spent, MAX_COST))
+                live.commit(changes)
             finally:
                 live.unlock()
 
@@ -306,10 +306,15 @@ class Reservations:
                 if not account.knows_money(subject, moment.wall, epoch):
                     start, _ = period(subject.limits.budget_period, moment.wall)
                     account.spent, account.held = sums_of(cursor, subject, start)
-                found.append(Use(subject, account, moment).standing())
+                found.append(Use(subject, 0, account, moment).standing())
         return found
 
     # Workers
+
+    @property
+    def has_beaten(self) -> bool:
+        """Whether this worker has had a heartbeat: else it has no leases."""
+        return self._beat_at > -math.inf
 
     def any_worker(self) -> bool:
         """Whether any process has leases: else there is nothing to renew and nothing to end."""
@@ -361,13 +366,13 @@ class Reservations:
             self._numbers.clear()
             self._known_members = (-1, 0)
         for number in range(len(self._numbers), words[ACCOUNTS.length]):
-            at = live.slot_at(ACCOUNTS, number)
+            at = words[ACCOUNTS.at] + number * ACCOUNTS.slot
             self._numbers[live.map[at : at + NAME_BYTES]] = number
         lists, known = self._known_members
         if lists != words[files.LISTS]:
             self._members.clear()
             known = 0
-        at, length = live.slot_at(MEMBERS, known), words[MEMBERS.length] - known
+        at, length = words[MEMBERS.at] + known * MEMBERS.slot, words[MEMBERS.length] - known
         if length:
             data = live.map[at : at + length * MEMBERS.slot]
             for key, number, members in _MEMBER.iter_unpack(data):
@@ -389,12 +394,9 @@ class Reservations:
             self._budgets[key, provider] = found
         return found
 
-    def _account(self, number: int) -> Account:
-        at = self.live.slot_at(ACCOUNTS, number)
-        return Account(self.live.map[at : at + ACCOUNTS.slot])
-
-    def _change(self, account: Account) -> Change:
-        return self.live.slot_at(ACCOUNTS, self._numbers[account.name]), account.packed()
+    def _account(self, number: int, changes: Changes) -> Account:
+        live = self.live
+        return Account(live.words, live.index_of(ACCOUNTS, number), changes)
 
     def _open(self, subject: Subject) -> int:
         """The account of a subject; a new one where it has none."""
@@ -404,13 +406,10 @@ class Reservations:
             live = self.live
             live.make_room(ACCOUNTS)
             number = live.words[ACCOUNTS.length]
-            live.commit(
-                [
-                    (live.slot_at(ACCOUNTS, number), unused(name)),
-                    live.word(ACCOUNTS.length, number + 1),
-                    live.word(VERSION, live.words[VERSION] + 1),
-                ]
-            )
+            changes = dict(enumerate(unused(name), live.index_of(ACCOUNTS, number)))
+            changes[ACCOUNTS.length] = number + 1
+            changes[VERSION] = live.words[VERSION] + 1
+            live.commit(changes)
             self._follow()
         return number
 
@@ -420,53 +419,58 @@ class Reservations:
             self.live.lock()
             self._follow()
             numbers = [self._numbers.get(hashed(name)) for name in names]
-            copies = [
-                Account(unused(hashed(name))) if number is None else self._account(number)
-                for name, number in zip(names, numbers, strict=True)
-            ]
-            return copies, now()
+            return [
+                nothing() if number is None else self._copy(number) for number in numbers
+            ], now()
         finally:
             self.live.unlock()
 
-    def _registered(self, hashes: Sequence[bytes], account: Account) -> list[Change]:
-        """The changes that make these keys the members of a group's account. Lists of before stay
-        where they are, and count no more.
+    def _copy(self, number: int) -> Account:
+        """An account that stays as it is now."""
+        at = self.live.index_of(ACCOUNTS, number)
+        copy = array("q", self.live.words[at : at + ACCOUNTS.words])
+        return Account(memoryview(copy), 0, {})
+
+    def _register(
+        self, hashes: Sequence[bytes], number: int, members: int, changes: Changes
+    ) -> None:
+        """Make these keys the members of a group's account, as its list `members`. Lists of before
+        stay where they are, and count no more.
         """
-        live, number = self.live, self._numbers[account.name]
+        live = self.live
         if live.words[MEMBERS.length] + len(hashes) > live.words[MEMBERS.room]:
             self._drop_old_members(len(hashes))
         length = live.words[MEMBERS.length]
-        at = live.slot_at(MEMBERS, length)
-        tail = _MEMBER.pack(b"", number, account.members)[8:]
+        at = live.words[MEMBERS.at] + length * MEMBERS.slot
+        tail = _MEMBER.pack(b"", number, members)[8:]
         data = b"".join([each + tail for each in hashes])
         live.map[at : at + len(data)] = data  # not in the list yet
-        return [
-            live.word(MEMBERS.length, length + len(hashes)),
-            live.word(VERSION, live.words[VERSION] + 1),
-        ]
+        changes[MEMBERS.length] = length + len(hashes)
+        changes[VERSION] = live.words[VERSION] + 1
 
     def _drop_old_members(self, more: int) -> None:
         """Make room for more by leaving out the lists that count no more."""
         live, length = self.live, self.live.words[MEMBERS.length]
-        at = live.slot_at(MEMBERS, 0)
+        at = live.words[MEMBERS.at]
         found = [*_MEMBER.iter_unpack(live.map[at : at + length * MEMBERS.slot])]
-        present = {number: self._account(number).members for _, number, _ in found}
+        present = {number: self._account(number, {}).members for _, number, _ in found}
         kept = [member for member in found if present[member[1]] == member[2]]
         live.replace(MEMBERS, b"".join([_MEMBER.pack(*member) for member in kept]), more)
 
     def _reserve(
-        self, subjects: Sequence[Subject], demand: Demand, moment: Moment
+        self, subjects: Sequence[Subject], demand: Demand, moment: Moment, changes: Changes
     ) -> tuple[Demand, list[Use], tuple[Violation, ...]] | Refused | Unknown:
         """Count `demand` in all of `subjects`, or in none: as it is reserved, and in what. It is
         for the caller to commit.
         """
-        examined = self._examine(subjects, demand, moment)
+        examined = self._examine(subjects, demand, moment, changes)
         if isinstance(examined, Refused):
             ended = 0
             while ended < REAP_BATCH and (more := self._reap(moment, _STEP)):
                 ended += more
             if ended:
-                examined = self._examine(subjects, demand, moment)
+                changes.clear()
+                examined = self._examine(subjects, demand, moment, changes)
         if isinstance(examined, Refused | Unknown):
             return examined
         uses, dry_run = examined
@@ -474,27 +478,26 @@ class Reservations:
             if use.reserved + demand.cost > MAX_COST:
                 demand = Demand(demand.tokens, 0)  # only a dry run or no budget comes to this
         for use in uses:
-            use.hold(demand)
+            use.account.hold(demand)
         return demand, uses, dry_run
 
     def _examine(
-        self, subjects: Sequence[Subject], demand: Demand, moment: Moment
+        self, subjects: Sequence[Subject], demand: Demand, moment: Moment, changes: Changes
     ) -> tuple[list[Use], tuple[Violation, ...]] | Refused | Unknown:
         """The use of `subjects`, and which limits in dry runs `demand` exceeds, if it fits."""
-        accounts = [self._account(self._open(subject)) for subject in subjects]
+        numbers = [self._open(subject) for subject in subjects]
         epoch = self.live.words[EPOCH]
-        unknown = [
-            subject
-            for subject, account in zip(subjects, accounts, strict=True)
-            if not account.knows_money(subject, moment.wall, epoch)
-        ]
+        uses, unknown, has_room = [], [], True
+        for subject, number in zip(subjects, numbers, strict=True):
+            account = self._account(number, changes)
+            if not account.knows_money(subject, moment.wall, epoch):
+                unknown.append(subject)
+            use = Use(subject, number, account, moment)
+            uses.append(use)
+            has_room = has_room and use.has_room(demand)
         if unknown:
             return Unknown(unknown)
-        uses = [Use(*pair, moment) for pair in zip(subjects, accounts, strict=True)]
-        for use in uses:
-            if not use.has_room(demand):
-                break
-        else:
+        if has_room:
             return uses, ()
         found = list(chain.from_iterable(use.violations(demand) for use in uses))
         try:
@@ -504,54 +507,49 @@ class Reservations:
 
     def _settled(
         self, lease: Lease | None, tokens: int, budgets: Sequence[Budget], cost: int, since: int
-    ) -> list[Change]:
+    ) -> Changes:
         """The changes of a settlement."""
-        live, changes = self.live, []
+        live = self.live
+        changes: Changes = {}
         accounts: dict[int, Account] = {}
-        if lease is not None:
-            held = self._held(lease)
-            if held is not None:
-                changes += self._freed(held)
+        held = None if lease is None else self._held(lease)
+        if held is not None:
+            self._free(held.slot, changes)
+            for number, second in held.shares:
+                account = accounts[number] = self._account(number, changes)
+                account.give_back(second, tokens - held.demand.tokens, held.demand.cost)
+        elif lease is not None:
+            # Another worker has ended it, which took this one for dead.
             for name, second in lease.seconds.items():
-                number = self._numbers.get(hashed(name))
-                if number is None:  # of a file that was deleted
-                    continue
-                account = accounts[number] = self._account(number)
-                if held is None:
-                    # Another worker has ended it, which took this one for dead.
+                known = self._numbers.get(hashed(name))
+                if known is not None:  # else it is of a file that was deleted
+                    account = accounts[known] = self._account(known, changes)
                     account.window.correct(second, tokens)
-                else:
-                    account.give_back(second, tokens - held.demand.tokens, held.demand.cost)
         epoch = live.words[EPOCH]
         for number, members in budgets:
-            budget = accounts.get(number) or self._account(number)
+            budget = accounts.get(number) or self._account(number, changes)
             if not members or members == budget.members:
                 budget.spend(cost, since, epoch)
-                accounts[number] = budget
-        return changes + [self._change(account) for account in accounts.values()]
+        return changes
 
     def _held(self, lease: Lease) -> Held | None:
         slot, serial = lease.id & (1 << _SLOT_BITS) - 1, lease.id >> _SLOT_BITS
         live = self.live
         if slot >= live.words[LEASES.length]:
             return None
-        found = self._lease_at(live.slot_at(LEASES, slot))
-        if found[:2] != (self._me, serial):
+        at = live.index_of(LEASES, slot)
+        found = live.words[at : at + LEASES.words].tolist()
+        if found[_WORKER] != self._me or found[_SERIAL] != serial:
             return None
         return _held(slot, found)
 
-    def _lease_at(self, at: int) -> tuple[int, ...]:
-        return _LEASE.unpack(self.live.map[at : at + LEASES.slot])
-
-    def _freed(self, held: Held) -> list[Change]:
+    def _free(self, slot: int, changes: Changes) -> None:
+        """Make a lease's slot the first free one."""
         live = self.live
-        data = _FREE.pack(0, 0, 0, 0, live.words[FREE])
-        return [(live.slot_at(LEASES, held.slot), data), live.word(FREE, held.slot + 1)]
-
-    def _packed(self, serial: int, demand: Demand, shares: Sequence[tuple[int, int]]) -> bytes:
-        flat = [part for number, second in shares for part in (number + 1, second)]
-        flat += bytes(8 - len(flat))
-        return _LEASE.pack(self._me, serial, *demand, 0, *flat)
+        at = live.index_of(LEASES, slot)
+        changes[at + _WORKER] = 0
+        changes[at + _NEXT] = live.words[FREE]
+        changes[FREE] = slot + 1
 
     def _lease(
         self,
@@ -566,11 +564,14 @@ class Reservations:
         return Lease(ident, self._worker, demand, standings, dry_run, seconds)
 
     def _workers(self) -> list[tuple[int, int, float]]:
-        """Each worker: where its slot is, who it is, and its last heartbeat."""
-        at = files.WORKERS_AT
-        data = self.live.map[at : at + files.WORKERS_BYTES]
-        found = enumerate(_WORKER.iter_unpack(data))
-        return [(at + n * _WORKER.size, who, beat) for n, (who, beat) in found if who]
+        """Each worker: where its words are, who it is, and its last heartbeat."""
+        first = files.WORKERS_INDEX
+        found = self.live.words[first : first + files.WORKERS_WORDS].tolist()
+        return [
+            (first + at, found[at], found[at + 1] / _PER_SECOND)
+            for at in range(0, len(found), 2)
+            if found[at]
+        ]
 
     def _beat(self, moment: Moment) -> None:
         self._dead(moment)
@@ -578,11 +579,13 @@ class Reservations:
         at = next((at for at, worker, _ in workers if worker == self._me), None)
         if at is None:
             taken = {at for at, _, _ in workers}
-            places = range(files.WORKERS_AT, files.WORKERS_AT + files.WORKERS_BYTES, _WORKER.size)
+            first = files.WORKERS_INDEX
+            places = range(first, first + files.WORKERS_WORDS, 2)
             at = next((place for place in places if place not in taken), None)
             if at is None:
                 raise StoreError(f"{self.live.path}: more than {len(places)} workers")
-        self.live.commit([(at, _WORKER.pack(self._me, moment.clock))])
+        self.live.commit({at: self._me, at + 1: _beat_of(moment)})
+        self._beat_at = moment.clock
 
     def _dead(self, moment: Moment) -> list[int]:
         """The workers without a heartbeat for too long."""
@@ -591,8 +594,7 @@ class Reservations:
             return []
         newest = max(beat for _, _, beat in workers)
         if not moment.clock - LEASE_SECONDS <= newest <= moment.clock:
-            now = moment.clock
-            self.live.commit([(at, _WORKER.pack(worker, now)) for at, worker, _ in workers])
+            self.live.commit({at + 1: _beat_of(moment) for at, _, _ in workers})
             return []
         oldest = moment.clock - LEASE_SECONDS
         return [worker for _, worker, beat in workers if beat < oldest]
@@ -607,27 +609,25 @@ class Reservations:
     def _end_all(self, worker: int, limit: int) -> int:
         """End leases of `worker`, up to `limit`, and forget it after the last: how many."""
         live = self.live
-        at = live.slot_at(LEASES, 0)
-        data = live.map[at : at + live.words[LEASES.length] * LEASES.slot]
-        found = (
-            _held(slot, lease)
-            for slot, lease in enumerate(_LEASE.iter_unpack(data))
-            if lease[0] == worker
-        )
+        first, length = live.index_of(LEASES, 0), live.words[LEASES.length]
+        workers = live.words[first : first + length * LEASES.words : LEASES.words].tolist()
         ended = 0
-        for held in found:
+        for slot, each in enumerate(workers):
+            if each != worker:
+                continue
             if ended == limit:
                 return ended
-            changes = self._freed(held)
+            at = first + slot * LEASES.words
+            held = _held(slot, live.words[at : at + LEASES.words].tolist())
+            changes: Changes = {}
+            self._free(slot, changes)
             for number, second in held.shares:
-                account = self._account(number)
+                account = self._account(number, changes)
                 account.give_back(second, -held.demand.tokens, held.demand.cost)
-                changes.append(self._change(account))
             live.commit(changes)
             ended += 1
         if ended < limit:
-            slots = [at for at, who, _ in self._workers() if who == worker]
-            live.commit([(at, bytes(_WORKER.size)) for at in slots])
+            live.commit({at: 0 for at, who, _ in self._workers() if who == worker})
         return ended
 
 
@@ -654,6 +654,26 @@ def _cost_for(found: Record, sources: frozenset[str], start: int) -> int:
     return found.cost if is_counted and found.hour * 3600 >= start else 0
 
 
-def _held(slot: int, found: tuple[int, ...]) -> Held:
-    shares = [(found[at] - 1, found[at + 1]) for at in range(5, 13, 2) if found[at]]
-    return Held(slot, Demand(*found[2:4]), shares)
+def _held(slot: int, found: Sequence[int]) -> Held:
+    """What the words of a lease say."""
+    shares = []
+    for at in range(_SHARES, len(found), 2):
+        if not found[at]:
+            break
+        shares.append((found[at] - 1, found[at + 1]))
+    return Held(slot, Demand(found[_TOKENS], found[_COST]), shares)
+
+
+def _share(lease: int, shares: Sequence[tuple[int, int]], changes: Changes) -> None:
+    """Write into the words of a lease what it has a share of."""
+    at = lease + _SHARES
+    for number, second in shares:
+        changes[at], changes[at + 1] = number + 1, second
+        at += 2
+    if len(shares) < _MOST_SHARES:
+        changes[at] = 0
+
+
+def _beat_of(moment: Moment) -> int:
+    """A heartbeat as it is in the file."""
+    return int(moment.clock * _PER_SECOND)

@@ -30,7 +30,6 @@ and until all is written `settle` says that it waits.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import secrets
 import sqlite3
@@ -54,7 +53,7 @@ from wrapper.store.limits import (
     nothing_used,
 )
 from wrapper.store.live import DRAINED, LiveFile, open_live
-from wrapper.store.reservations import LEASE_SECONDS, REAP_BATCH, Reservations, Unknown
+from wrapper.store.reservations import REAP_BATCH, Reservations, Unknown
 from wrapper.store.schema import all_time, query, sums
 from wrapper.store.waiting import Impossible, Waiting
 
@@ -111,8 +110,6 @@ class SqliteStore:
         self._waiting: Waiting[Settlement] = Waiting(str(path), Settlement.shed)
         self._down_until = 0.0
         self._worker = ""
-        self._admits = False
-        self._beat_at = -math.inf
         self._forget_at = 0.0
         self._trim_at = 0.0
         # What a parent process has open, or another greenlet may use: kept, so that it stays open.
@@ -193,16 +190,7 @@ class SqliteStore:
     def admit(self, subjects: Sequence[Subject], demand: Demand) -> Lease:
         demand = bounded(demand)
 
-        def step(reservations: Reservations) -> Lease | Refused | Unknown:
-            self._admits = True
-            clock = self._clock()
-            beat = clock - self._beat_at >= LEASE_SECONDS / 2
-            found = reservations.admit(subjects, demand, self._moment, beat=beat)
-            if beat:
-                self._beat_at = clock
-            return found
-
-        return _granted(self._step(step))
+        return _granted(self._step(lambda found: found.admit(subjects, demand, self._moment)))
 
     def move(self, lease: Lease, provider: Subject | None) -> None:
         if lease.settled or lease.is_at(provider):
@@ -229,10 +217,8 @@ class SqliteStore:
         if self._missing():
             return
         reservations = self._try(self._opened)
-        if self._admits or reservations.any_worker():
-            clock = self._clock()
+        if reservations.has_beaten or reservations.any_worker():
             reservations.beat(self._moment)
-            self._beat_at = clock
             self.reap()
         if not reservations.live.is_drained:
             self._transact(_nothing)
@@ -362,7 +348,7 @@ class SqliteStore:
         try:
             if self._waiting:
                 self._waiting.write(self._write, now=True)
-            if self._admits and self._reservations is not None:
+            if self._reservations is not None and self._reservations.has_beaten:
                 self._reservations.end_all()
             if self._live is not None and not self._live.is_drained:
                 # Another process may book it as well, or the next start.
@@ -384,8 +370,6 @@ class SqliteStore:
         self._cursor = self._live = self._reservations = None
         self._waiting = Waiting(str(self._path), Settlement.shed)
         self._worker = secrets.token_hex(8)
-        self._admits = False
-        self._beat_at = -math.inf
         self._pid = pid
 
     def _missing(self) -> bool:
@@ -402,7 +386,6 @@ class SqliteStore:
             # Opening may yield to a greenlet that opens it too: one of the two is dropped, idle.
             self._cursor, self._live = connection.cursor(), live
             self._reservations = Reservations(live, self._worker)
-            self._beat_at = -math.inf
         return self._cursor
 
     def _opened(self) -> Reservations:

@@ -2,7 +2,8 @@
 
 A ring of 61 buckets: the second that runs and the 60 before it. Any 60 seconds, however they are
 shifted, lie within 61 whole ones, so a limit on the ring's sum holds for all of them. A bucket
-is found by its second modulo 61, and a ring is 732 bytes whatever it counts.
+is found by its second modulo 61, and a ring has the same size whatever it counts. The sums are kept
+beside it, so that a request looks at the buckets that it changes, and at no others.
 
 Seconds come from a clock that does not jump. Should it be set back nevertheless, the buckets that
 lie in the future are dropped: they would close the window for as long as the clock was set back.
@@ -10,91 +11,108 @@ lie in the future are dropped: they would close the window for as long as the cl
 
 from __future__ import annotations
 
-import struct
+from typing import Final
 
-SLOTS = 61
+SLOTS: Final = 61
 
-_REQUESTS = struct.Struct(f"<{SLOTS}I")
-_TOKENS = struct.Struct(f"<{SLOTS}Q")
-_REQUEST = struct.Struct("<I")
-_TOKEN = struct.Struct("<Q")
-_TOKENS_AT = _REQUESTS.size  # behind the requests
-EMPTY = bytes(_REQUESTS.size + _TOKENS.size)
+# Words of 64 bits: the newest second, the sums of the requests and of the tokens, and for each
+# bucket its requests and its tokens.
+_REQUESTS: Final = 1
+_TOKENS: Final = 2
+_BUCKETS: Final = 3
+WORDS: Final = _BUCKETS + 2 * SLOTS
+
+Words = memoryview  # of format "q"
+Changes = dict[int, int]
+"""What a step changes: new words by their indices. Nothing is changed before the step is made."""
 
 
 class Window:
-    """The buckets of one subject. `second` is the newest one, `data` is the ring."""
+    """The window that begins at the word `at`. `second` is its newest one.
 
-    __slots__ = ("data", "second")
+    What it counts is what the words say, with what has been changed since.
+    """
 
-    def __init__(self, second: int, data: bytes) -> None:
-        self.second = second
-        self.data = bytearray(data)
+    __slots__ = ("_at", "_changes", "_words", "requests", "second", "tokens")
 
-    @property
-    def requests(self) -> int:
-        return sum(_REQUESTS.unpack_from(self.data))
-
-    @property
-    def tokens(self) -> int:
-        return sum(_TOKENS.unpack_from(self.data, _TOKENS_AT))
+    def __init__(self, words: Words[int], at: int, changes: Changes) -> None:
+        self._words = words
+        self._at = at
+        self._changes = changes
+        self.second: int
+        self.requests: int
+        self.tokens: int
+        self.second, self.requests, self.tokens = words[at : at + _BUCKETS].tolist()
 
     def advance(self, second: int) -> None:
         """Make `second` the newest: drop what is too old for it, or in its future."""
-        if second > self.second:
-            self._drop(max(self.second + 1, second - SLOTS + 1), second)
-        elif second < self.second:
-            self._drop(max(second + 1, self.second - SLOTS + 1), self.second)
-        self.second = second
+        if self.requests or self.tokens:
+            newest = max(second, self.second)
+            first = max(min(second, self.second) + 1, newest - SLOTS + 1)
+            for each in range(first, newest + 1):
+                self._drop(self._bucket(each))
+        self._changes[self._at] = self.second = second
 
-    def _drop(self, first: int, last: int) -> None:
-        for second in range(first, last + 1):
-            at = second % SLOTS
-            _REQUEST.pack_into(self.data, at * _REQUEST.size, 0)
-            _TOKEN.pack_into(self.data, _TOKENS_AT + at * _TOKEN.size, 0)
+    def _drop(self, bucket: int) -> None:
+        requests, tokens = self._get(bucket), self._get(bucket + 1)
+        if requests:
+            self._add_requests(bucket, -requests)
+        if tokens:
+            self._add_tokens(bucket + 1, -tokens)
 
     def count(self, tokens: int) -> None:
         """One request more, in the newest bucket."""
-        data, at = self.data, self.second % SLOTS
-        request, token = at * _REQUEST.size, _TOKENS_AT + at * _TOKEN.size
-        _REQUEST.pack_into(data, request, _REQUEST.unpack_from(data, request)[0] + 1)
+        bucket = self._bucket(self.second)
+        self._add_requests(bucket, 1)
         if tokens:
-            _TOKEN.pack_into(data, token, _TOKEN.unpack_from(data, token)[0] + tokens)
+            self._add_tokens(bucket + 1, tokens)
 
     def correct(self, second: int, tokens: int) -> None:
         """Add `tokens`, which may be negative, to `second` if that still counts."""
         if tokens and self.second - SLOTS < second <= self.second:
-            at = _TOKENS_AT + second % SLOTS * _TOKEN.size
-            [old] = _TOKEN.unpack_from(self.data, at)
-            _TOKEN.pack_into(self.data, at, max(0, old + tokens))
+            index = self._bucket(second) + 1
+            self._add_tokens(index, max(tokens, -self._get(index)))
 
     def frees_requests(self, count: int) -> int:
         """The second at which at least `count` of the requests no longer count."""
-        return self._frees(count, _REQUESTS.unpack_from(self.data))
+        return self._frees(count, 0)
 
     def frees_tokens(self, count: int) -> int:
         """The second at which at least `count` of the tokens no longer count."""
-        return self._frees(count, _TOKENS.unpack_from(self.data, _TOKENS_AT))
+        return self._frees(count, 1)
 
-    def _frees(self, count: int, buckets: tuple[int, ...]) -> int:
+    def _frees(self, count: int, kind: int) -> int:
         for second in range(self.second - SLOTS + 1, self.second + 1):
-            count -= buckets[second % SLOTS]
+            count -= self._get(self._bucket(second) + kind)
             if count <= 0:
                 return second + SLOTS
         return self.second + SLOTS
 
     def empties(self) -> tuple[int, int]:
         """The seconds at which no request, and no token, counts any more."""
-        data, at = self.data, self.second % SLOTS
-        requests = tokens = self.second + SLOTS
-        if not _REQUEST.unpack_from(data, at * _REQUEST.size)[0]:
-            requests = self._empties(_REQUESTS.unpack_from(data))
-        if not _TOKEN.unpack_from(data, _TOKENS_AT + at * _TOKEN.size)[0]:
-            tokens = self._empties(_TOKENS.unpack_from(data, _TOKENS_AT))
-        return requests, tokens
+        return self._empties(self.requests, 0), self._empties(self.tokens, 1)
 
-    def _empties(self, buckets: tuple[int, ...]) -> int:
+    def _empties(self, total: int, kind: int) -> int:
         second = self.second
-        while second > self.second - SLOTS and not buckets[second % SLOTS]:
+        if not total:
+            return second
+        while second > self.second - SLOTS and not self._get(self._bucket(second) + kind):
             second -= 1
         return second + SLOTS
+
+    def _bucket(self, second: int) -> int:
+        return self._at + _BUCKETS + second % SLOTS * 2
+
+    def _get(self, index: int) -> int:
+        changed = self._changes.get(index)
+        return self._words[index] if changed is None else changed
+
+    def _add_requests(self, index: int, more: int) -> None:
+        changes = self._changes
+        changes[index] = self._get(index) + more
+        changes[self._at + _REQUESTS] = self.requests = self.requests + more
+
+    def _add_tokens(self, index: int, more: int) -> None:
+        changes = self._changes
+        changes[index] = self._get(index) + more
+        changes[self._at + _TOKENS] = self.tokens = self.tokens + more
