@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -306,6 +307,7 @@ class Served:
         self.client, server = gevent.socket.socketpair()
         self.connections = Connections(10)
         self.requests: list[str] = []
+        self.pause = 0.0  # seconds that the application waits
         self.greenlet = gevent.spawn(self._serve, server, head, keepalive)
         gevent.spawn(self._look)
 
@@ -332,6 +334,8 @@ class Served:
 
     def _application(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         self.requests.append(environ["REQUEST_METHOD"])
+        if self.pause:
+            gevent.sleep(self.pause)
         start_response("200 OK", [("Content-Length", "2")])
         return [b"ok"]
 
@@ -413,6 +417,65 @@ def test_time_in_which_the_worker_did_not_run_is_not_the_heads(
     with gevent.Timeout(PATIENCE):
         while not ended.called:
             gevent.sleep(SHORT / 10)
+
+
+def idle(served: Served) -> Connection:
+    """The connection, once it has waited for a request longer than a head takes to come."""
+    with gevent.Timeout(PATIENCE):
+        while not served.connections.waiting:
+            gevent.sleep(SHORT / 10)
+    (found,) = served.connections.waiting
+    found.since -= LONG
+    return found
+
+
+@pytest.mark.parametrize("requests", [0, 1], ids=["new", "kept"])
+def test_a_worker_that_stops_ends_idle_connections(requests: int) -> None:
+    served = Served()
+    served.client.sendall(REQUEST * requests)
+    served.responds(requests)
+    idle(served)
+    served.connections.close_idle()
+    assert served.ends()
+    assert len(served.requests) == requests
+
+
+def test_a_request_that_comes_as_idle_connections_are_closed_is_served() -> None:
+    served = Served()
+    served.pause = SHORT
+    idle(served)
+    at_stop = gevent.get_hub().loop.timer(SHORT)
+    at_stop.start(served.connections.close_idle)
+    served.client.sendall(REQUEST)
+    due = time.monotonic() + 2 * SHORT
+    while time.monotonic() < due:  # the stop and the request are found in one turn of the loop
+        pass
+    served.responds(1)
+    at_stop.close()
+    served.client.close()
+    assert served.ends()
+
+
+@pytest.mark.parametrize("requests", [0, 1], ids=["new", "kept"])
+def test_a_head_that_is_being_sent_as_idle_connections_are_closed_is_read(
+    monkeypatch: pytest.MonkeyPatch, requests: int
+) -> None:
+    monkeypatch.setattr(connection, "IDLE_SECONDS", LONG / 2)
+    served = Served()
+    served.client.sendall(REQUEST * requests)
+    served.responds(requests)
+    waiting = idle(served)
+    since = waiting.since
+    served.client.sendall(REQUEST[:9])
+    with gevent.Timeout(PATIENCE):
+        while waiting.since == since:
+            gevent.sleep(SHORT / 10)
+    served.connections.close_idle()
+    gevent.sleep(0)
+    served.client.sendall(REQUEST[9:])
+    served.responds(1)
+    served.client.close()
+    assert served.ends()
 
 
 def test_requests_that_wait_in_a_row_are_all_served_and_the_waits_are_over() -> None:

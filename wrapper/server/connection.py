@@ -123,17 +123,20 @@ class Connections:
 
     def close_idle(self) -> None:
         """Close those on which no request is being sent or served."""
-        now = clock()
-        for connection in list(self.waiting):
-            if now - connection.since > IDLE_SECONDS:
-                connection.greenlet.kill(block=False)
+        for connection in self.waiting:
+            get_hub().loop.run_callback(self._end_idle, connection)
+
+    def _end_idle(self, connection: Connection) -> None:
+        """Runs in the event loop, a moment later: a request may have come meanwhile."""
+        if connection in self.waiting and clock() - connection.since > IDLE_SECONDS:
+            connection.greenlet.throw(WaitedTooLong())
 
 
 class Connection:
     """One connection; see the module's docstring. `client` and `server` are its addresses.
 
-    `since` is when it began to wait for a request, or when it had its head. `keeps`: another
-    request may follow the present one.
+    `since` is when it began to wait for a request, had the first bytes of one, or had its head.
+    `keeps`: another request may follow the present one.
     """
 
     def __init__(
@@ -234,6 +237,7 @@ class Connection:
         if self._requests == 1:
             self.sock.settimeout(None)  # the deadline is counted
             self._ahead = self.sock.recv(PIECE)
+            self.since = clock()
             return bool(self._ahead)
         self.deadline = self.since + self._keepalive
         if self._wait is not None:
@@ -241,7 +245,8 @@ class Connection:
         else:
             self.sock.settimeout(None)
         self._ahead = self.sock.recv(PIECE)
-        self.deadline = clock() + self._head_seconds
+        self.since = clock()
+        self.deadline = self.since + self._head_seconds
         return bool(self._ahead)
 
     def _next_by_gunicorn(self, root: str) -> dict[str, Any]:
