@@ -53,4 +53,4 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', os.environ['PORT'], timeout=2); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
 # Open streams have GRACEFUL_TIMEOUT (30 s) to end: use `docker stop --time 40`.
 STOPSIGNAL SIGTERM
-CMD ["gunicorn", "-c", "config/gunicorn.py", "wsgi:app"]
+CMD ["python", "-m", "wrapper", "serve"]

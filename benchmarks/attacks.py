@@ -394,12 +394,12 @@ class Guarded(Gateway):
 
     guard: tuple[str, ...] = ()
 
-    def launch(self) -> subprocess.Popen[bytes]:
-        def start(command: Any, **how: Any) -> subprocess.Popen[bytes]:
-            return START([*self.guard, *command], **how)
+    def launch(self, *command: str) -> subprocess.Popen[bytes]:
+        def start(program: Any, **how: Any) -> subprocess.Popen[bytes]:
+            return START([*self.guard, *program], **how)
 
         with mock.patch.object(processes, "start", start):
-            return super().launch()
+            return super().launch(*command)
 
 
 class FewFiles(Guarded):

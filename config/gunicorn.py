@@ -1,8 +1,9 @@
 """gunicorn's configuration: `gunicorn -c config/gunicorn.py wsgi:app`.
 
-The environment and `.env` say where to listen and with how many workers. A configuration that
-cannot be served ends the start with every problem listed and exit code 1. gunicorn reads this
-file again on SIGHUP.
+Started by `python -m wrapper serve`: gunicorn by itself ends with a traceback, before it reads
+this file, where WEB_CONCURRENCY is empty or no number. The environment and `.env` say where to
+listen and with how many workers. A configuration that cannot be served ends the start with every
+problem listed and exit code 1. gunicorn reads this file again on SIGHUP.
 """
 
 import gc

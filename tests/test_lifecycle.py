@@ -16,6 +16,7 @@ from harness import chat, raw
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway
 from harness.poll import PATIENCE, eventually
+from wrapper.config.loading import default_workers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,10 +186,13 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(
 # --- start ------------------------------------------------------------------------------------
 
 
-def refused(config: str, **env: str) -> str:
+SERVE = ("-m", "wrapper", "serve")
+
+
+def refused(config: str, *command: str, **env: str) -> str:
     """The stderr of a gateway that cannot start; it exits with 1 and without a traceback."""
     with Gateway.prepared(config, keys=KEYS, env={**PROVIDER_KEYS, **env}) as gateway:
-        status = gateway.launch().wait(PATIENCE)
+        status = gateway.launch(*command).wait(PATIENCE)
         said = gateway.stderr()
     assert status == 1, said
     assert "Traceback" not in said
@@ -240,6 +244,26 @@ def test_a_mistake_in_the_environment_is_reported_like_any_other(
 ) -> None:
     said = refused(CONFIG.replace("{simulator}", simulator.url), **{name: value})
     assert name in said or value in said
+
+
+@pytest.mark.parametrize("value", ["x", "4.0", "0"])
+def test_a_number_of_workers_that_gunicorn_cannot_read_is_reported(
+    simulator: Simulator, value: str
+) -> None:
+    said = refused(CONFIG.replace("{simulator}", simulator.url), *SERVE, WEB_CONCURRENCY=value)
+    wanted = "write an integer from 1 to 256"
+    assert said == f"environment: WEB_CONCURRENCY: is '{value}'; {wanted}\n"
+
+
+def test_an_empty_number_of_workers_counts_as_not_set(simulator: Simulator) -> None:
+    """As .env.example has it, and what reads such a file for the gateway passes it on."""
+    config = CONFIG.replace("{simulator}", simulator.url)
+    env = {**PROVIDER_KEYS, "WEB_CONCURRENCY": ""}
+    with Gateway.prepared(config, keys=KEYS, env=env) as gateway:
+        gateway.start(*SERVE)
+        assert chat.call(gateway).status == 200
+        eventually(lambda: len(gateway.workers()) == default_workers(), what="the default number")
+        assert gateway.stop() == 0
 
 
 def test_a_store_that_cannot_be_opened_is_reported(simulator: Simulator, tmp_path: Path) -> None:

@@ -130,12 +130,12 @@ class Gateway:
         finally:
             self._clean_up()
 
-    def start(self) -> Gateway:
-        """Start gunicorn and wait until `ready_path` answers 200 and every worker is there.
+    def start(self, *command: str) -> Gateway:
+        """As `launch`, and wait until `ready_path` answers 200 and every worker is there.
 
         Raises GatewayFailed.
         """
-        process = self.launch()
+        process = self.launch(*command)
         end = time.monotonic() + START_DEADLINE
         while not self._is_ready() or len(self.workers()) < self.worker_count:
             status = process.poll()
@@ -145,11 +145,12 @@ class Gateway:
             time.sleep(0.02)
         return self
 
-    def launch(self) -> subprocess.Popen[bytes]:
-        """Start gunicorn and wait for nothing."""
+    def launch(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start gunicorn, or the Python program `command` that becomes it, and wait for nothing."""
+        command = command or ("-m", "gunicorn", "-c", str(self._gunicorn), "wsgi:app")
         with self.stdout_file.open("ab") as out, self.stderr_file.open("ab") as err:
             self._process = processes.start(
-                [sys.executable, "-m", "gunicorn", "-c", str(self._gunicorn), "wsgi:app"],
+                [sys.executable, *command],
                 env=self.environment(),
                 stdout=out,
                 stderr=err,

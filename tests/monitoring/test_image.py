@@ -183,11 +183,15 @@ def copy(source: Path, where: Path) -> None:
 
 @contextlib.contextmanager
 def started(image: Image, directory: Path) -> Iterator[dict[str, str]]:
-    """Run CMD with the image's environment alone, and give that when HEALTHCHECK succeeds."""
+    """Run CMD as `docker run --env-file .env.example`, and give its environment when HEALTHCHECK
+    succeeds.
+    """
     (command,) = (json.loads(s.arguments) for s in steps() if s.kind == "CMD")
     port = processes.ReservedPort()
+    example = (ROOT / ".env.example").read_text()
     environment = {
         **image.environment,
+        **dict(re.findall(r"^([A-Z_]+)=(.*)$", example, re.MULTILINE)),
         "HOST": "127.0.0.1",
         "PORT": str(port.number),
         "WRAPPER_STORE": f"sqlite:///{directory}/usage.db",

@@ -782,11 +782,18 @@ def test_a_first_start_on_an_address_that_is_taken_makes_no_key(
     assert run("demo-key", "--check-port")[0] == 0
 
 
-def test_a_first_start_with_a_mistake_makes_no_key(run: Run, here: Path) -> None:
+def test_a_first_start_with_a_mistake_makes_no_key(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (here / "config/gateway.toml").write_text("[")
     code, out, err = run("demo-key")
     assert (code, out) == (1, "")
     assert "is not TOML" in err
+    (here / "config/gateway.toml").write_text(GATEWAY)
+    monkeypatch.setenv("WEB_CONCURRENCY", "x")
+    code, out, err = run("demo-key")
+    assert (code, out) == (1, "")
+    assert "WEB_CONCURRENCY" in err
     assert not (here / "config/keys.toml").exists()
 
 
@@ -801,12 +808,14 @@ def test_the_line_is_printed_once_the_gateway_listens(
         raise OSError(errno.ENOENT, "No such file or directory")
 
     monkeypatch.setattr(os, "execvpe", become)
+    monkeypatch.setenv("WEB_CONCURRENCY", "")  # which gunicorn could not read
     code, out, err = run("demo-key", "--then", "gunicorn", "-c", "config/gunicorn.py")
     assert (code, err) == (1, "error: cannot start gunicorn: No such file or directory\n")
     assert "shown only now: sk-" in out
     assert "curl" not in out
     ((program, command, environ),) = became
     assert (program, command) == ("gunicorn", ["gunicorn", "-c", "config/gunicorn.py"])
+    assert "WEB_CONCURRENCY" not in environ
     secret = out.partition("shown only now: ")[2].split()[0]
     assert secret not in " ".join([*command, *environ.values()])
     monkeypatch.setattr(os, "environ", environ)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-COMMANDS = ("check", "keys", "usage", "reconcile", "demo_key")
+COMMANDS = ("serve", "check", "keys", "usage", "reconcile", "demo_key")
 """Modules of this package, in the order of `--help`."""
 
 

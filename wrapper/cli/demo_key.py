@@ -14,10 +14,11 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from wrapper.cli import CommandError
 from wrapper.cli.key_create import create_key
+from wrapper.cli.serve import become
 from wrapper.config import ApiKey, Listen, Settings, keys_path, listen, load
 from wrapper.config.example_models import GROQ_SMALL, OPENAI_SMALL
 from wrapper.config.loading import HINT_FD
@@ -78,13 +79,13 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             f"Try it in another terminal:\n\n{curl(where, secret, model(settings))}\n\n"
             f"or in the browser, with the key: http://{_address(where)}/docs\n\n"
         )
-    if not args.then:
-        print(hint, end="")
-        return 0
-    return _become(args.then, hint)
+    if args.then:
+        _become(args.then, hint)
+    print(hint, end="")
+    return 0
 
 
-def _become(command: list[str], hint: str) -> int:
+def _become(command: list[str], hint: str) -> NoReturn:
     """Replace this process by the gateway, which prints `hint`: in a pipe, as it has a secret."""
     sys.stdout.flush()
     reading, writing = os.pipe()
@@ -92,10 +93,9 @@ def _become(command: list[str], hint: str) -> int:
     os.close(writing)
     os.set_inheritable(reading, True)
     try:
-        os.execvpe(command[0], command, {**os.environ, HINT_FD: str(reading)})  # noqa: S606
-    except OSError as error:
+        become(command, **{HINT_FD: str(reading)})
+    finally:
         os.close(reading)
-        raise CommandError(f"cannot start {command[0]}: {error.strerror}") from error
 
 
 def _print_demo_note(settings: Settings) -> None:
