@@ -117,6 +117,13 @@ def test_nothing_secret_or_needless_gets_into_the_build(path: str) -> None:
     assert not allowed(path)
 
 
+def test_every_file_of_config_that_is_read_gets_into_the_build_except_the_keys() -> None:
+    loading = (ROOT / "wrapper" / "config" / "loading.py").read_text()
+    read = set(re.findall(r'^[A-Z_]+ = "(?:config/)?(\w+\.toml)"$', loading, re.MULTILINE))
+    assert read == {"gateway.toml", "keys.toml", "prices.toml", "models.toml"}
+    assert {name for name in read if allowed(f"config/{name}")} == read - {"keys.toml"}
+
+
 class Image(NamedTuple):
     """What the build leaves: where /app and /opt/venv are, and the environment."""
 
