@@ -15,6 +15,7 @@ from harness.gateway import Gateway
 from harness.poll import eventually
 
 if TYPE_CHECKING:
+    from harness.app import App
     from harness.gateway import GatewayFactory
     from harness.simulator import Simulator
 
@@ -136,6 +137,33 @@ def test_callers_whom_nothing_has_authenticated_leave_room_for_key_owners(
         assert call("sk-own-accepted-before").status == 200
         assert chat.call(gateway).status == 200
     eventually(lambda: call("sk-own-made-up").status == 200, what="places are free again")
+
+
+@pytest.mark.parametrize("size", [100, 20_000], ids=["found-at-its-end", "found-on-the-way"])
+def test_an_upload_that_a_full_disk_does_not_take_is_a_503_and_is_recorded(
+    app: App, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(
+        "wrapper.proxy.body.tempfile.TemporaryFile",
+        lambda: open("/dev/full", "r+b"),  # noqa: PTH123, SIM115  # closed by the application
+    )
+    book = chat.mark()
+    form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\ngpt-x\r\n'
+    form += b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    form += b"a" * size + b"\r\n--b--\r\n"
+    headers = (
+        ("Content-Type", "multipart/form-data; boundary=b"),
+        ("Transfer-Encoding", "chunked"),
+        *chat.told(book=book),
+    )
+    target, key = "/v1/audio/transcriptions", app.secrets["web-app"]
+    asked = raw.request(app.port, "POST", target, key=key, headers=headers)
+    answer = app.exchange(asked + b"%x\r\n%b\r\n0\r\n\r\n" % (len(form), form))
+    assert (answer.status, chat.error(answer)["code"]) == (503, "overloaded")
+    assert answer.header("retry-after") == "10"
+    assert simulator.requests(book=book) == []
+    assert app.runtime.capacity.disk.held == 0
+    app.assert_clean()
 
 
 @pytest.mark.skipif(

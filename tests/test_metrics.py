@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from harness import effort, processes, raw
-from harness.app import AppFactory
+from harness.app import App, AppFactory
 from harness.defaults import CONFIG, KEYS, PROVIDER_KEYS
 from harness.gateway import Gateway, GatewayFactory
 from harness.poll import PATIENCE, eventually
@@ -325,6 +325,21 @@ def test_with_metering_off_no_usage_is_read_and_none_is_counted_as_missing(
     names = {sample.name for sample in gateway.metrics().samples}
     assert "http_requests_total" in names
     assert not names & {"api_key_requests_total", "unmetered_responses_total"}
+
+
+@pytest.mark.parametrize(
+    "step", ["record.RequestRecord.finish", "telemetry.Telemetry.ledger_model"]
+)
+def test_a_request_whose_end_fails_is_no_longer_in_flight(
+    app: App, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(f"wrapper.{step}", fail)
+    with pytest.raises(ZeroDivisionError):
+        app.exchange(raw.request(app.port, "GET", "/none"))
+    app.assert_clean()
 
 
 def test_an_unknown_price_is_counted_as_such(metered: Gateway) -> None:

@@ -7,6 +7,7 @@ closed, because where the next request begins is then unknown.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import tempfile
@@ -126,7 +127,8 @@ class RequestBody:
     def close(self) -> None:
         """Give back what the body holds: its file, its part of memory and disk."""
         if self._spool is not None:
-            self._spool.close()
+            with contextlib.suppress(OSError):  # of bytes that could not be written, as `keep` said
+                self._spool.close()
         for holding in self.holdings:
             holding.release()
 
@@ -234,6 +236,7 @@ def keep(piece: bytes, file: IO[bytes]) -> None:
     """Write a piece of an upload. Raises NoRoom for a full disk."""
     try:
         file.write(piece)
+        file.flush()  # else it would be written when it is read, for a provider
     except OSError as error:
         log.error("cannot keep an upload: %s", error.strerror)
         raise no_room() from None

@@ -29,28 +29,28 @@ def finalize(
         runtime.capacity.newcomers.discard(scope)
     telemetry = runtime.telemetry
     metering, counts = snapshot.settings.server.metering, record.is_proxy_request
-    record.finish()
-    model = telemetry.ledger_model(record)
     try:
-        if counts and metering:
-            try:
-                if record.usage is not None:
-                    if record.cost is None and record.unpriced is None:  # else it was known at once
-                        price(record, snapshot, record.usage, record.served_model)
-                elif record.bounded is not None:
-                    bound(record, snapshot)
-                elif record.unmetered is not None:
-                    record.cost = runtime.admission.bound(record.lease)
-            finally:
-                _settle(record, runtime, model)
-        elif record.lease is not None:
-            _release(record, runtime)
-    finally:
+        record.finish()
+        model = telemetry.ledger_model(record)
         try:
+            if counts and metering:
+                try:
+                    if record.usage is not None:
+                        if record.cost is None and record.unpriced is None:  # else known at once
+                            price(record, snapshot, record.usage, record.served_model)
+                    elif record.bounded is not None:
+                        bound(record, snapshot)
+                    elif record.unmetered is not None:
+                        record.cost = runtime.admission.bound(record.lease)
+                finally:
+                    _settle(record, runtime, model)
+            elif record.lease is not None:
+                _release(record, runtime)
+        finally:
             telemetry.count(record, model, proxy_request=counts, metering=metering)
             telemetry.log.write(record)
-        finally:
-            telemetry.request_ended(record, proxy_request=counts)
+    finally:
+        telemetry.request_ended(record, proxy_request=counts)
 
 
 def _settle(record: RequestRecord, runtime: Runtime, model: str) -> None:
