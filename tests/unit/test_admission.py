@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from wrapper.admission import output_limit
 from wrapper.admission.estimate import output_of
 from wrapper.metering.bounds import OUTPUT_FIELDS
-from wrapper.store import Limits, Subject
+from wrapper.store import Limits, Subject, window
 from wrapper.store.spans import PERIODS, period
-from wrapper.store.window import SLOTS, WORDS, Changes, Window
+from wrapper.store.window import SLOTS, Changes
 
 
 @pytest.mark.parametrize(
@@ -101,28 +101,33 @@ def test_a_groups_fingerprint_changes_with_its_members_alone() -> None:
 )
 def test_a_window_is_its_last_sixty_one_seconds(steps: list[tuple[int, int, int]]) -> None:
     now, plain = 1000, dict[int, list[int]]()
-    words = memoryview(bytearray(8 * (WORDS + 2))).cast("q")
+    words = memoryview(bytearray(8 * (window.WORDS + 2))).cast("q")
+
+    def make(changes: Changes) -> None:
+        for index, value in changes.items():
+            words[index] = value
+
     for step, tokens, change in steps:
         now += step
-        changes = Changes()
-        window = Window(words, 1, changes)
-        window.advance(now)
-        window.count(tokens)
+        make(window.advance(words, 1, now))
+        counted: Changes = {}
+        window.count(words, 1, tokens, counted)
+        make(counted)
+        for second, more in ((now, change), (now - SLOTS, 10**6), (now + 1, 10**6)):
+            corrected: Changes = {}
+            window.correct(words, 1, second, more, corrected)
+            make(corrected)
         plain = {at: bucket for at, bucket in plain.items() if now - SLOTS < at <= now}
         bucket = plain.setdefault(now, [0, 0])
         bucket[0] += 1
         bucket[1] += tokens
         bucket[1] = max(0, bucket[1] + change)
-        window.correct(now, change)
-        window.correct(now - SLOTS, 10**6)
-        window.correct(now + 1, 10**6)
-        for index, value in changes.items():
-            words[index] = value
-        kept = Window(words, 1, {})
-        assert (kept.second, kept.requests, kept.tokens) == (now, window.requests, window.tokens)
-        assert (words[0], words[WORDS + 1]) == (0, 0)
-        assert window.requests == sum(bucket[0] for bucket in plain.values())
-        assert window.tokens == sum(bucket[1] for bucket in plain.values())
-        assert window.empties()[0] == now + SLOTS
-        assert window.frees_requests(1) == min(plain) + SLOTS
-        assert kept.empties() == window.empties()
+        used = [at for at, bucket in plain.items() if bucket[1]]
+        assert words[1 + window.SECOND] == now
+        assert words[1 + window.REQUESTS] == sum(bucket[0] for bucket in plain.values())
+        assert words[1 + window.TOKENS] == sum(bucket[1] for bucket in plain.values())
+        assert window.requests_empty(words, 1) == now + SLOTS
+        assert window.tokens_empty(words, 1) == (max(used) + SLOTS if used else now)
+        assert window.frees_requests(words, 1, 1) == min(plain) + SLOTS
+        assert window.frees_tokens(words, 1, 1) == (min(used) if used else now) + SLOTS
+        assert (words[0], words[window.WORDS + 1]) == (0, 0)

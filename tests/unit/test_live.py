@@ -33,6 +33,7 @@ from wrapper.store import (
     drain,
     live,
     sqlite,
+    window,
 )
 from wrapper.store.reservations import Reservations
 from wrapper.store.schema import MIGRATIONS
@@ -547,7 +548,7 @@ def test_a_step_that_stops_at_any_write_is_made_whole_or_not_at_all(path: Path, 
             other.any_worker()
             standings = other.standings(cursor, ALL, now)
             copies, _ = other._copies([subject.name for subject in ALL], now)
-            members = [(account.members, account.fingerprint) for account in copies]
+            members = [copy[accounts._FINGERPRINT : accounts._EPOCH].tolist() for copy in copies]
             counting = other._counting("new", "groq")
             held = Reservations(file, WORKER).demand_of(lease)
             return standings, held, members, counting, file.read(0, 10**6)[0], file.words[live.FREE]
@@ -705,6 +706,13 @@ def test_whoever_is_killed_at_whatever_moment_loses_nothing_and_books_nothing_tw
     subjects = [Subject(f"key:{key}", budget) for key in told]
     for standing in store.standing([Subject("provider:groq", budget), *subjects]):
         assert (standing.concurrent, standing.reserved) == (0, 0)
+    file = store._live
+    assert file is not None
+    for number in range(file.words[live.ACCOUNTS.length]):
+        at = file.index_of(live.ACCOUNTS, number) + accounts._WINDOW
+        _, requests, tokens, *buckets = file.words[at : at + window.WORDS].tolist()
+        assert (requests, tokens) == (sum(buckets[::2]), sum(buckets[1::2]))
+    del file
     store.close()
 
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 from sqlite3 import Cursor
 from typing import Final, NamedTuple
 
+from wrapper.store import window
 from wrapper.store.limits import (
     MAX_COST,
     Demand,
@@ -24,15 +25,14 @@ from wrapper.store.limits import (
     violation,
 )
 from wrapper.store.spans import period
-from wrapper.store.window import WORDS as WINDOW_WORDS
-from wrapper.store.window import Changes, Window, Words
+from wrapper.store.window import Changes, Words
 
 NAME_BYTES: Final = 16
 # Words of 64 bits: the subject's name (two); what is summed: of what, which of a group's lists of
 # members is its present one, in which epoch (0: it is not known), since when, the money that
 # deferred work holds, the money spent; then the money in leases, and their number.
 _FINGERPRINT: Final = 2
-_MEMBERS: Final = 3
+MEMBERS: Final = 3
 _EPOCH: Final = 4
 _PERIOD: Final = 5
 _HELD: Final = 6
@@ -40,8 +40,10 @@ _SPENT: Final = 7
 _RESERVED: Final = 8
 _CONCURRENT: Final = 9
 _WINDOW: Final = 10
-WORDS: Final = _WINDOW + WINDOW_WORDS
-_NOTHING: Final = memoryview(bytes(8 * WORDS)).cast("q")
+WORDS: Final = _WINDOW + window.WORDS
+_SECOND: Final = _WINDOW + window.SECOND
+_REQUESTS: Final = _WINDOW + window.REQUESTS
+_TOKENS: Final = _WINDOW + window.TOKENS
 
 # Summed in two halves: years of cost can be more than 64 bits.
 _COST = """
@@ -60,176 +62,181 @@ class Moment(NamedTuple):
     wall: float
 
 
-class Account:
-    """The account that begins at the word `at`.
-
-    It is what the words say, with what a step has changed in it since.
-    """
-
-    __slots__ = (
-        *("_at", "_changes", "concurrent", "epoch", "fingerprint", "held", "members", "period"),
-        *("reserved", "spent", "window"),
+def knows_money(words: Words[int], at: int, subject: Subject, wall: float, epoch: int) -> bool:
+    """Whether the money spent and held is what a budget of the subject counts, or it has none."""
+    limits = subject.limits
+    if limits.budget is None:
+        return True
+    start, _ = period(limits.budget_period, wall)
+    return (
+        words[at + _PERIOD] == start
+        and words[at + _EPOCH] == epoch
+        and words[at + _FINGERPRINT] == subject.fingerprint_word
     )
 
-    def __init__(self, words: Words[int], at: int, changes: Changes) -> None:
-        self._at = at
-        self._changes = changes
-        self.fingerprint: int
-        self.members: int
-        self.epoch: int
-        self.period: int
-        self.held: int
-        self.spent: int
-        self.reserved: int
-        self.concurrent: int
-        fields = words[at + _FINGERPRINT : at + _WINDOW].tolist()
-        self.fingerprint, self.members, self.epoch, self.period = fields[:4]
-        self.held, self.spent, self.reserved, self.concurrent = fields[4:]
-        self.window = Window(words, at + _WINDOW, changes)
 
-    def knows_money(self, subject: Subject, wall: float, epoch: int) -> bool:
-        """Whether `spent` and `held` are what a budget of the subject counts, or it has none."""
-        limits = subject.limits
-        if limits.budget is None:
-            return True
-        start, _ = period(limits.budget_period, wall)
-        return (
-            self.period == start
-            and self.epoch == epoch
-            and self.fingerprint == subject.fingerprint_word
-        )
-
-    def learn(self, fingerprint: int, epoch: int, start: int, held: int, spent: int) -> None:
-        """What a budget of the subject counts has been summed since `start`."""
-        at, changes = self._at, self._changes
-        changes[at + _FINGERPRINT] = self.fingerprint = fingerprint
-        changes[at + _EPOCH] = self.epoch = epoch
-        changes[at + _PERIOD] = self.period = start
-        changes[at + _HELD] = self.held = held
-        changes[at + _SPENT] = self.spent = spent
-
-    def forget_money(self) -> None:
-        """It is to be summed anew."""
-        self._changes[self._at + _EPOCH] = self.epoch = 0
-
-    def next_members(self) -> None:
-        """A group's new list of members counts in place of the old one."""
-        self._changes[self._at + _MEMBERS] = self.members = self.members + 1
-
-    def spend(self, cost: int, since: int, epoch: int) -> None:
-        """Add what the ledger has gained in the hour that began at `since`."""
-        if self.epoch == epoch and self.period <= since:
-            self._changes[self._at + _SPENT] = self.spent = min(self.spent + cost, MAX_COST)
-
-    def hold(self, demand: Demand) -> None:
-        """Count one lease more."""
-        at, changes = self._at, self._changes
-        self.window.count(demand.tokens)
-        changes[at + _CONCURRENT] = self.concurrent = self.concurrent + 1
-        if demand.cost:
-            changes[at + _RESERVED] = self.reserved = self.reserved + demand.cost
-
-    def give_back(self, second: int, tokens: int, cost: int) -> None:
-        """Take one lease out, and add `tokens` to the second in which it is counted."""
-        self.window.correct(second, tokens)
-        self._changes[self._at + _CONCURRENT] = self.concurrent = max(0, self.concurrent - 1)
-        if cost:
-            self.give_back_money(cost)
-
-    def give_back_money(self, cost: int) -> None:
-        """The leases hold so much less."""
-        self._changes[self._at + _RESERVED] = self.reserved = max(0, self.reserved - cost)
+def learn(at: int, subject: Subject, epoch: int, start: int, spent: int, held: int) -> Changes:
+    """What a budget of the subject counts has been summed since `start`."""
+    return {
+        at + _FINGERPRINT: subject.fingerprint_word,
+        at + _EPOCH: epoch,
+        at + _PERIOD: start,
+        at + _SPENT: min(spent, MAX_COST),
+        at + _HELD: held,
+    }
 
 
-class Use:
-    """What a subject uses at a moment: its account, advanced to the current second."""
+def forget_money(at: int) -> Changes:
+    """It is to be summed anew."""
+    return {at + _EPOCH: 0}
 
-    __slots__ = ("_moment", "account", "number", "subject")
 
-    def __init__(self, subject: Subject, number: int, account: Account, moment: Moment) -> None:
-        self.subject = subject
-        self.number = number
-        self.account = account
-        self._moment = moment
-        window, second = account.window, int(moment.clock)
-        if second != window.second:
-            window.advance(second)
+def has_members(words: Words[int], at: int, subject: Subject) -> bool:
+    """Whether the list of a group's members that counts is that of the subject."""
+    return words[at + _FINGERPRINT] == subject.fingerprint_word
 
-    @property
-    def reserved(self) -> int:
-        """The money that is not spent yet: in leases, and held by deferred work."""
-        account = self.account
-        has_budget = self.subject.limits.budget is not None
-        return account.reserved + account.held if has_budget else account.reserved
 
-    def has_room(self, demand: Demand) -> bool:
-        """Whether `demand` exceeds no limit."""
-        limits, account = self.subject.limits, self.account
-        limit = limits.requests_per_minute
-        if limit is not None and account.window.requests >= limit:
-            return False
-        limit = limits.tokens_per_minute
-        if limit is not None and account.window.tokens + demand.tokens > limit:
-            return False
-        limit = limits.max_concurrent
-        if limit is not None and account.concurrent >= limit:
-            return False
-        limit = limits.budget
-        return limit is None or (
-            account.spent + account.held + account.reserved + demand.cost <= limit
-        )
+def advance(words: Words[int], at: int, moment: Moment) -> Changes:
+    """What brings the window to the current second."""
+    return window.advance(words, at + _WINDOW, int(moment.clock))
 
-    def violations(self, demand: Demand) -> Iterator[Violation]:
-        """Each limit that `demand` exceeds."""
-        subject, account, limits = self.subject, self.account, self.subject.limits
-        window, concurrent = account.window, account.concurrent
-        limit = limits.requests_per_minute
-        if limit is not None and (over := window.requests + 1 - limit) > 0:
-            wait = window.frees_requests(over) - self._moment.clock
-            yield violation(subject, "requests", window.requests, wait, demand)
-        limit = limits.tokens_per_minute
-        if limit is not None and (over := window.tokens + demand.tokens - limit) > 0:
-            wait = window.frees_tokens(over) - self._moment.clock
-            yield violation(subject, "tokens", window.tokens, wait, demand)
-        limit = limits.max_concurrent
-        if limit is not None and concurrent >= limit:
-            yield violation(subject, "concurrency", concurrent, 1, demand)
-        limit = limits.budget
-        used = account.spent + self.reserved
-        if limit is not None and used + demand.cost > limit:
-            wait_ = budget_reset(limits, self._moment.wall)
-            yield violation(subject, "budget", used, wait_, demand)
 
-    def standing(self) -> Standing:
-        """What is used now."""
-        account, limits, (clock, wall) = self.account, self.subject.limits, self._moment
-        window = account.window
-        requests_empty, tokens_empty = window.empties()
-        spent, reserved, reset = 0, account.reserved, None
-        if limits.budget is not None:
-            spent, reserved = account.spent, reserved + account.held
-            reset = budget_reset(limits, wall)
-        return Standing(
-            self.subject,
-            window.requests,
-            window.tokens,
-            account.concurrent,
-            spent,
-            reserved,
-            max(0.0, requests_empty - clock),
-            max(0.0, tokens_empty - clock),
-            reset,
-        )
+def hold(
+    words: Words[int],
+    at: int,
+    subject: Subject,
+    demand: Demand,
+    moment: Moment,
+    epoch: int,
+    changes: Changes,
+    *,
+    anyway: bool = False,
+) -> Standing | None:
+    """Count one lease more: what is used then. None where `demand` exceeds a limit (unless
+    `anyway`), the money is not known, or the window is not that of the current second.
+
+    Nearly every request has room, and needs this alone: so all is read at once.
+    """
+    fields = words[at + _FINGERPRINT : at + _TOKENS + 1].tolist()
+    fingerprint, _, known, since, held, spent, reserved, concurrent, second, requests, used = fields
+    limits, (clock, wall), (tokens, cost) = subject.limits, moment, demand
+    concurrent += 1
+    requests += 1
+    used += tokens
+    reserved += cost
+    if second != int(clock) or held + reserved > MAX_COST:
+        return None
+    limit = limits.requests_per_minute
+    if limit is not None and requests > limit and not anyway:
+        return None
+    limit = limits.tokens_per_minute
+    if limit is not None and used > limit and not anyway:
+        return None
+    limit = limits.max_concurrent
+    if limit is not None and concurrent > limit and not anyway:
+        return None
+    limit, next_budget = limits.budget, None
+    if limit is None:
+        spent = held = 0
+    else:
+        start, end = period(limits.budget_period, wall)
+        if known != epoch or since != start or fingerprint != subject.fingerprint_word:
+            return None
+        if spent + held + reserved > limit and not anyway:
+            return None
+        next_budget = None if end is None else end - wall
+    window.count(words, at + _WINDOW, tokens, changes)
+    changes[at + _CONCURRENT] = concurrent
+    if cost:
+        changes[at + _RESERVED] = reserved
+    reset = tokens_reset = max(0.0, second + window.SLOTS - clock)
+    if not tokens:
+        tokens_reset = max(0.0, window.tokens_empty(words, at + _WINDOW) - clock)
+    return Standing(
+        *(subject, requests, used, concurrent, spent, held + reserved),
+        *(reset, tokens_reset, next_budget),
+    )
+
+
+def violations(
+    words: Words[int], at: int, subject: Subject, demand: Demand, moment: Moment
+) -> Iterator[Violation]:
+    """Each limit that `demand` exceeds. The window is that of the current second."""
+    limits = subject.limits
+    limit, used = limits.requests_per_minute, words[at + _REQUESTS]
+    if limit is not None and (over := used + 1 - limit) > 0:
+        wait = window.frees_requests(words, at + _WINDOW, over) - moment.clock
+        yield violation(subject, "requests", used, wait, demand)
+    limit, used = limits.tokens_per_minute, words[at + _TOKENS]
+    if limit is not None and (over := used + demand.tokens - limit) > 0:
+        wait = window.frees_tokens(words, at + _WINDOW, over) - moment.clock
+        yield violation(subject, "tokens", used, wait, demand)
+    limit, used = limits.max_concurrent, words[at + _CONCURRENT]
+    if limit is not None and used >= limit:
+        yield violation(subject, "concurrency", used, 1, demand)
+    limit = limits.budget
+    used = words[at + _SPENT] + words[at + _HELD] + words[at + _RESERVED]
+    if limit is not None and used + demand.cost > limit:
+        yield violation(subject, "budget", used, budget_reset(limits, moment.wall), demand)
+
+
+def can_hold(words: Words[int], at: int, cost: int) -> bool:
+    """Whether the sum of the money in leases stays a number that others can add up."""
+    return words[at + _HELD] + words[at + _RESERVED] + cost <= MAX_COST
+
+
+def give_back(
+    words: Words[int], at: int, second: int, tokens: int, cost: int, changes: Changes
+) -> None:
+    """Take one lease out, and add `tokens` to the second in which it is counted."""
+    window.correct(words, at + _WINDOW, second, tokens, changes)
+    changes[at + _CONCURRENT] = max(0, words[at + _CONCURRENT] - 1)
+    if cost:
+        give_back_money(words, at, cost, changes)
+
+
+def give_back_money(words: Words[int], at: int, cost: int, changes: Changes) -> None:
+    """The leases hold so much less."""
+    changes[at + _RESERVED] = max(0, words[at + _RESERVED] - cost)
+
+
+def correct(words: Words[int], at: int, second: int, tokens: int, changes: Changes) -> None:
+    """Add `tokens` to a second if that still counts."""
+    window.correct(words, at + _WINDOW, second, tokens, changes)
+
+
+def spend(words: Words[int], at: int, cost: int, since: int, epoch: int, changes: Changes) -> None:
+    """Add what the ledger has gained in the hour that began at `since`."""
+    if words[at + _EPOCH] == epoch and words[at + _PERIOD] <= since:
+        changes[at + _SPENT] = min(words[at + _SPENT] + cost, MAX_COST)
+
+
+def standing(words: Words[int], at: int, subject: Subject, moment: Moment) -> Standing:
+    """What is used now. The window is that of the current second."""
+    clock, limits, ring = moment.clock, subject.limits, at + _WINDOW
+    held, spent, reserved, concurrent, _, requests, tokens = words[at + _HELD : ring + 3].tolist()
+    reset = None
+    if limits.budget is None:
+        spent = 0
+    else:
+        reserved += held
+        reset = budget_reset(limits, moment.wall)
+    return Standing(
+        subject,
+        requests,
+        tokens,
+        concurrent,
+        spent,
+        reserved,
+        max(0.0, window.requests_empty(words, ring) - clock),
+        max(0.0, window.tokens_empty(words, ring) - clock),
+        reset,
+    )
 
 
 def unused(name: bytes) -> Sequence[int]:
     """The words of the account of a subject that has not been used."""
     return [*memoryview(name).cast("q"), *bytes(WORDS - _FINGERPRINT)]
-
-
-def nothing() -> Account:
-    """The account of a subject that has none yet."""
-    return Account(_NOTHING, 0, {})
 
 
 @lru_cache(4096)

@@ -43,6 +43,7 @@ import struct
 import time
 import zlib
 from array import array
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -236,9 +237,8 @@ class LiveFile:
         words, count = self.words, len(changes)
         if count > _REDO_CHANGES:
             raise StoreError(f"{self.path}: too many limits hold for one request")
-        end = _REDO_INDEX + count
-        words[_REDO_INDEX:end] = array("q", changes)
-        words[end : end + count] = array("q", changes.values())
+        redo = _packed_words(2 * count)
+        self.map[_REDO_AT : _REDO_AT + redo.size] = redo.pack(*changes, *changes.values())
         words[_REDO] = count
         for index, value in changes.items():
             words[index] = value
@@ -602,6 +602,11 @@ def _allocate(fd: int, at: int, size: int) -> None:
     while size > 0:
         written = os.pwrite(fd, bytes(min(size, 1 << 16)), at)
         at, size = at + written, size - written
+
+
+@lru_cache(256)
+def _packed_words(count: int) -> struct.Struct:
+    return struct.Struct(f"={count}q")
 
 
 def _padded(boot: str) -> bytes:

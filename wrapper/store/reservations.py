@@ -26,17 +26,9 @@ from itertools import chain
 from sqlite3 import Cursor
 from typing import Final, NamedTuple
 
+from wrapper.store import accounts
 from wrapper.store import live as files
-from wrapper.store.accounts import (
-    NAME_BYTES,
-    Account,
-    Moment,
-    Use,
-    cost_since,
-    hashed,
-    nothing,
-    unused,
-)
+from wrapper.store.accounts import NAME_BYTES, Moment, cost_since, hashed
 from wrapper.store.base import Entry, StoreError
 from wrapper.store.drain import Record, position_of, read_record, record
 from wrapper.store.limits import (
@@ -51,7 +43,7 @@ from wrapper.store.limits import (
 )
 from wrapper.store.live import ACCOUNTS, EPOCH, FREE, HEAD, LEASES, MEMBERS, SERIAL, VERSION
 from wrapper.store.spans import period
-from wrapper.store.window import Changes
+from wrapper.store.window import Changes, Words
 
 Now = Callable[[], Moment]
 
@@ -87,6 +79,17 @@ class Held(NamedTuple):
     slot: int
     demand: Demand
     shares: list[tuple[int, int]]
+
+
+class Reserved(NamedTuple):
+    """What a step reserves: in which accounts, what they use then, and which limits in dry runs it
+    exceeds.
+    """
+
+    demand: Demand
+    accounts: list[int]
+    standings: tuple[Standing, ...]
+    dry_run: tuple[Violation, ...]
 
 
 class Unknown(NamedTuple):
@@ -126,7 +129,6 @@ class Reservations:
             reserved = self._reserve(subjects, demand, moment, changes)
             if isinstance(reserved, Refused | Unknown):
                 return reserved
-            demand, uses, dry_run = reserved
             live.make_room(LEASES)
             words = live.words
             free, serial = words[FREE], words[SERIAL] + 1
@@ -138,13 +140,13 @@ class Reservations:
                 changes[LEASES.length] = slot + 1
             changes[SERIAL] = changes[at + _SERIAL] = serial
             changes[at + _WORKER] = self._me
-            changes[at + _TOKENS], changes[at + _COST] = demand
+            changes[at + _TOKENS], changes[at + _COST] = reserved.demand
             second = int(moment.clock)
-            _share(at, [(use.number, second) for use in uses], changes)
+            _share(at, [(number, second) for number in reserved.accounts], changes)
             live.commit(changes)
         finally:
             live.unlock()
-        return self._lease(serial << _SLOT_BITS | slot, demand, uses, dry_run, second)
+        return self._lease(serial << _SLOT_BITS | slot, reserved, moment)
 
     def move(
         self, lease: Lease, old: Subject | None, new: Sequence[Subject], now: Now
@@ -165,22 +167,20 @@ class Reservations:
             reserved = self._reserve(new, held.demand, moment, changes)
             if isinstance(reserved, Refused | Unknown):
                 return reserved
-            _, uses, dry_run = reserved
-            shares = held.shares
-            if old is not None:
-                number = self._numbers[hashed(old.name)]
-                account = self._account(number, changes)
-                for each, second in shares:
-                    if each == number:
-                        account.give_back(second, -held.demand.tokens, held.demand.cost)
-                shares = [share for share in shares if share[0] != number]
+            words, (tokens, cost) = live.words, held.demand
+            gone = None if old is None else self._numbers[hashed(old.name)]
+            for number, second in held.shares:
+                if number == gone:
+                    at = live.index_of(ACCOUNTS, number)
+                    accounts.give_back(words, at, second, -tokens, cost, changes)
             second = int(moment.clock)
-            shares += [(use.number, second) for use in uses]
+            shares = [share for share in held.shares if share[0] != gone]
+            shares += [(number, second) for number in reserved.accounts]
             _share(live.index_of(LEASES, held.slot), shares, changes)
             live.commit(changes)
         finally:
             live.unlock()
-        return self._lease(lease.id, held.demand, uses, dry_run, second)
+        return self._lease(lease.id, reserved, moment)
 
     def settle(self, entry: Entry, lease: Lease | None, tokens: int) -> bool:
         """Keep the record of `entry` and add its cost to the budgets that it counts against; give
@@ -242,7 +242,8 @@ class Reservations:
                 return
             changes: Changes = {live.index_of(LEASES, held.slot) + _COST: 0}
             for number, _ in held.shares:
-                self._account(number, changes).give_back_money(held.demand.cost)
+                at = live.index_of(ACCOUNTS, number)
+                accounts.give_back_money(live.words, at, held.demand.cost, changes)
             live.commit(changes)
         finally:
             live.unlock()
@@ -262,7 +263,7 @@ class Reservations:
             changes: Changes = {}
             for number in found:
                 if number is not None:
-                    self._account(number, changes).forget_money()
+                    changes |= accounts.forget_money(live.index_of(ACCOUNTS, number))
             live.commit(changes)
         finally:
             live.unlock()
@@ -283,14 +284,11 @@ class Reservations:
                 sources = frozenset(subject.sources)
                 for payload in live.read(position, 2**40)[0]:
                     spent += _cost_for(read_record(payload), sources, start)
-                number, fingerprint = self._open(subject), subject.fingerprint_word
-                changes: Changes = {}
-                account = self._account(number, changes)
-                if hashes and account.fingerprint != fingerprint:
-                    account.next_members()
-                    self._register(hashes, number, account.members, changes)
-                epoch = live.words[EPOCH]
-                account.learn(fingerprint, epoch, start, held, min(spent, MAX_COST))
+                number = self._open(subject)
+                at = live.index_of(ACCOUNTS, number)
+                changes = accounts.learn(at, subject, live.words[EPOCH], start, spent, held)
+                if hashes and not accounts.has_members(live.words, at, subject):
+                    self._register(hashes, number, changes)
                 live.commit(changes)
             finally:
                 live.unlock()
@@ -300,13 +298,15 @@ class Reservations:
         found: list[Standing] = []
         for at in range(0, len(subjects), _STANDINGS):
             some = subjects[at : at + _STANDINGS]
-            accounts, moment = self._copies([subject.name for subject in some], now)
+            copies, moment = self._copies([subject.name for subject in some], now)
             epoch = self.live.words[EPOCH]
-            for subject, account in zip(some, accounts, strict=True):
-                if not account.knows_money(subject, moment.wall, epoch):
+            for subject, copy in zip(some, copies, strict=True):
+                if not accounts.knows_money(copy, 0, subject, moment.wall, epoch):
                     start, _ = period(subject.limits.budget_period, moment.wall)
-                    account.spent, account.held = sums_of(cursor, subject, start)
-                found.append(Use(subject, 0, account, moment).standing())
+                    sums = sums_of(cursor, subject, start)
+                    _make(accounts.learn(0, subject, epoch, start, *sums), copy)
+                _make(accounts.advance(copy, 0, moment), copy)
+                found.append(accounts.standing(copy, 0, subject, moment))
         return found
 
     # Workers
@@ -394,10 +394,6 @@ class Reservations:
             self._budgets[key, provider] = found
         return found
 
-    def _account(self, number: int, changes: Changes) -> Account:
-        live = self.live
-        return Account(live.words, live.index_of(ACCOUNTS, number), changes)
-
     def _open(self, subject: Subject) -> int:
         """The account of a subject; a new one where it has none."""
         name = hashed(subject.name)
@@ -406,40 +402,38 @@ class Reservations:
             live = self.live
             live.make_room(ACCOUNTS)
             number = live.words[ACCOUNTS.length]
-            changes = dict(enumerate(unused(name), live.index_of(ACCOUNTS, number)))
+            changes = dict(enumerate(accounts.unused(name), live.index_of(ACCOUNTS, number)))
             changes[ACCOUNTS.length] = number + 1
             changes[VERSION] = live.words[VERSION] + 1
             live.commit(changes)
             self._follow()
         return number
 
-    def _copies(self, names: Sequence[str], now: Now) -> tuple[list[Account], Moment]:
+    def _copies(self, names: Sequence[str], now: Now) -> tuple[list[Words[int]], Moment]:
         """The accounts as they are, and when that was."""
         try:
             self.live.lock()
             self._follow()
-            numbers = [self._numbers.get(hashed(name)) for name in names]
-            return [
-                nothing() if number is None else self._copy(number) for number in numbers
-            ], now()
+            return [self._copy(self._numbers.get(hashed(name))) for name in names], now()
         finally:
             self.live.unlock()
 
-    def _copy(self, number: int) -> Account:
-        """An account that stays as it is now."""
+    def _copy(self, number: int | None) -> Words[int]:
+        """An account that stays as it is now; one without anything where there is none."""
+        if number is None:
+            return memoryview(array("q", bytes(ACCOUNTS.slot)))
         at = self.live.index_of(ACCOUNTS, number)
-        copy = array("q", self.live.words[at : at + ACCOUNTS.words])
-        return Account(memoryview(copy), 0, {})
+        return memoryview(array("q", self.live.words[at : at + ACCOUNTS.words]))
 
-    def _register(
-        self, hashes: Sequence[bytes], number: int, members: int, changes: Changes
-    ) -> None:
-        """Make these keys the members of a group's account, as its list `members`. Lists of before
-        stay where they are, and count no more.
+    def _register(self, hashes: Sequence[bytes], number: int, changes: Changes) -> None:
+        """Make these keys the members of a group's account, as its next list. Lists of before stay
+        where they are, and count no more.
         """
         live = self.live
         if live.words[MEMBERS.length] + len(hashes) > live.words[MEMBERS.room]:
             self._drop_old_members(len(hashes))
+        index = live.index_of(ACCOUNTS, number) + accounts.MEMBERS
+        changes[index] = members = live.words[index] + 1
         length = live.words[MEMBERS.length]
         at = live.words[MEMBERS.at] + length * MEMBERS.slot
         tail = _MEMBER.pack(b"", number, members)[8:]
@@ -453,83 +447,108 @@ class Reservations:
         live, length = self.live, self.live.words[MEMBERS.length]
         at = live.words[MEMBERS.at]
         found = [*_MEMBER.iter_unpack(live.map[at : at + length * MEMBERS.slot])]
-        present = {number: self._account(number, {}).members for _, number, _ in found}
+        present = {number: self._members_of(number) for _, number, _ in found}
         kept = [member for member in found if present[member[1]] == member[2]]
         live.replace(MEMBERS, b"".join([_MEMBER.pack(*member) for member in kept]), more)
 
+    def _members_of(self, number: int) -> int:
+        """Which of a group's lists of members is its present one."""
+        return self.live.words[self.live.index_of(ACCOUNTS, number) + accounts.MEMBERS]
+
     def _reserve(
         self, subjects: Sequence[Subject], demand: Demand, moment: Moment, changes: Changes
-    ) -> tuple[Demand, list[Use], tuple[Violation, ...]] | Refused | Unknown:
-        """Count `demand` in all of `subjects`, or in none: as it is reserved, and in what. It is
-        for the caller to commit.
-        """
-        examined = self._examine(subjects, demand, moment, changes)
-        if isinstance(examined, Refused):
-            ended = 0
-            while ended < REAP_BATCH and (more := self._reap(moment, _STEP)):
-                ended += more
-            if ended:
+    ) -> Reserved | Refused | Unknown:
+        """Count `demand` in all of `subjects`, or in none. It is for the caller to commit."""
+        numbers = [*map(self._open, subjects)]
+        words = self.live.words
+        epoch, first = words[EPOCH], words[ACCOUNTS.at] // files.WORD
+        standings = []
+        for number, subject in zip(numbers, subjects, strict=True):
+            at = first + number * ACCOUNTS.words
+            standing = accounts.hold(words, at, subject, demand, moment, epoch, changes)
+            if standing is None:
                 changes.clear()
-                examined = self._examine(subjects, demand, moment, changes)
-        if isinstance(examined, Refused | Unknown):
-            return examined
-        uses, dry_run = examined
-        for use in uses:
-            if use.reserved + demand.cost > MAX_COST:
-                demand = Demand(demand.tokens, 0)  # only a dry run or no budget comes to this
-        for use in uses:
-            use.account.hold(demand)
-        return demand, uses, dry_run
+                return self._reserve_slowly(subjects, numbers, demand, moment, changes)
+            standings.append(standing)
+        return Reserved(demand, numbers, (*standings,), ())
 
-    def _examine(
-        self, subjects: Sequence[Subject], demand: Demand, moment: Moment, changes: Changes
-    ) -> tuple[list[Use], tuple[Violation, ...]] | Refused | Unknown:
-        """The use of `subjects`, and which limits in dry runs `demand` exceeds, if it fits."""
-        numbers = [self._open(subject) for subject in subjects]
-        epoch = self.live.words[EPOCH]
-        uses, unknown, has_room = [], [], True
-        for subject, number in zip(subjects, numbers, strict=True):
-            account = self._account(number, changes)
-            if not account.knows_money(subject, moment.wall, epoch):
-                unknown.append(subject)
-            use = Use(subject, number, account, moment)
-            uses.append(use)
-            has_room = has_room and use.has_room(demand)
+    def _reserve_slowly(
+        self,
+        subjects: Sequence[Subject],
+        numbers: list[int],
+        demand: Demand,
+        moment: Moment,
+        changes: Changes,
+    ) -> Reserved | Refused | Unknown:
+        """As `_reserve`, where something has to be done first or a limit is exceeded."""
+        words, epoch = self.live.words, self.live.words[EPOCH]
+        places = [self.live.index_of(ACCOUNTS, number) for number in numbers]
+        for at in places:
+            self.live.commit(accounts.advance(words, at, moment))
+        pairs = [*zip(places, subjects, strict=True)]
+        unknown = [
+            subject
+            for at, subject in pairs
+            if not accounts.knows_money(words, at, subject, moment.wall, epoch)
+        ]
         if unknown:
             return Unknown(unknown)
-        if has_room:
-            return uses, ()
-        found = list(chain.from_iterable(use.violations(demand) for use in uses))
         try:
-            return uses, decide(found, [use.standing() for use in uses])
+            dry_run = self._decide(pairs, demand, moment)
         except Refused as refused:
             return refused
+        if not all(accounts.can_hold(words, at, demand.cost) for at in places):
+            demand = Demand(demand.tokens, 0)  # only a dry run or no budget comes to this
+        standings = [
+            accounts.hold(words, at, subject, demand, moment, epoch, changes, anyway=True)
+            for at, subject in pairs
+        ]
+        return Reserved(demand, numbers, tuple(filter(None, standings)), dry_run)
+
+    def _decide(
+        self, pairs: Sequence[tuple[int, Subject]], demand: Demand, moment: Moment
+    ) -> tuple[Violation, ...]:
+        """The limits in dry runs that `demand` exceeds. Raises `Refused` where it exceeds others,
+        also after the leases of dead workers have ended.
+        """
+        words = self.live.words
+
+        def violations() -> list[Violation]:
+            each = (accounts.violations(words, *pair, demand, moment) for pair in pairs)
+            return [*chain.from_iterable(each)]
+
+        found, ended = violations(), 0
+        while found and ended < REAP_BATCH and (more := self._reap(moment, _STEP)):
+            ended += more
+        if ended:
+            found = violations()
+        return decide(found, [accounts.standing(words, *pair, moment) for pair in pairs])
 
     def _settled(
         self, lease: Lease | None, tokens: int, budgets: Sequence[Budget], cost: int, since: int
     ) -> Changes:
         """The changes of a settlement."""
         live = self.live
+        words, first = live.words, live.words[ACCOUNTS.at] // files.WORD
         changes: Changes = {}
-        accounts: dict[int, Account] = {}
         held = None if lease is None else self._held(lease)
         if held is not None:
             self._free(held.slot, changes)
+            less, money = tokens - held.demand.tokens, held.demand.cost
             for number, second in held.shares:
-                account = accounts[number] = self._account(number, changes)
-                account.give_back(second, tokens - held.demand.tokens, held.demand.cost)
+                at = first + number * ACCOUNTS.words
+                accounts.give_back(words, at, second, less, money, changes)
         elif lease is not None:
             # Another worker has ended it, which took this one for dead.
             for name, second in lease.seconds.items():
                 known = self._numbers.get(hashed(name))
                 if known is not None:  # else it is of a file that was deleted
-                    account = accounts[known] = self._account(known, changes)
-                    account.window.correct(second, tokens)
-        epoch = live.words[EPOCH]
+                    at = first + known * ACCOUNTS.words
+                    accounts.correct(words, at, second, tokens, changes)
         for number, members in budgets:
-            budget = accounts.get(number) or self._account(number, changes)
-            if not members or members == budget.members:
-                budget.spend(cost, since, epoch)
+            at = first + number * ACCOUNTS.words
+            if not members or members == words[at + accounts.MEMBERS]:
+                accounts.spend(words, at, cost, since, words[EPOCH], changes)
         return changes
 
     def _held(self, lease: Lease) -> Held | None:
@@ -551,16 +570,10 @@ class Reservations:
         changes[at + _NEXT] = live.words[FREE]
         changes[FREE] = slot + 1
 
-    def _lease(
-        self,
-        ident: int,
-        demand: Demand,
-        uses: Sequence[Use],
-        dry_run: tuple[Violation, ...],
-        second: int,
-    ) -> Lease:
-        standings = tuple([use.standing() for use in uses])
-        seconds = {use.subject.name: second for use in uses}
+    def _lease(self, ident: int, reserved: Reserved, moment: Moment) -> Lease:
+        demand, _, standings, dry_run = reserved
+        second = int(moment.clock)
+        seconds = {standing.subject.name: second for standing in standings}
         return Lease(ident, self._worker, demand, standings, dry_run, seconds)
 
     def _workers(self) -> list[tuple[int, int, float]]:
@@ -621,9 +634,10 @@ class Reservations:
             held = _held(slot, live.words[at : at + LEASES.words].tolist())
             changes: Changes = {}
             self._free(slot, changes)
+            tokens, cost = held.demand
             for number, second in held.shares:
-                account = self._account(number, changes)
-                account.give_back(second, -held.demand.tokens, held.demand.cost)
+                account = live.index_of(ACCOUNTS, number)
+                accounts.give_back(live.words, account, second, -tokens, cost, changes)
             live.commit(changes)
             ended += 1
         if ended < limit:
@@ -662,6 +676,12 @@ def _held(slot: int, found: Sequence[int]) -> Held:
             break
         shares.append((found[at] - 1, found[at + 1]))
     return Held(slot, Demand(found[_TOKENS], found[_COST]), shares)
+
+
+def _make(changes: Changes | None, words: Words[int]) -> None:
+    """Make the changes in a copy."""
+    for index, value in (changes or {}).items():
+        words[index] = value
 
 
 def _share(lease: int, shares: Sequence[tuple[int, int]], changes: Changes) -> None:

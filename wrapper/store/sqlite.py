@@ -159,8 +159,10 @@ class SqliteStore:
         reservations, is_kept = self._reservations, False
         if reservations is not None and self._pid == os.getpid() and not self._waiting.has_items:
             # Otherwise nothing is written: the long way says what is wrong, or waits.
-            with contextlib.suppress(OverflowError, TypeError, UnicodeEncodeError, StoreError):
+            try:
                 is_kept = reservations.settle(entry, lease, tokens)
+            except (OverflowError, TypeError, UnicodeEncodeError, StoreError):
+                is_kept = False
         if reservations is None or not is_kept:
             self._settle(Settlement(entry, lease, tokens))
             return

@@ -17,102 +17,97 @@ SLOTS: Final = 61
 
 # Words of 64 bits: the newest second, the sums of the requests and of the tokens, and for each
 # bucket its requests and its tokens.
-_REQUESTS: Final = 1
-_TOKENS: Final = 2
+SECOND: Final = 0
+REQUESTS: Final = 1
+TOKENS: Final = 2
 _BUCKETS: Final = 3
 WORDS: Final = _BUCKETS + 2 * SLOTS
 
 Words = memoryview  # of format "q"
 Changes = dict[int, int]
-"""What a step changes: new words by their indices. Nothing is changed before the step is made."""
+"""What a step changes: new words by their indices, each once. Until it is made, the words are as
+they were.
+"""
 
 
-class Window:
-    """The window that begins at the word `at`. `second` is its newest one.
-
-    What it counts is what the words say, with what has been changed since.
+def advance(words: Words[int], at: int, second: int) -> Changes:
+    """What makes `second` the newest of the window at `at`: what is too old for it, or in its
+    future, is dropped.
     """
+    before, requests, tokens = words[at : at + _BUCKETS].tolist()
+    changes = {at + SECOND: second}
+    if requests or tokens:
+        last = max(before, second)
+        for each in range(max(min(before, second) + 1, last - SLOTS + 1), last + 1):
+            bucket = _bucket(at, each)
+            if words[bucket]:
+                requests -= words[bucket]
+                changes[bucket] = 0
+            if words[bucket + 1]:
+                tokens -= words[bucket + 1]
+                changes[bucket + 1] = 0
+        changes[at + REQUESTS], changes[at + TOKENS] = requests, tokens
+    return changes
 
-    __slots__ = ("_at", "_changes", "_words", "requests", "second", "tokens")
 
-    def __init__(self, words: Words[int], at: int, changes: Changes) -> None:
-        self._words = words
-        self._at = at
-        self._changes = changes
-        self.second: int
-        self.requests: int
-        self.tokens: int
-        self.second, self.requests, self.tokens = words[at : at + _BUCKETS].tolist()
+def count(words: Words[int], at: int, tokens: int, changes: Changes) -> None:
+    """One request more, in the newest bucket."""
+    bucket = _bucket(at, words[at + SECOND])
+    changes[bucket] = words[bucket] + 1
+    changes[at + REQUESTS] = words[at + REQUESTS] + 1
+    if tokens:
+        changes[bucket + 1] = words[bucket + 1] + tokens
+        changes[at + TOKENS] = words[at + TOKENS] + tokens
 
-    def advance(self, second: int) -> None:
-        """Make `second` the newest: drop what is too old for it, or in its future."""
-        if self.requests or self.tokens:
-            newest = max(second, self.second)
-            first = max(min(second, self.second) + 1, newest - SLOTS + 1)
-            for each in range(first, newest + 1):
-                self._drop(self._bucket(each))
-        self._changes[self._at] = self.second = second
 
-    def _drop(self, bucket: int) -> None:
-        requests, tokens = self._get(bucket), self._get(bucket + 1)
-        if requests:
-            self._add_requests(bucket, -requests)
-        if tokens:
-            self._add_tokens(bucket + 1, -tokens)
+def correct(words: Words[int], at: int, second: int, tokens: int, changes: Changes) -> None:
+    """Add `tokens`, which may be negative, to `second` if that still counts."""
+    newest = words[at + SECOND]
+    if tokens and newest - SLOTS < second <= newest:
+        index = _bucket(at, second) + 1
+        before = words[index]
+        changes[index] = max(0, before + tokens)
+        changes[at + TOKENS] = words[at + TOKENS] + max(tokens, -before)
 
-    def count(self, tokens: int) -> None:
-        """One request more, in the newest bucket."""
-        bucket = self._bucket(self.second)
-        self._add_requests(bucket, 1)
-        if tokens:
-            self._add_tokens(bucket + 1, tokens)
 
-    def correct(self, second: int, tokens: int) -> None:
-        """Add `tokens`, which may be negative, to `second` if that still counts."""
-        if tokens and self.second - SLOTS < second <= self.second:
-            index = self._bucket(second) + 1
-            self._add_tokens(index, max(tokens, -self._get(index)))
+def frees_requests(words: Words[int], at: int, count: int) -> int:
+    """The second at which at least `count` of the requests no longer count."""
+    return _frees(words, at, count, 0)
 
-    def frees_requests(self, count: int) -> int:
-        """The second at which at least `count` of the requests no longer count."""
-        return self._frees(count, 0)
 
-    def frees_tokens(self, count: int) -> int:
-        """The second at which at least `count` of the tokens no longer count."""
-        return self._frees(count, 1)
+def frees_tokens(words: Words[int], at: int, count: int) -> int:
+    """The second at which at least `count` of the tokens no longer count."""
+    return _frees(words, at, count, 1)
 
-    def _frees(self, count: int, kind: int) -> int:
-        for second in range(self.second - SLOTS + 1, self.second + 1):
-            count -= self._get(self._bucket(second) + kind)
-            if count <= 0:
-                return second + SLOTS
-        return self.second + SLOTS
 
-    def empties(self) -> tuple[int, int]:
-        """The seconds at which no request, and no token, counts any more."""
-        return self._empties(self.requests, 0), self._empties(self.tokens, 1)
+def _frees(words: Words[int], at: int, count: int, kind: int) -> int:
+    newest = words[at + SECOND]
+    for second in range(newest - SLOTS + 1, newest + 1):
+        count -= words[_bucket(at, second) + kind]
+        if count <= 0:
+            return second + SLOTS
+    return newest + SLOTS
 
-    def _empties(self, total: int, kind: int) -> int:
-        second = self.second
-        if not total:
-            return second
-        while second > self.second - SLOTS and not self._get(self._bucket(second) + kind):
-            second -= 1
-        return second + SLOTS
 
-    def _bucket(self, second: int) -> int:
-        return self._at + _BUCKETS + second % SLOTS * 2
+def requests_empty(words: Words[int], at: int) -> int:
+    """The second at which no request counts any more."""
+    return _empties(words, at, words[at + REQUESTS], 0)
 
-    def _get(self, index: int) -> int:
-        changed = self._changes.get(index)
-        return self._words[index] if changed is None else changed
 
-    def _add_requests(self, index: int, more: int) -> None:
-        changes = self._changes
-        changes[index] = self._get(index) + more
-        changes[self._at + _REQUESTS] = self.requests = self.requests + more
+def tokens_empty(words: Words[int], at: int) -> int:
+    """The second at which no token counts any more."""
+    return _empties(words, at, words[at + TOKENS], 1)
 
-    def _add_tokens(self, index: int, more: int) -> None:
-        changes = self._changes
-        changes[index] = self._get(index) + more
-        changes[self._at + _TOKENS] = self.tokens = self.tokens + more
+
+def _empties(words: Words[int], at: int, total: int, kind: int) -> int:
+    newest = second = words[at + SECOND]
+    if not total:
+        return newest
+    while second > newest - SLOTS and not words[_bucket(at, second) + kind]:
+        second -= 1
+    return second + SLOTS
+
+
+def _bucket(at: int, second: int) -> int:
+    """Where the requests of a second are; its tokens are the next word."""
+    return at + _BUCKETS + second % SLOTS * 2
