@@ -51,6 +51,7 @@ def test_a_call_is_one_line_with_every_field(gateway: Gateway) -> None:
         "client": "127.0.0.1",
         "method": "POST",
         "path": chat.PATH,
+        "endpoint": "/chat/completions",
         "status": 200,
         "outcome": "completed",
         "api_key": "web-app",
@@ -123,6 +124,12 @@ def test_the_path_is_the_routes_pattern_and_never_the_requested_one(gateway: Gat
     ):
         line = line_of(gateway, target=target)
         assert SECRET_WORD not in json.dumps(line)
+
+
+def test_the_endpoint_is_named_at_every_address(gateway: Gateway) -> None:
+    for target in ("/v1/embeddings", "/groq/openai/v1/embeddings?x=1"):
+        assert line_of(gateway, target=target)["endpoint"] == "/embeddings"
+    assert line_of(gateway, target=f"/v1/{SECRET_WORD}")["endpoint"] is None
 
 
 def test_no_secret_query_or_body_is_written_whatever_happens(gateway: Gateway, key: str) -> None:

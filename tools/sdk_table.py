@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import groq
 import openai
 
-from wrapper.endpoints import ADMIN, OTHER, READS, Endpoint, find_endpoint, find_socket
+from wrapper.endpoints import ADMIN, OTHER, Endpoint, find_endpoint, find_socket
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "sdk-methods.md"
 
@@ -163,7 +163,7 @@ def _found(method: Method) -> tuple[str, str]:
     endpoint = find_endpoint(method.verb, path)
     if endpoint is ADMIN:
         return REFUSED, "–"
-    if endpoint is READS:
+    if method.verb != "POST" and endpoint.shows is None:
         return NOTHING, "–"
     if method.verb == "GET":
         return "shows work that was ordered before, and is counted once, when it has ended", "–"

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import Final
 from urllib.parse import unquote
 
@@ -236,7 +237,7 @@ ADMIN: Final = Endpoint("/organization/{rest}", method="", surface="admin")
 """The account's own administration, whatever the method: no gateway key may use it."""
 
 READS: Final = Endpoint("", method="", reports_stored_usage=True)
-"""A request that is no POST: it uses nothing by itself."""
+"""A request that is no POST: it uses nothing by itself. `find_endpoint` gives it with a `path`."""
 
 
 _SHOWING: Final = (
@@ -248,6 +249,19 @@ _SHOWING: Final = (
 )
 """Reads of what may be deferred work."""
 
+_WORDS: Final = frozenset(
+    [
+        *FIRST_SEGMENTS,
+        *(word for endpoint in ENDPOINTS for word in endpoint.path.split("/") if "{" not in word),
+        *("alerts", "artifacts", "attach", "cases", "characters", "content", "credentials"),
+        *("environments", "events", "fork", "input_items", "invocations", "items"),
+        *("output_items", "permissions", "safety", "steps", "subagents", "templates", "traces"),
+        *("tags", "turns", "versions", "webhook_event_types"),
+    ]
+) - {""}
+"""Words of the API's paths. What else a path has is an id, or a model's name."""
+
+_MAX_SEGMENTS: Final = 10
 _PARAMETERS: Final = re.compile("[;?#][^/]*")
 
 
@@ -273,11 +287,29 @@ def find_endpoint(method: str, target: str) -> Endpoint:
     path = _PARAMETERS.sub("", unquote(target)).rstrip("/").lower()
     if ("/organization" in path or "/projects/" in path) and _ADMIN(path):
         return ADMIN
-    if method == "GET":
-        return next((endpoint for endpoint, matches in _SHOWN if matches(path)), READS)
-    if method != "POST":
-        return READS
-    return next((endpoint for endpoint, matches in _MATCHERS if matches(path)), OTHER)
+    if method == "POST":
+        return next((endpoint for endpoint, matches in _MATCHERS if matches(path)), OTHER)
+    shown = _SHOWN if method == "GET" else ()
+    found = next((endpoint for endpoint, matches in shown if matches(path)), None)
+    return found or _read(_pattern(path))
+
+
+def _pattern(path: str) -> str:
+    """The words of the API in a path, and `{id}` for what is none: an id, or a model's name, which
+    may have slashes. Empty where there is no such word.
+
+    Invariant: nothing that only the caller knows is in it.
+    """
+    segments = path.split("/")
+    begin = next((at for at, segment in enumerate(segments) if segment in _WORDS), len(segments))
+    words = [segment if segment in _WORDS else "{id}" for segment in segments[begin:]]
+    pattern = "".join(f"/{word}" for word, _ in groupby(words))
+    return pattern if len(words) <= _MAX_SEGMENTS else ""
+
+
+@lru_cache(maxsize=256)
+def _read(pattern: str) -> Endpoint:
+    return replace(READS, path=pattern) if pattern else READS
 
 
 @lru_cache(maxsize=64)

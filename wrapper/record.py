@@ -119,7 +119,7 @@ class RequestRecord:
     output_fields: tuple[bytes, ...] = ()  # how much the request lets the model write
     media: bool = False  # its body is a form or a file
     tag: str = ""  # who inside the key it is for
-    input_only: bool = False  # the model writes nothing
+    endpoint: Endpoint = OTHER
     seen: ExtractedUsage | None = None  # what has come of a response that is bounded
 
     bytes_in: int = 0

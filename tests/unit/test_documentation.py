@@ -18,13 +18,16 @@ from wrapper.config import ApiKey, Group, Price, Provider, Route, Server, Tags, 
 from wrapper.endpoints import endpoint_table
 from wrapper.metering import usage as record
 from wrapper.metering.pricing import Prices
+from wrapper.record import RequestRecord
 from wrapper.routing import Routes
+from wrapper.telemetry import request_log
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 OPENAPI = ROOT / "wrapper" / "blueprints" / "openapi" / "openapi.yaml"
+LOGGED = "## What is logged"
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 # Fields that say what was found, and are not settings.
@@ -83,8 +86,14 @@ def test_every_documented_setting_exists() -> None:
         for kind in (Server, Provider, Route, ApiKey, Group, Tags)
         for f in dataclasses.fields(kind)
     }
-    settings = CONFIGURATION[CONFIGURATION.index("## `[server]`") :]
+    settings = CONFIGURATION[CONFIGURATION.index("## `[server]`") : CONFIGURATION.index(LOGGED)]
     assert table_cells(settings) <= known
+
+
+def test_every_field_of_the_log_is_documented_in_its_order() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", CONFIGURATION[CONFIGURATION.index(LOGGED) :], re.MULTILINE)
+    documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert documented == list(request_log.line(RequestRecord("GET")))
 
 
 def variables_in(*paths: Path) -> set[str]:

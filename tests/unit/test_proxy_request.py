@@ -461,6 +461,27 @@ def test_an_endpoint_is_found_by_the_end_of_its_path(path: str) -> None:
     assert not find_endpoint("POST", path + "/x/y").metered
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "pattern"),
+    [
+        ("POST", "/v1/embeddings", "/embeddings"),
+        ("POST", "/v1/vector_stores/vs_1/files/search", "/vector_stores/{id}/files/{rest}"),
+        ("POST", "/v1/own", ""),
+        ("GET", "/v1/responses/resp_1", "/responses/{id}"),
+        ("GET", "/v1/files/file-1/content", "/files/{id}/content"),
+        ("DELETE", "/openai/v1/files/file-1", "/files/{id}"),
+        ("GET", "/groq/openai/v1/models/openai/gpt-oss-20b", "/models/{id}"),
+        ("GET", "/v1/own", ""),
+        ("GET", "/v1" + "/files/own" * 9, ""),
+        ("DELETE", "/v1/organization/own/x", "/organization/{rest}"),
+    ],
+)
+def test_an_endpoint_has_a_name_without_anything_of_the_callers(
+    method: str, path: str, pattern: str
+) -> None:
+    assert find_endpoint(method, path).path == pattern
+
+
 def test_an_upload_leaves_room_on_the_volume_for_the_ledger(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

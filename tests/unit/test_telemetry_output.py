@@ -17,6 +17,7 @@ import pytest
 
 from harness.poll import eventually
 from wrapper import output
+from wrapper.endpoints import find_endpoint
 from wrapper.metering import Usage
 from wrapper.output import Output, QueuedOutput, Stderr
 from wrapper.record import RequestRecord
@@ -256,7 +257,8 @@ def test_what_was_lost_on_stderr_is_counted_and_told(pipe: tuple[int, int]) -> N
 
 
 def test_on_a_terminal_a_request_is_a_line_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = RequestRecord(method="POST", path="/v1/chat/completions", client="127.0.0.1")
+    record = RequestRecord(method="POST", path="/v1/<path>", client="127.0.0.1")
+    record.endpoint = find_endpoint("POST", "/openai/v1/chat/completions")
     record.api_key, record.provider, record.model = "web", "groq", "gpt\x1b[2J\u202e"
     record.status, record.cost, record.usage = 200, 1_500_000, Usage(12, 30, 42)
     record.outcome = "completed"

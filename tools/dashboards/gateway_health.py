@@ -426,7 +426,7 @@ With Docker and `jq`:
 ```sh
 docker compose logs --no-log-prefix --since ${{__from:date:iso}} --until ${{__to:date:iso}} gateway |
   jq -Rr 'fromjson? | select(.status >= 500) |
-    [.time, .request_id, .upstream_request_id, .api_key, .provider, .model, .status, .code] | @tsv'
+    [.time, .request_id, .upstream_request_id, .api_key, .endpoint, .provider, .model, .status, .code] | @tsv'
 ```
 
 [With Loki]({LOKI}): `{{container=~".*gateway.*"}} | json | status >= 500`

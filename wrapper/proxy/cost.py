@@ -31,7 +31,7 @@ def bound(record: RequestRecord, snapshot: Snapshot) -> None:
 
     default = upstream.provider.default_output_tokens
     record.bounds = bounds(
-        Asked(record.bytes_in, record.output_fields, record.media, record.input_only),
+        Asked(record.bytes_in, record.output_fields, record.media, record.endpoint.input_only),
         record.seen,
         snapshot.settings.server.default_output_tokens if default is None else default,
         cost,

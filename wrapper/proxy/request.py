@@ -219,7 +219,7 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     context.record.model = (request.model or "")[:MAX_NAME]
     context.record.stream = request.stream
     context.record.output_fields, context.record.media = request.output_fields, request.media
-    context.record.input_only = request.endpoint.input_only
+    context.record.endpoint = request.endpoint
     if (tags := context.snapshot.settings.tags) is not None:
         context.record.tag = tag_of(context, tags, request.body)
     return request
@@ -232,6 +232,7 @@ def _socket_request(context: RequestContext, socket: Endpoint, length: int | Non
     target, query = context.target
     model = handshake.model_of(query)
     context.record.model = (model or "")[:MAX_NAME]
+    context.record.endpoint = socket
     if (tags := context.snapshot.settings.tags) is not None:
         context.record.tag = tag_of(context, tags, None)
     return ProxyRequest("GET", target, query, socket, model=model)

@@ -140,6 +140,7 @@ class SocketUsage:
         record = RequestRecord(
             method=WEBSOCKET,
             path=socket.path,
+            endpoint=socket.endpoint,
             client=socket.client,
             request_id=f"{socket.request_id}-{self._count}",
             is_proxy_request=True,

@@ -85,7 +85,8 @@ def encode(fields: dict[str, Any]) -> bytes:
 def text_line(fields: dict[str, Any]) -> bytes:
     """What matters of the fields in a line for people."""
     at = time.strftime("%H:%M:%S", time.localtime())
-    parts = [at, str(fields["status"]), fields["method"], fields["path"]]
+    path = fields["path"].replace("/<path>", fields["endpoint"] or "/<path>")
+    parts = [at, str(fields["status"]), fields["method"], path]
     if fields["api_key"] != NO_KEY:
         parts.append(f"key {fields['api_key']}")
     if fields["model"]:
@@ -127,6 +128,7 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "client": record.client,
         "method": record.method if record.method in METHODS else OTHER,
         "path": record.path,
+        "endpoint": record.endpoint.path or None,
         "status": status,
         "outcome": record.outcome,
         "code": record.error_code,
