@@ -122,6 +122,34 @@ def test_anything_else_is_a_stream_that_has_begun(
     assert (answer.status, answer.body) == (200, BEGUN[name])
 
 
+def test_a_body_that_was_streamed_through_leads_to_no_other_target(
+    app_factory: AppFactory, serve: Serve, simulator: Simulator
+) -> None:
+    provider = serve(lambda _: response(FAILURES["error"], EVENTS))
+    app = app_factory(f"""\
+[providers.first]
+base_url = "{provider.url}/v1"
+
+[providers.second]
+base_url = "{{simulator}}/v1"
+
+[[routes]]
+model = "*"
+targets = ["first", "second"]
+""")
+    book = chat.mark()
+    headers = (
+        ("Content-Type", "application/octet-stream"),
+        ("Content-Length", "3"),
+        *chat.told(book=book),
+    )
+    target, key = "/v1/engines/sim-model/of-tomorrow", app.secrets["web-app"]
+    asked = raw.request(app.port, "POST", target, key=key, headers=headers)
+    answer = app.exchange(asked + b"abc")
+    assert (answer.header("x-wrapper-provider"), answer.body) == ("first", FAILURES["error"])
+    assert simulator.requests(book=book) == []
+
+
 def test_an_error_event_that_arrives_in_pieces_leads_to_the_next_target(
     app_factory: AppFactory,
 ) -> None:

@@ -67,7 +67,7 @@ def forward(
                     beginning = Beginning(forwarded.response, forwarded.first)
                     if not beginning.is_enough:
                         forwarded = _begin(context, request, forwarded, beginning)
-                    if last or not beginning.is_failure():
+                    if last or not beginning.is_failure() or request.body_is_consumed:
                         return forwarded
                     context.record.upstream_failed("error_event")
             except errors.UpstreamError as error:
