@@ -126,6 +126,22 @@ def test_what_says_nothing_about_the_provider_begins_none(
     assert served_by(app, "healed") == "groq"
 
 
+def test_a_callers_own_account_neither_begins_nor_ends_one(
+    app_factory: AppFactory, clock: Clock
+) -> None:
+    app = make(app_factory, groq="client_credentials = true")
+    target, key = "/groq/openai/v1/chat/completions", "gsk-of-the-caller"
+    for _ in range(3):
+        failing = chat.call(app, model="sim-a?status=500", target=target, key=key)
+        assert failing.status == 500
+    assert not is_cooling(app)
+    for _ in range(3):
+        served_by(app)
+    assert is_cooling(app)
+    assert chat.call(app, model="sim-a", target=target, key=key).status == 200
+    assert served_by(app, "healed") == "openai"
+
+
 def test_an_only_target_is_always_asked_and_a_route_of_failing_ones_still_is(
     app_factory: AppFactory,
 ) -> None:

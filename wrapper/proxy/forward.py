@@ -110,7 +110,7 @@ def _attempt(
     if response.status >= 400 and is_provider_failure(response.status):
         record.upstream_failed(f"status_{response.status}")
         note_failure(context, attempt, response)
-    elif attempt.upstream.cooldown.failures:
+    elif attempt.upstream.cooldown.failures and attempt.credential is None:
         attempt.upstream.cooldown.recovered()
     if response.status == 401 and attempt.credential is None:
         response.close()

@@ -2,7 +2,8 @@
 
 A cooldown begins with the third failure in a row. It lasts as long as a 429 asks (`Retry-After`),
 else for `seconds`; should the next request fail as well, for twice as long, up to a minute. A
-response that is no failure ends it. Per worker.
+response that is no failure ends it. Per worker. What happens to a caller's own credential says
+nothing about the gateway's account and does not count.
 """
 
 from __future__ import annotations
