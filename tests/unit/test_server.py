@@ -388,12 +388,28 @@ def test_an_idle_connection_ends_after_its_time() -> None:
 
 @pytest.mark.parametrize("kind", [REQUEST, CHUNKED, OLD], ids=["usual", "chunked", "old"])
 @pytest.mark.parametrize("options", ["close", "Close", "keep-alive, close", "close ,x"])
-def test_a_client_that_says_close_sends_no_more(kind: bytes, options: str) -> None:
+def test_a_client_that_says_close_sends_no_more(
+    monkeypatch: pytest.MonkeyPatch, kind: bytes, options: str
+) -> None:
+    monkeypatch.setattr(connection, "LINGER_SECONDS", SHORT)
     head, _, rest = kind.partition(b"\r\n")
     served = Served()
     served.client.sendall(head + b"\r\nConnection: " + options.encode() + b"\r\n" + rest)
     served.responds(1)
     assert served.ends()
+
+
+def test_a_client_that_never_stops_sending_is_left_after_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "LINGER_SECONDS", SHORT)
+    deadline = time.monotonic() + PATIENCE
+
+    def receive(size: int) -> bytes:
+        assert time.monotonic() < deadline
+        return b"x" * size
+
+    connection.linger(SimpleNamespace(shutdown=lambda _: None, recv=receive))
 
 
 def test_time_in_which_the_worker_did_not_run_is_not_the_heads(

@@ -36,7 +36,7 @@ from gevent import get_hub
 from gunicorn.http import wsgi
 from gunicorn.http.unreader import SocketUnreader
 
-from wrapper.cancellation import STOOD_STILL
+from wrapper.cancellation import STOOD_STILL, yield_if_due
 from wrapper.config import Server
 from wrapper.proxy.timeouts import HEAD
 from wrapper.server.head import LONGEST, MOST_FIELDS, read_head, without_root
@@ -396,8 +396,8 @@ def linger(sock: Any) -> None:
     try:
         sock.shutdown(socket.SHUT_WR)
         with gevent.Timeout(LINGER_SECONDS, False):
-            while sock.recv(65536):
-                pass
+            while sock.recv(PIECE):
+                yield_if_due()  # a client that never stops would let nobody else run
     except OSError:
         pass
 
