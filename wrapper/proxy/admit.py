@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -34,6 +35,10 @@ from wrapper.store import Demand, Lease, Refused, Standing, StoreError
 from wrapper.upstream import Upstream
 
 _NO_DEMAND: Final = Demand()
+_OF_REQUESTS, _OF_TOKENS = (
+    tuple([f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset")])
+    for unit in ("requests", "tokens")
+)
 MAX_VIDEO_SECONDS: Final = 12  # of those that OpenAI makes
 
 
@@ -158,7 +163,7 @@ def rate_limit_headers(standings: Iterable[Standing]) -> list[tuple[str, str]]:
     tokens = requests
     for standing in standings:
         limits = standing.subject.limits
-        if not limits.enforce or standing.subject.name.startswith("provider:"):
+        if not limits.enforce or standing.subject.is_account:
             continue
         limit = limits.requests_per_minute
         if limit is not None and (requests is None or limit - standing.requests < requests[0]):
@@ -167,13 +172,13 @@ def rate_limit_headers(standings: Iterable[Standing]) -> list[tuple[str, str]]:
         if limit is not None and (tokens is None or limit - standing.tokens < tokens[0]):
             tokens = limit - standing.tokens, limit, standing.tokens_reset
     headers: list[tuple[str, str]] = []
-    for unit, found in (("requests", requests), ("tokens", tokens)):
+    for (limit_, remaining, reset_), found in ((_OF_REQUESTS, requests), (_OF_TOKENS, tokens)):
         if found is not None:
             left, limit, reset = found
             headers += (
-                (f"x-ratelimit-limit-{unit}", str(limit)),
-                (f"x-ratelimit-remaining-{unit}", str(max(0, left))),
-                (f"x-ratelimit-reset-{unit}", _duration(reset)),
+                (limit_, str(limit)),
+                (remaining, str(max(0, left))),
+                (reset_, _duration(math.ceil(reset))),
             )
     return headers
 
@@ -185,13 +190,14 @@ def with_rate_limits(
     own = rate_limit_headers(standings)
     if not own:
         return headers
-    names = {name for name, _ in own}
+    names = dict(own)
     return [pair for pair in headers if pair[0].lower() not in names] + own
 
 
-def _duration(seconds: float) -> str:
-    """Whole seconds as OpenAI writes them: `1m1s`, `59s`."""
-    minutes, rest = divmod(math.ceil(seconds), 60)
+@lru_cache(128)
+def _duration(seconds: int) -> str:
+    """Seconds as OpenAI writes them: `1m1s`, `59s`."""
+    minutes, rest = divmod(seconds, 60)
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 

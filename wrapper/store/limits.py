@@ -72,14 +72,15 @@ class Limits:
 class Subject:
     """One subject and its limits. Built once per configuration, and used for many requests.
 
-    `members` are the names of a group's keys. `sources` are the columns of the ledger whose
-    cost counts against the budget; `fingerprint` changes when they do. `fingerprint_word` is the
-    same as a number of 64 bits with a sign.
+    `members` are the names of a group's keys. `is_account`: it is a provider's. `sources` are the
+    columns of the ledger whose cost counts against the budget; `fingerprint` changes when they do.
+    `fingerprint_word` is the same as a number of 64 bits with a sign.
     """
 
     name: str
     limits: Limits
     members: tuple[str, ...] = ()
+    is_account: bool = field(init=False, repr=False)
     sources: tuple[str, ...] = field(init=False, repr=False)
     fingerprint: str = field(init=False, repr=False)
     fingerprint_word: int = field(init=False, repr=False)
@@ -89,6 +90,7 @@ class Subject:
         sources = tuple(sorted(f"key:{name}" for name in self.members)) if group else (self.name,)
         text = "\n".join(sources).encode(errors="surrogatepass")
         digest = hashlib.sha256(text).digest()[:8]
+        object.__setattr__(self, "is_account", self.name.startswith("provider:"))
         object.__setattr__(self, "sources", sources)
         object.__setattr__(self, "fingerprint", digest.hex())
         object.__setattr__(self, "fingerprint_word", int.from_bytes(digest, "big", signed=True))
@@ -210,8 +212,7 @@ class Lease:
     @property
     def provider(self) -> Subject | None:
         """The provider whose share this lease holds."""
-        found = (subject for subject in self.subjects if subject.name.startswith("provider:"))
-        return next(found, None)
+        return next((subject for subject in self.subjects if subject.is_account), None)
 
     def without_provider(self) -> list[Subject]:
         """The subjects that stay when the request goes to another provider."""

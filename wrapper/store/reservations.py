@@ -22,7 +22,7 @@ import math
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from sqlite3 import Cursor
 from typing import Final, NamedTuple
 
@@ -63,9 +63,9 @@ _TOKENS: Final = 2
 _COST: Final = 3
 _NEXT: Final = 4
 _SHARES: Final = 5
-_MOST_SHARES: Final = 4
 _MEMBER: Final = struct.Struct("=8sII")  # a key, its group's account, which list of members
 _SLOT_BITS: Final = 24  # a lease's id is its serial and its slot
+_SLOT: Final = (1 << _SLOT_BITS) - 1
 _ID_BITS: Final = 63  # of a worker
 _PER_SECOND: Final = 1_000_000  # a heartbeat is in microseconds
 
@@ -74,9 +74,11 @@ Budget = tuple[int, int]
 
 
 class Held(NamedTuple):
-    """What the slot of a lease says. `shares`: accounts, and seconds of their windows."""
+    """What the words of a lease say, which begin at `at`. `shares`: accounts, and seconds of their
+    windows.
+    """
 
-    slot: int
+    at: int
     demand: Demand
     shares: list[tuple[int, int]]
 
@@ -127,22 +129,23 @@ class Reservations:
             if not 0.0 <= moment.clock - self._beat_at < LEASE_SECONDS / 2:
                 self._beat(moment)
             reserved = self._reserve(subjects, demand, moment, changes)
-            if isinstance(reserved, Refused | Unknown):
+            if not isinstance(reserved, Reserved):
                 return reserved
-            live.make_room(LEASES)
-            words = live.words
-            free, serial = words[FREE], words[SERIAL] + 1
-            slot = free - 1 if free else words[LEASES.length]
-            at = live.index_of(LEASES, slot)
-            if free:
+            if free := live.words[FREE]:
+                slot, words = free - 1, live.words
+                at = live.index_of(LEASES, slot)
                 changes[FREE] = words[at + _NEXT]
             else:
+                live.make_room(LEASES)
+                words = live.words
+                slot = words[LEASES.length]
+                at = live.index_of(LEASES, slot)
                 changes[LEASES.length] = slot + 1
+            serial = words[SERIAL] + 1
             changes[SERIAL] = changes[at + _SERIAL] = serial
             changes[at + _WORKER] = self._me
             changes[at + _TOKENS], changes[at + _COST] = reserved.demand
-            second = int(moment.clock)
-            _share(at, [(number, second) for number in reserved.accounts], changes)
+            _share(at, zip(reserved.accounts, repeat(int(moment.clock))), changes)
             live.commit(changes)
         finally:
             live.unlock()
@@ -165,7 +168,7 @@ class Reservations:
                 return None
             moment = now()
             reserved = self._reserve(new, held.demand, moment, changes)
-            if isinstance(reserved, Refused | Unknown):
+            if not isinstance(reserved, Reserved):
                 return reserved
             words, (tokens, cost) = live.words, held.demand
             gone = None if old is None else self._numbers[hashed(old.name)]
@@ -173,10 +176,9 @@ class Reservations:
                 if number == gone:
                     at = live.index_of(ACCOUNTS, number)
                     accounts.give_back(words, at, second, -tokens, cost, changes)
-            second = int(moment.clock)
-            shares = [share for share in held.shares if share[0] != gone]
-            shares += [(number, second) for number in reserved.accounts]
-            _share(live.index_of(LEASES, held.slot), shares, changes)
+            kept = (share for share in held.shares if share[0] != gone)
+            gained = zip(reserved.accounts, repeat(int(moment.clock)))
+            _share(held.at, chain(kept, gained), changes)
             live.commit(changes)
         finally:
             live.unlock()
@@ -240,7 +242,7 @@ class Reservations:
             held = self._held(lease)
             if held is None or not held.demand.cost:
                 return
-            changes: Changes = {live.index_of(LEASES, held.slot) + _COST: 0}
+            changes: Changes = {held.at + _COST: 0}
             for number, _ in held.shares:
                 at = live.index_of(ACCOUNTS, number)
                 accounts.give_back_money(live.words, at, held.demand.cost, changes)
@@ -531,13 +533,13 @@ class Reservations:
         live = self.live
         words, first = live.words, live.words[ACCOUNTS.at] // files.WORD
         changes: Changes = {}
-        held = None if lease is None else self._held(lease)
+        held = None if lease is None else self._found(lease)
         if held is not None:
-            self._free(held.slot, changes)
-            less, money = tokens - held.demand.tokens, held.demand.cost
-            for number, second in held.shares:
+            less, money = tokens - words[held + _TOKENS], words[held + _COST]
+            for number, second in _shares(words, held):
                 at = first + number * ACCOUNTS.words
                 accounts.give_back(words, at, second, less, money, changes)
+            self._free(held, changes)
         elif lease is not None:
             # Another worker has ended it, which took this one for dead.
             for name, second in lease.seconds.items():
@@ -551,24 +553,25 @@ class Reservations:
                 accounts.spend(words, at, cost, since, words[EPOCH], changes)
         return changes
 
-    def _held(self, lease: Lease) -> Held | None:
-        slot, serial = lease.id & (1 << _SLOT_BITS) - 1, lease.id >> _SLOT_BITS
-        live = self.live
-        if slot >= live.words[LEASES.length]:
-            return None
-        at = live.index_of(LEASES, slot)
-        found = live.words[at : at + LEASES.words].tolist()
-        if found[_WORKER] != self._me or found[_SERIAL] != serial:
-            return None
-        return _held(slot, found)
+    def _found(self, lease: Lease) -> int | None:
+        """Where the words of a lease are; None where it has ended."""
+        live, slot = self.live, lease.id & _SLOT
+        if slot < live.words[LEASES.length]:
+            at, words = live.index_of(LEASES, slot), live.words
+            if words[at + _SERIAL] == lease.id >> _SLOT_BITS and words[at + _WORKER] == self._me:
+                return at
+        return None
 
-    def _free(self, slot: int, changes: Changes) -> None:
-        """Make a lease's slot the first free one."""
-        live = self.live
-        at = live.index_of(LEASES, slot)
+    def _held(self, lease: Lease) -> Held | None:
+        at = self._found(lease)
+        return None if at is None else _held(self.live.words, at)
+
+    def _free(self, at: int, changes: Changes) -> None:
+        """Make the slot of the lease at `at` the first free one."""
+        words = self.live.words
         changes[at + _WORKER] = 0
-        changes[at + _NEXT] = live.words[FREE]
-        changes[FREE] = slot + 1
+        changes[at + _NEXT] = words[FREE]
+        changes[FREE] = (at - words[LEASES.at] // files.WORD) // LEASES.words + 1
 
     def _lease(self, ident: int, reserved: Reserved, moment: Moment) -> Lease:
         demand, _, standings, dry_run = reserved
@@ -631,9 +634,9 @@ class Reservations:
             if ended == limit:
                 return ended
             at = first + slot * LEASES.words
-            held = _held(slot, live.words[at : at + LEASES.words].tolist())
+            held = _held(live.words, at)
             changes: Changes = {}
-            self._free(slot, changes)
+            self._free(at, changes)
             tokens, cost = held.demand
             for number, second in held.shares:
                 account = live.index_of(ACCOUNTS, number)
@@ -668,14 +671,20 @@ def _cost_for(found: Record, sources: frozenset[str], start: int) -> int:
     return found.cost if is_counted and found.hour * 3600 >= start else 0
 
 
-def _held(slot: int, found: Sequence[int]) -> Held:
+def _held(words: Words[int], at: int) -> Held:
     """What the words of a lease say."""
-    shares = []
-    for at in range(_SHARES, len(found), 2):
-        if not found[at]:
+    return Held(at, Demand(words[at + _TOKENS], words[at + _COST]), _shares(words, at))
+
+
+def _shares(words: Words[int], lease: int) -> list[tuple[int, int]]:
+    """What a lease has a share of: accounts, and seconds of their windows."""
+    found = []
+    for at in range(lease + _SHARES, lease + LEASES.words, 2):
+        number = words[at]
+        if not number:
             break
-        shares.append((found[at] - 1, found[at + 1]))
-    return Held(slot, Demand(found[_TOKENS], found[_COST]), shares)
+        found.append((number - 1, words[at + 1]))
+    return found
 
 
 def _make(changes: Changes | None, words: Words[int]) -> None:
@@ -684,13 +693,13 @@ def _make(changes: Changes | None, words: Words[int]) -> None:
         words[index] = value
 
 
-def _share(lease: int, shares: Sequence[tuple[int, int]], changes: Changes) -> None:
+def _share(lease: int, shares: Iterable[tuple[int, int]], changes: Changes) -> None:
     """Write into the words of a lease what it has a share of."""
-    at = lease + _SHARES
+    at, end = lease + _SHARES, lease + LEASES.words
     for number, second in shares:
         changes[at], changes[at + 1] = number + 1, second
         at += 2
-    if len(shares) < _MOST_SHARES:
+    if at < end:
         changes[at] = 0
 
 
