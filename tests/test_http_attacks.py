@@ -250,16 +250,18 @@ def test_a_path_with_a_control_character_is_an_invalid_path(gateway: Gateway, od
 
 
 @pytest.mark.parametrize(
-    ("text", "status"),
+    ("text", "status", "why"),
     [
-        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
-        (b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431),
-        (b"GET /healthz HTTP/1.1\r\n" + b"X: a\r\n" * 150 + b"\r\n", 431),
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "longer than 8190 bytes."),
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431, "than 16380 bytes"),
+        (b"GET /healthz HTTP/1.1\r\n" + b"X: a\r\n" * 150 + b"\r\n", 431, "more than 100."),
     ],
     ids=["line", "field", "fields"],
 )
-def test_a_head_that_is_too_large_is_refused(gateway: Gateway, text: bytes, status: int) -> None:
-    refused(gateway, text, status)
+def test_a_head_that_is_too_large_is_refused_with_the_limit(
+    gateway: Gateway, text: bytes, status: int, why: str
+) -> None:
+    assert why in chat.error(refused(gateway, text, status))["message"]
 
 
 @pytest.mark.parametrize(

@@ -406,6 +406,7 @@ def test_a_key_sees_its_limits_its_use_what_is_left_and_when_it_resets(
     requests = own["requests"]
     assert (requests["limit"], requests["used"], requests["left"]) == (5, 1, 4)
     assert 0 < requests["resets_in_seconds"] <= 61
+    assert requests["resets_in_seconds"] == round(requests["resets_in_seconds"], 1)
     budget = own["budget_usd"]
     assert (budget["limit"], budget["used"]) == (1.0, pytest.approx(COST / 1e12))
     assert 0 < budget["resets_in_seconds"] <= 7 * 86_400

@@ -40,6 +40,7 @@ UPSTREAM_ERROR: Final = "upstream_error"
 DRAINED: Final = "drained"
 NO_KEY: Final = "none"
 NO_MODEL: Final = "none"
+NO_PROVIDER: Final = "none"
 UNMATCHED: Final = "(unmatched)"
 WEBSOCKET: Final = "WEBSOCKET"  # the method of a response that came over one
 MAX_NAME: Final = 256  # characters of a model's name that are kept; a client may send megabytes

@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from wrapper.cli.exports import COLUMNS
+from wrapper.cli.usage import NUMBERS
 from wrapper.config import ApiKey, Group, Price, Provider, Route, Server, Tags, example_models, load
 from wrapper.endpoints import endpoint_table
 from wrapper.metering import usage as record
@@ -263,6 +264,8 @@ def test_the_columns_of_an_export_and_the_reasons_are_documented() -> None:
         assert re.findall(r"`(\w+)`", listed[1]) == list(columns)
     names = {name: value for name, value in vars(record).items() if name.isupper()}
     reasons = {value for value in names.values() if isinstance(value, str)}
+    columns_of_usage = usage[: usage.index("An `outcome` is")]
+    assert set(NUMBERS) - set(re.findall(r"`(\w+)`", columns_of_usage)) == set()
     assert reasons <= table_cells(usage)
 
 

@@ -222,6 +222,20 @@ FURTHER = {
 NULLABLE = {"ChargeClass", "Tags"}
 
 
+def test_focus_has_audio_by_its_seconds_and_no_provider_of_refused_calls(
+    run: Run, tmp_path: Path
+) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/usage.db")
+    usage = Usage(0, 0, 0, seconds=90.5)
+    store.settle(Entry(time.time(), "web", "openai", "whisper-1", "completed", usage, 900))
+    store.settle(Entry(time.time(), "web", "none", "whisper-1", "rejected"))
+    store.close()
+    [row] = csv.DictReader(run("--format", "focus")[1].splitlines())
+    assert (row["ProviderName"], row["SkuMeter"]) == ("openai", "Audio Seconds")
+    assert (row["ConsumedQuantity"], row["ConsumedUnit"]) == ("90.5", "Seconds")
+    assert Decimal(row["BilledCost"]) * 10**12 == 900
+
+
 def test_focus_has_the_columns_of_its_version_and_the_cost_of_the_table(
     run: Run, tmp_path: Path
 ) -> None:
@@ -237,6 +251,7 @@ def test_focus_has_the_columns_of_its_version_and_the_cost_of_the_table(
         entry = Entry(at, "web", "openai", "gpt", "completed", usage, 900, cost_by_kind=parts)
         store.settle(entry._replace(tag=tag))
     store.settle(Entry(at, "gone", "groq", "=llama", "completed", unmetered=True))
+    store.settle(Entry(at, "web", "none", "gpt", "rejected"))
     store.close()
     code, out, err = run("--format", "focus")
     assert (code, err) == (0, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import math
 import time
 from collections.abc import Callable
 from itertools import chain
@@ -226,7 +227,12 @@ def _standing(standing: Standing) -> dict[str, object]:
         "scope": scope,
         "name": name,
         **{
-            kind: {"limit": limit, "used": used, "left": left, "resets_in_seconds": reset}
+            kind: {
+                "limit": limit,
+                "used": used,
+                "left": left,
+                "resets_in_seconds": None if reset is None else math.ceil(reset * 10) / 10,
+            }
             for kind, limit, used, left, reset in rows
             if limit is not None
         },

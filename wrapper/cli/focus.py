@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, TextIO
 from wrapper.cli import cell_of_csv
 from wrapper.config import ApiKey
 from wrapper.metering import exact_usd
+from wrapper.record import NO_PROVIDER
 from wrapper.store import Sums
 
 BY: Final = ("day", "key", "provider", "model", "tag")
@@ -45,7 +46,7 @@ class _Meter(NamedTuple):
     """One row of a group: what was counted, in which unit, and its cost in pico-USD."""
 
     name: str
-    quantity: int
+    quantity: float
     unit: str
     cost: int
 
@@ -55,8 +56,14 @@ def write(rows: Iterable[Sums], keys: Mapping[str, ApiKey], file: TextIO) -> Non
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:
-        for cells in _rows(row, keys):
-            writer.writerow([cells[name] for name in COLUMNS])
+        if not _is_refused(row):
+            for cells in _rows(row, keys):
+                writer.writerow([cells[name] for name in COLUMNS])
+
+
+def _is_refused(row: Sums) -> bool:
+    """Whether it has only calls that reached no provider, so that nobody bills them."""
+    return row.group[BY.index("provider")] == NO_PROVIDER and not row.cost
 
 
 def _meters(row: Sums) -> Iterator[_Meter]:
@@ -67,7 +74,11 @@ def _meters(row: Sums) -> Iterator[_Meter]:
     yield _Meter("Cached Input Tokens", cached, "Tokens", read)
     yield _Meter("Output Tokens", row.completion, "Tokens", output)
     # Also the cost of a time when the table did not have its parts.
-    yield _Meter("Requests", row.requests, "Requests", row.cost - fresh - read - output)
+    other = row.cost - fresh - read - output
+    if row.seconds:
+        yield _Meter("Audio Seconds", row.seconds, "Seconds", other)
+    else:
+        yield _Meter("Requests", row.requests, "Requests", other)
 
 
 def _rows(row: Sums, keys: Mapping[str, ApiKey]) -> Iterator[dict[str, str]]:
@@ -79,7 +90,7 @@ def _rows(row: Sums, keys: Mapping[str, ApiKey]) -> Iterator[dict[str, str]]:
     meters = [meter for meter in _meters(row) if meter.cost or meter.unit == "Tokens"]
     meters = [meter for meter in meters if meter.cost or meter.quantity] or meters[:1]
     for meter in meters:
-        cost, quantity = exact_usd(meter.cost), str(meter.quantity)
+        cost, quantity = exact_usd(meter.cost), f"{meter.quantity:.3f}".rstrip("0").rstrip(".")
         yield {
             "BilledCost": cost,
             "BillingAccountId": cell_of_csv(provider),

@@ -35,7 +35,10 @@ def add_parser(actions: Subparsers) -> None:
         usage="%(prog)s NAME [options]",  # NAME first: options with several words swallow it
         help="create a key and print its secret once",
         description="Creates a key and prints its secret once; the keys file gets its SHA-256."
-        " What is not given is as in [defaults] of the keys file.",
+        " What is not given is as in [defaults] of the keys file. --rpm, --tpm, --concurrency,"
+        " --budget and --per are requests_per_minute, tokens_per_minute, max_concurrent, budget_usd"
+        " and budget_period there; the other options are called as their settings, and --dry-run is"
+        " enforce = false.",
         epilog=examples(
             ("keys create web-app", "may call everything, without a limit"),
             ("keys create web-app --models 'gpt-*' fast --rpm 60", "some models, 60 requests/min"),
@@ -74,7 +77,7 @@ def add_parser(actions: Subparsers) -> None:
         nargs="+",
         type=endpoint_list,
         metavar="NAME",
-        help="endpoints that need permission, such as realtime",
+        help="endpoints that need permission, such as fine_tuning",
     )
     parser.add_argument("--group", type=key_name, metavar="GROUP", help="a group of the keys file")
     parser.add_argument("--owner", type=short_line, metavar="TEXT", help="who answers for the key")

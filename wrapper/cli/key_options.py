@@ -47,7 +47,7 @@ def endpoint_list(text: str) -> list[str]:
     """Endpoints that need permission, separated by commas."""
     names = [name.strip() for name in text.split(",")]
     if not all(map(is_endpoint, names)):
-        raise argparse.ArgumentTypeError("not the name of an endpoint, such as realtime")
+        raise argparse.ArgumentTypeError("not the name of an endpoint, such as fine_tuning")
     return names
 
 

@@ -23,7 +23,7 @@ from wrapper.store import DIMENSIONS, PICO, StoreError, Sums, UsageStore, open_s
 if TYPE_CHECKING:
     from wrapper.cli import Subparsers
 
-_NUMBERS = (
+NUMBERS = (
     "requests",
     "prompt_tokens",
     "completion_tokens",
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         _print_json(args, rows, total)
     elif args.format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow((*args.by, *_NUMBERS))
+        writer.writerow((*args.by, *NUMBERS))
         writer.writerows((*map(cell_of_csv, row.group), *_exact(row)) for row in rows)
     else:
         _print_table(args, rows, total)
@@ -181,7 +181,7 @@ def _of_key(key: ApiKey | None, name: str) -> str:
 
 
 def _exact(sums: Sums) -> tuple[str, ...]:
-    """The numbers in the order of `_NUMBERS`, not rounded."""
+    """The numbers in the order of `NUMBERS`, not rounded."""
     numbers = (sums.requests, sums.prompt, sums.completion, sums.total, sums.cached, sums.reasoning)
     return (
         *map(str, numbers),
@@ -196,7 +196,7 @@ def _exact(sums: Sums) -> tuple[str, ...]:
 
 def _print_json(args: argparse.Namespace, rows: Sequence[Sums], total: Sums) -> None:
     def fields(sums: Sums) -> dict[str, float | int]:
-        values = zip(_NUMBERS, _exact(sums), strict=True)
+        values = zip(NUMBERS, _exact(sums), strict=True)
         return {
             name: float(text) if name == "audio_seconds" or "cost" in name else int(text)
             for name, text in values

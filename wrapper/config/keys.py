@@ -28,7 +28,7 @@ SHORT_LINE = f"one line of at most {_TEXT_LENGTH} printable characters"
 
 _DIGEST_WANTED = "write the SHA-256 of the secret, 64 lower-case hexadecimal digits"
 _MODELS_WANTED = 'model names or globs such as "gpt-*"'
-_ENDPOINTS_WANTED = 'endpoints that need permission, such as "realtime"'
+_ENDPOINTS_WANTED = 'endpoints that need permission, such as "fine_tuning"'
 
 
 NOTHING = ApiKey("", "")

@@ -14,7 +14,7 @@ from wrapper.auth import CLIENT
 from wrapper.cancellation import CancelScope
 from wrapper.proxy.cost import bound, price
 from wrapper.proxy.recent import recent_request
-from wrapper.record import NO_KEY, RequestRecord
+from wrapper.record import NO_KEY, NO_PROVIDER, RequestRecord
 from wrapper.runtime import Runtime, Snapshot
 from wrapper.store import Entry, StoreError
 
@@ -63,7 +63,7 @@ def _settle(record: RequestRecord, runtime: Runtime, model: str) -> None:
     entry = Entry(
         at=time.time(),
         key=record.api_key,
-        provider=record.provider or "none",
+        provider=record.provider or NO_PROVIDER,
         model=model,
         outcome=record.outcome,
         usage=record.usage,

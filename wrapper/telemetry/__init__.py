@@ -20,7 +20,15 @@ from pathlib import Path
 from wrapper import __version__
 from wrapper.auth import CLIENT
 from wrapper.metering.bounds import Bounds
-from wrapper.record import NO_KEY, NO_MODEL, REJECTED, UNMATCHED, WEBSOCKET, RequestRecord
+from wrapper.record import (
+    NO_KEY,
+    NO_MODEL,
+    NO_PROVIDER,
+    REJECTED,
+    UNMATCHED,
+    WEBSOCKET,
+    RequestRecord,
+)
 from wrapper.store import Sums
 from wrapper.telemetry import instruments as metrics
 from wrapper.telemetry.exposition import (
@@ -222,7 +230,7 @@ class Telemetry:
             self._count_proxy_request(record, label)
 
     def _count_proxy_request(self, record: RequestRecord, model: str) -> None:
-        provider = record.provider or "none"
+        provider = record.provider or NO_PROVIDER
         labels = self._series[record.api_key, provider, model]
         metrics.CALLS[*labels, record.outcome].inc(1)
         if record.api_key not in (NO_KEY, CLIENT):
@@ -254,7 +262,7 @@ class Telemetry:
         self, record: RequestRecord, labels: tuple[str, str, str], model: str
     ) -> None:
         """Count what was refused, or would have been, and why usage or cost is not known."""
-        provider = record.provider or "none"
+        provider = record.provider or NO_PROVIDER
         if record.outcome == REJECTED:
             metrics.REJECTIONS[record.api_key, record.error_code or OTHER].inc(1)
         for code in dict.fromkeys(record.dry_run):  # as a refusal, which has one code
