@@ -24,8 +24,12 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from wrapper.formats.lookup import Lookup
 
 READ_SIZE = 65536
 TLS_RECORD = 16384  # RFC 8446 section 5.1
@@ -34,6 +38,15 @@ MAX_CHUNK_LINE = 1024
 MAX_TRAILERS = 64
 MAX_PIECES = 1024  # chunks in one piece: a millisecond of work, however small they are
 MAX_INTERIM = 16
+LONGEST_KNOWN = 64  # characters of a status line that is looked up
+
+READ = frozenset(
+    [
+        *("connection", "content-encoding", "content-length", "content-type"),
+        *("transfer-encoding", "x-request-id"),
+    ]
+)
+"""The headers of a response that are read; the others only pass."""
 
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: (.*))?", re.DOTALL)
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -80,7 +93,7 @@ class Unanswered(Disconnected):
         self.reset = reset
 
 
-class Head(NamedTuple):
+class Head(msgspec.Struct):
     """Status line and headers; `length` is None for chunked and close-delimited bodies.
 
     `reader(connection, head)` reads the body that follows.
@@ -92,7 +105,7 @@ class Head(NamedTuple):
     length: int | None
     reader: Callable[[Connection, Head], Body]
     keep_alive: bool
-    # The first value of each header, by its lower-case name; of Connection, all of them.
+    # The first value of each header of `READ`, by its lower-case name; of Connection, all of them.
     first: dict[str, str]
 
 
@@ -299,12 +312,26 @@ class Connection:
         return data[:end]
 
 
-@lru_cache(maxsize=1024)
-def _names(name: str) -> tuple[str, str]:
-    """A header's name as it came, and in lower case; responses have the same ones again."""
+def _read_as(name: str) -> str:
+    """What of `READ` a header's name is, or nothing."""
     if _TOKEN.fullmatch(name) is None:
         raise ProtocolError("a malformed header line")
-    return name, name.lower()
+    lower = name.lower()
+    return lower if lower in READ else ""
+
+
+_READ_AS = Lookup(_read_as)  # responses have the same names again
+
+
+def _status_line(line: str) -> tuple[bool, int, str]:
+    """Whether it is HTTP/1.1, the status and its reason."""
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise ProtocolError("not an HTTP/1.x status line")
+    return match[1] == "1", int(match[2]), (match[3] or "").strip()
+
+
+_STATUS_LINES = Lookup(_status_line, 64)
 
 
 def parse_head(data: bytes, method: str) -> Head:
@@ -312,28 +339,27 @@ def parse_head(data: bytes, method: str) -> Head:
 
     The body's length is that of RFC 9112 section 6.3, refusing whatever section 11.2 warns of.
     """
-    lines = data.decode("latin-1").split("\r\n")
-    match = _STATUS_LINE.fullmatch(lines[0])
-    if match is None:
-        raise ProtocolError("not an HTTP/1.x status line")
+    first_line, *lines = data.decode("latin-1").split("\r\n")
+    is_known = len(first_line) <= LONGEST_KNOWN
+    is_11, status, reason = _STATUS_LINES[first_line] if is_known else _status_line(first_line)
     # What is left without all characters that may stand in a line: its ends, and nothing else. An
     # expression that looks at each character takes ten times as long.
-    if data.translate(None, _NO_CONTROLS) != b"\r\n" * (len(lines) - 1):
+    if data.translate(None, _NO_CONTROLS) != b"\r\n" * len(lines):
         raise ProtocolError("a control character in the head")
-    is_11, status = match[1] == "1", int(match[2])
     headers: Headers = []
     first: dict[str, str] = {}
-    for line in lines[1:]:
-        raw_name, colon, value = line.partition(":")
-        name, lower = _names(raw_name if colon else "")
+    for line in lines:
+        name, colon, value = line.partition(":")
+        read = _READ_AS[name if colon else ""]
         value = value.strip(" \t")
         headers.append((name, value))
-        if lower not in first:
-            first[lower] = value
-        elif lower == "connection":
-            first[lower] += "," + value
-        elif lower in ("content-length", "transfer-encoding"):
-            raise ProtocolError(f"{name} is given twice")
+        if read:
+            if read not in first:
+                first[read] = value
+            elif read == "connection":
+                first[read] += "," + value
+            elif read in ("content-length", "transfer-encoding"):
+                raise ProtocolError(f"{name} is given twice")
     length, coding = first.get("content-length"), first.get("transfer-encoding")
     if coding is not None and (coding.lower() != "chunked" or length is not None or not is_11):
         raise ProtocolError("Transfer-Encoding that cannot be trusted")
@@ -343,10 +369,9 @@ def parse_head(data: bytes, method: str) -> Head:
     # That no body follows these is presumed. One that does, a moment later, would be read as the
     # response to the next request, which may be another client's.
     keep_alive, connection = is_11 and not bodiless, first.get("connection")
-    if connection:
+    if connection and not (is_11 and connection == "keep-alive"):
         tokens = connection.lower().replace(",", " ").split()
         keep_alive = (is_11 or "keep-alive" in tokens) and "close" not in tokens and not bodiless
-    reason = (match[3] or "").strip()
     size = 0 if bodiless else None if length is None else int(length)
     unsized = UntilCloseBody if coding is None else ChunkedBody
     reader = unsized if size is None else LengthBody

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from wrapper.formats.lookup import Lookup
 from wrapper.server.strict_request import HOST, LENGTH
 from wrapper.upstream.headers import UNDERSCORE
 
@@ -56,10 +57,10 @@ def read_head(head: bytes, base: dict[str, Any], root: str) -> dict[str, Any] | 
     environ = base.copy()
     environ["REQUEST_METHOD"], environ["RAW_URI"], environ["PATH_INFO"], query = line
     environ["QUERY_STRING"] = query
-    expected = len(environ) + count
+    expected, keys = len(environ) + count, _KEYS
     for each in lines:
         name, colon, value = each.partition(":")
-        key = _key(name)
+        key = keys[name]
         if not key or not colon:
             return None
         environ[key] = value.strip(" \t")
@@ -97,13 +98,15 @@ def _request_line(line: str, root: str) -> RequestLine | None:
 _known_line: Final = lru_cache(maxsize=256)(_request_line)
 
 
-@lru_cache(maxsize=1024)
 def _key(name: str) -> str:
     """What a header is called in an environment; empty for what is no name."""
     if _TOKEN.fullmatch(name) is None:
         return ""
     key = name.upper().replace("_", UNDERSCORE).replace("-", "_")
     return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
+
+
+_KEYS: Final = Lookup(_key)
 
 
 @lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ Invariant: no header can end its line, or be taken for a part of the framing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Final
 from gunicorn import SERVER, util
 from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
 from gunicorn.http.message import TOKEN_RE
+
+from wrapper.formats.lookup import Lookup
 
 if TYPE_CHECKING:
     from wrapper.server.connection import Connection
@@ -51,24 +53,22 @@ class Response:
         self._complete = False  # the last chunk has been sent
         self._rest = b""
 
-    def start_response(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
+    def start_response(self, status: str, headers: Sequence[tuple[str, str]]) -> None:
         """WSGI's, for an application that knows its response at once."""
         connection = self._connection
         code = int(status[:3])
         sizeless = code < 200 or code == 204  # RFC 9110 section 6.4.2
         length: int | None = None
-        text, lines, upgrade = "", _OWN_LINES, False
+        text, lines, upgrade, kinds = "", _OWN_LINES + len(headers), False, _KINDS
         for name, value in headers:
-            kind = _kind(name)
-            if kind == _HOP:
-                upgrade = upgrade or value.lower() == "upgrade"
-                continue
-            if kind == _LENGTH:
-                if sizeless:
+            kind = kinds[name]
+            if kind != _PLAIN:
+                upgrade = upgrade or (kind == _HOP and value.lower() == "upgrade")
+                if kind == _HOP or sizeless:
+                    lines -= 1
                     continue
                 length = int(value)
             text += f"{name}: {value}\r\n"
-            lines += 1
         self._bodiless = bodiless = sizeless or code == 304 or connection.method == "HEAD"
         self.chunked = length is None and not bodiless and connection.version == "HTTP/1.1"
         until_close = length is None and not self.chunked and not bodiless
@@ -133,7 +133,6 @@ class Response:
                 sock.sendall(memoryview(data)[sent:])
 
 
-@lru_cache(maxsize=1024)
 def _kind(name: str) -> int:
     """What a response header's name means to the server. Raises InvalidResponseHeaderName."""
     if not TOKEN_RE.fullmatch(name):
@@ -141,6 +140,9 @@ def _kind(name: str) -> int:
     if name.lower() == "content-length":
         return _LENGTH
     return _HOP if util.is_hoppish(name) else _PLAIN
+
+
+_KINDS: Final = Lookup(_kind)
 
 
 @lru_cache(maxsize=2)

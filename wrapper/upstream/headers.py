@@ -6,9 +6,10 @@ everything else does, as it came.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Collection, Mapping
 from typing import Any, Final
+
+from wrapper.formats.lookup import Lookup
 
 UNDERSCORE: Final = ":"
 """Stands for the underscore of a header's name in a WSGI environ, where `_` is a hyphen: no
@@ -127,6 +128,7 @@ _NEVER_DOWN = _HOP_BY_HOP | frozenset(
 # Codings that usage can be read from; others are removed, so that no response goes unmetered. So is
 # "*", which leaves the choice to the provider.
 READABLE_CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "identity"})
+_USUAL = frozenset({"close", "keep-alive"})  # options of `Connection` that name no header
 HeaderList = list[tuple[str, str]]
 
 # What becomes of a header on its way up.
@@ -140,11 +142,12 @@ def headers_up(environ: Mapping[str, Any], *, own_account: bool = False) -> dict
     credentials, cookies, what describes the way here, and, unless the request uses the caller's
     `own_account`, what describes that account.
     """
-    named = environ.get("HTTP_CONNECTION", "").lower().replace(",", " ").split()
+    connection = environ.get("HTTP_CONNECTION")
+    named = connection.lower().replace(",", " ").split() if connection else ()
     out: dict[str, str] = {}
     for key, value in environ.items():
         if key[:5] == "HTTP_":
-            rule, lower, name = _header(key)
+            rule, lower, name = _HEADERS[key]
             if rule != _PASSES:
                 if rule == _CODINGS:
                     value = readable_codings(value)
@@ -153,7 +156,7 @@ def headers_up(environ: Mapping[str, Any], *, own_account: bool = False) -> dict
                         continue
                 elif rule == _STAYS or not own_account:
                     continue
-            if lower not in named:
+            if not (named and lower in named):
                 out[name] = value
     content_type = environ.get("CONTENT_TYPE")
     if content_type and "content-type" not in named:
@@ -166,18 +169,19 @@ def headers_down(headers: HeaderList, connection: str = "") -> HeaderList:
 
     `connection` are the values of `Connection`.
     """
-    down: HeaderList = []
-    for header in headers:
-        if _goes_down(header[0]):
-            down.append(header)
-    named = set(connection.lower().replace(",", " ").split()) - {"close", "keep-alive"}
+    down = [header for header in headers if _GOES_DOWN[header[0]]]
+    if not connection or connection in _USUAL:
+        return down
+    named = set(connection.lower().replace(",", " ").split()) - _USUAL
     return [header for header in down if header[0].lower() not in named] if named else down
 
 
-@lru_cache(maxsize=1024)
 def _goes_down(name: str) -> bool:
     lower = name.lower()
     return lower not in _NEVER_DOWN and not lower.startswith("access-control-")
+
+
+_GOES_DOWN: Final = Lookup(_goes_down)
 
 
 def with_own(headers: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
@@ -201,7 +205,6 @@ def readable_codings(accept_encoding: str) -> str:
     return ", ".join(kept) or "identity"
 
 
-@lru_cache(maxsize=1024)
 def _header(key: str) -> tuple[int, str, str]:
     """Of an environ's key: what becomes of the header, its name in lower case, and as it is sent.
 
@@ -221,11 +224,14 @@ def _header(key: str) -> tuple[int, str, str]:
     return rule, name.lower(), name.title()
 
 
+_HEADERS: Final = Lookup(_header)
+
+
 def _hyphened(name: str) -> str:
     return name.replace("_", "-").lower()
 
 
-def _is_unambiguous(key: str, environ: Mapping[str, Any], named: list[str]) -> bool:
+def _is_unambiguous(key: str, environ: Mapping[str, Any], named: Collection[str]) -> bool:
     """Whether no other header of the request has this name but for hyphens and underscores."""
     twin = key.replace(UNDERSCORE, "_")
     return _hyphened(key[5:].replace(UNDERSCORE, "-")) not in named and not any(
