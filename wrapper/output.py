@@ -104,8 +104,11 @@ class QueuedOutput:
             if self._fd < 0:
                 self._fd, self._put = _non_blocking(self._inherited)
             if not self._queue:
-                with contextlib.suppress(BlockingIOError):
+                try:
                     line = line[self._put(self._fd, line) :]
+                except BlockingIOError:
+                    pass
+                else:
                     if not line:
                         return
             if self._queued and self._queued + len(line) > self._room:

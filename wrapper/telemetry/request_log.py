@@ -33,6 +33,48 @@ log = logging.getLogger("wrapper")
 _encode = msgspec.json.Encoder().encode
 
 
+class Line(msgspec.Struct):
+    """A line's fields, in their order."""
+
+    time: str = ""
+    level: str = ""
+    request_id: str = ""
+    upstream_request_id: str | None = None
+    client: str = ""
+    method: str = ""
+    path: str = ""
+    endpoint: str | None = None
+    status: int = 0
+    outcome: str = ""
+    code: str | None = None
+    dry_run: str | None = None
+    api_key: str = ""
+    tag: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    stream: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    served_model: str | None = None
+    service_tier: str | None = None
+    units: dict[str, float] | None = None
+    cost_usd: float | None = None
+    unmetered: str | None = None
+    bounded: str | None = None
+    tokens_low: int | None = None
+    tokens_high: int | None = None
+    cost_usd_low: float | None = None
+    cost_usd_high: float | None = None
+    unpriced: str | None = None
+    ttft_ms: float | None = None
+    upstream_ms: float | None = None
+    overhead_ms: float = 0.0
+    duration_ms: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
 class RequestLog:
     """Writes a line for each record whose status fits the log level."""
 
@@ -68,8 +110,8 @@ class RequestLog:
         self._counted = lost
 
 
-def encode(fields: dict[str, Any]) -> bytes:
-    """The fields as JSON without unprintable characters.
+def encode(fields: Line) -> bytes:
+    """The line as JSON without unprintable characters.
 
     JSON itself escapes C0 controls alone, not DEL, C1 (U+009B begins a terminal's commands) or
     marks of direction (U+202E).
@@ -77,29 +119,31 @@ def encode(fields: dict[str, Any]) -> bytes:
     text = _encode(fields)
     if not text.isascii() or b"\x7f" in text:
         text = _UNUSUAL.sub(_escape, text.decode()).encode()
-    if len(text) >= MAX_LINE and any(len(str(value)) > SHORT for value in fields.values()):
-        return encode({name: _short(value) for name, value in fields.items()})
+    if len(text) >= MAX_LINE:
+        values = msgspec.structs.asdict(fields)
+        if any(len(str(value)) > SHORT for value in values.values()):
+            return encode(Line(**{name: _short(value) for name, value in values.items()}))
     return text
 
 
-def text_line(fields: dict[str, Any]) -> bytes:
-    """What matters of the fields in a line for people."""
+def text_line(fields: Line) -> bytes:
+    """What matters of the line for people."""
     at = time.strftime("%H:%M:%S", time.localtime())
-    path = fields["path"].replace("/<path>", fields["endpoint"] or "/<path>")
-    parts = [at, str(fields["status"]), fields["method"], path]
-    if fields["api_key"] != NO_KEY:
-        parts.append(f"key {fields['api_key']}")
-    if fields["model"]:
-        parts.append(f"{fields['model']} at {fields['provider'] or '-'}")
-    if fields["prompt_tokens"] is not None:
-        parts.append(f"{fields['prompt_tokens']} + {fields['completion_tokens']} tokens")
-    if fields["cost_usd"] is not None:
-        parts.append(f"{fields['cost_usd']:.6f} USD")
-    if fields["code"]:
-        parts.append(fields["code"])
-    if fields["outcome"] not in ("completed", "client_error", "rejected"):
-        parts.append(str(fields["outcome"]))
-    parts.append(f"{fields['duration_ms']:.0f} ms")
+    path = fields.path.replace("/<path>", fields.endpoint or "/<path>")
+    parts = [at, str(fields.status), fields.method, path]
+    if fields.api_key != NO_KEY:
+        parts.append(f"key {fields.api_key}")
+    if fields.model:
+        parts.append(f"{fields.model} at {fields.provider or '-'}")
+    if fields.prompt_tokens is not None:
+        parts.append(f"{fields.prompt_tokens} + {fields.completion_tokens} tokens")
+    if fields.cost_usd is not None:
+        parts.append(f"{fields.cost_usd:.6f} USD")
+    if fields.code:
+        parts.append(fields.code)
+    if fields.outcome not in ("completed", "client_error", "rejected"):
+        parts.append(str(fields.outcome))
+    parts.append(f"{fields.duration_ms:.0f} ms")
     return _UNUSUAL.sub(_escape, "  ".join(parts)).encode()[:MAX_LINE]
 
 
@@ -114,55 +158,48 @@ def _escape(found: re.Match[str]) -> str:
     return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
 
 
-def line(record: RequestRecord) -> dict[str, Any]:
-    """The fields of the line; what is not known is null."""
-    usage = record.usage
-    bounds, status = record.bounds, record.status
-    second = int(record.at)
-    level = "info" if status < 400 else "warning" if status < 500 else "error"
-    return {
-        "time": f"{_second(second)}.{int((record.at - second) * 1000):03d}Z",
-        "level": level,
-        "request_id": record.request_id,
-        "upstream_request_id": (record.upstream_request_id or "")[:MAX_ID_LENGTH] or None,
-        "client": record.client,
-        "method": record.method if record.method in METHODS else OTHER,
-        "path": record.path,
-        "endpoint": record.endpoint.path or None,
-        "status": status,
-        "outcome": record.outcome,
-        "code": record.error_code,
-        "dry_run": ",".join(dict.fromkeys(record.dry_run)) if record.dry_run else None,
-        "api_key": record.api_key,
-        "tag": record.tag or None,
-        "provider": record.provider or None,
-        "model": record.model[:MAX_MODEL_LENGTH] or None,
-        "stream": record.stream,
-        "prompt_tokens": usage.prompt if usage else None,
-        "completion_tokens": usage.completion if usage else None,
-        "cached_tokens": usage.cached if usage else None,
-        "served_model": (
-            record.served_model[:MAX_MODEL_LENGTH] if record.served_model != record.model else None
-        )
-        or None,
-        "service_tier": (usage.service_tier[:MAX_MODEL_LENGTH] or None) if usage else None,
-        "units": dict(usage.units) if usage and usage.units else None,
-        "cost_usd": record.cost / PICO if record.cost is not None else None,
-        "unmetered": record.unmetered,
-        "bounded": record.bounded,
-        "tokens_low": bounds.tokens_low if bounds else None,
-        "tokens_high": bounds.tokens_high if bounds else None,
-        "cost_usd_low": _usd(bounds.cost_low) if bounds else None,
-        "cost_usd_high": _usd(bounds.cost_high) if bounds else None,
-        "unpriced": record.unpriced and record.unpriced[:MAX_MODEL_LENGTH],
-        # To microseconds; `round` takes twice as long.
-        "ttft_ms": None if record.ttft is None else int(record.ttft * 1e6 + 0.5) / 1e3,
-        "upstream_ms": int(record.upstream * 1e6 + 0.5) / 1e3 if record.relayed else None,
-        "overhead_ms": int(record.overhead * 1e6 + 0.5) / 1e3,
-        "duration_ms": int(record.duration * 1e6 + 0.5) / 1e3,
-        "bytes_in": record.bytes_in,
-        "bytes_out": record.bytes_out,
-    }
+def line(record: RequestRecord) -> Line:
+    """The line of a record; what is not known is null."""
+    found, usage, bounds = Line(), record.usage, record.bounds
+    second, status = int(record.at), record.status
+    found.time = f"{_second(second)}.{int((record.at - second) * 1000):03d}Z"
+    found.level = "info" if status < 400 else "warning" if status < 500 else "error"
+    found.request_id, found.client = record.request_id, record.client
+    if record.upstream_request_id:
+        found.upstream_request_id = record.upstream_request_id[:MAX_ID_LENGTH]
+    found.method = record.method if record.method in METHODS else OTHER
+    found.path, found.endpoint = record.path, record.endpoint.path or None
+    found.status, found.outcome = status, record.outcome
+    found.code, found.api_key = record.error_code, record.api_key
+    if record.dry_run:
+        found.dry_run = ",".join(dict.fromkeys(record.dry_run))
+    found.tag, found.provider = record.tag or None, record.provider or None
+    found.model = record.model[:MAX_MODEL_LENGTH] or None
+    found.stream = record.stream
+    if record.served_model != record.model:
+        found.served_model = record.served_model[:MAX_MODEL_LENGTH] or None
+    if usage is not None:
+        found.prompt_tokens, found.completion_tokens = usage.prompt, usage.completion
+        found.cached_tokens = usage.cached
+        found.service_tier = usage.service_tier[:MAX_MODEL_LENGTH] or None
+        found.units = dict(usage.units) if usage.units else None
+    if record.cost is not None:
+        found.cost_usd = record.cost / PICO
+    found.unmetered, found.bounded = record.unmetered, record.bounded
+    if bounds is not None:
+        found.tokens_low, found.tokens_high = bounds.tokens_low, bounds.tokens_high
+        found.cost_usd_low, found.cost_usd_high = _usd(bounds.cost_low), _usd(bounds.cost_high)
+    if record.unpriced is not None:
+        found.unpriced = record.unpriced[:MAX_MODEL_LENGTH]
+    # To microseconds; `round` takes twice as long.
+    if record.ttft is not None:
+        found.ttft_ms = int(record.ttft * 1e6 + 0.5) / 1e3
+    if record.relayed:
+        found.upstream_ms = int(record.upstream * 1e6 + 0.5) / 1e3
+    found.overhead_ms = int(record.overhead * 1e6 + 0.5) / 1e3
+    found.duration_ms = int(record.duration * 1e6 + 0.5) / 1e3
+    found.bytes_in, found.bytes_out = record.bytes_in, record.bytes_out
+    return found
 
 
 def _usd(pico: int | None) -> float | None:
