@@ -92,18 +92,14 @@ class GatewayRequest(Request):
 class FlaskContext(RequestContext):
     """The context of a request as Flask's `request` looks for it; what is relayed never asks."""
 
-    __slots__ = ("_request",)
-
-    _request: Request
+    _request: Request | None = None
 
     @property
     def request(self) -> Request:
         """The request, made when somebody asks."""
-        try:
-            return self._request
-        except AttributeError:
+        if self._request is None:
             self._request = GatewayRequest(self.environ)
-            return self._request
+        return self._request
 
 
 View = Callable[[], Response | StreamedResponse]

@@ -23,9 +23,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec import field
 
 from wrapper.endpoints import OTHER, Endpoint
 from wrapper.metering import ExtractedUsage, Usage
@@ -78,8 +80,7 @@ class Content(Protocol):
         """Give back what the body holds."""
 
 
-@dataclass(slots=True, eq=False)
-class RequestRecord:
+class RequestRecord(msgspec.Struct, eq=False):
     """One request and what became of it."""
 
     method: str

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import msgspec
 from flask import Flask, current_app
 from flask.globals import _cv_request
 
@@ -122,10 +123,8 @@ class Runtime:
         self.store_failing = False
 
 
-@dataclass(slots=True, eq=False)
-class RequestContext:
-    """What one request is handled with; nothing of it is replaced. (`frozen` would set each field
-    through a function.)
+class RequestContext(msgspec.Struct, eq=False):
+    """What one request is handled with; nothing of it is replaced.
 
     `target` is its raw path and its raw `?query`.
     """

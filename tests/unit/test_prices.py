@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from wrapper.config import ConfigError, Price
 from wrapper.metering import Usage, price_file
@@ -462,7 +463,7 @@ def test_what_a_model_does_not_report_leaves_its_responses_unpriced() -> None:
     usage = Usage(1000, 100, 1100)
     found = prices.price("openai", "api.openai.com", "gpt-5-search-api", "", usage)
     assert (found.cost, found.unpriced) == (None, "web_search")
-    counted = usage._replace(units=(("web_search", 2),))
+    counted = replace(usage, units=(("web_search", 2),))
     assert prices.cost("openai", "api.openai.com", "gpt-4o-mini-search-preview", counted)
     ceiling = prices.ceiling("openai", "api.openai.com", "gpt-5-search-api")
     assert ceiling is not None
@@ -520,7 +521,7 @@ def test_text_alone_costs_the_same_by_the_short_way() -> None:
         usage = Usage(prompt, completion, prompt + completion, cached=cached)
         assert plain.price(usage) == rate.price(usage)
     for other in ({"seconds": 2.0}, {"cache_write": 3}, {"audio_prompt": 1}, {"unreadable": "x"}):
-        usage = Usage(10, 4, 14)._replace(**other)
+        usage = replace(Usage(10, 4, 14), **other)
         assert (
             plain.price(usage) == rate.price(usage) != Priced(10 * 3 + 4 * 7, None, (30, 0, 0, 28))
         )

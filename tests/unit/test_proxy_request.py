@@ -318,10 +318,10 @@ def test_a_renamed_model_changes_nothing_else(model: str, before: str, after: st
 
 def test_a_streams_usage_is_asked_for_and_then_must_come_uncompressed() -> None:
     request = read_json(b'{"model": "m", "stream": true}')
-    body, headers, strip = request.prepare(None, {"Accept-Encoding": "gzip"}, ask_usage=True)
-    assert json.loads(taken(body))["stream_options"] == {"include_usage": True}
-    assert headers == {"Accept-Encoding": "identity"}
-    assert strip
+    prepared = request.prepare(None, {"Accept-Encoding": "gzip"}, ask_usage=True)
+    assert json.loads(taken(prepared.body))["stream_options"] == {"include_usage": True}
+    assert prepared.headers == {"Accept-Encoding": "identity"}
+    assert prepared.strip_usage
     assert not request.prepare(None, {}, ask_usage=False).strip_usage, "the next target may differ"
 
 
@@ -329,7 +329,9 @@ def test_usage_that_the_client_asked_for_is_left_to_them() -> None:
     request = read_json(b'{"stream": true, "stream_options": {"include_usage": true}}')
     headers = {"Accept-Encoding": "gzip"}
     prepared = request.prepare(None, headers, ask_usage=True)
-    assert prepared == (request.body, headers, False)
+    assert prepared.body is request.body
+    assert prepared.headers is headers
+    assert not prepared.strip_usage
 
 
 # --- forms ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from harness import effort
 from harness.metering import extractor_for
@@ -466,7 +467,7 @@ def test_a_stream_of_anthropic_reports_in_two_events() -> None:
     events[4]["usage"] = {**ANTHROPIC, **last}
     assert read_stream(*events).usage == ANTHROPIC_USAGE
     # A stream that ends before it has not reported what it used.
-    prompt = ANTHROPIC_USAGE._replace(completion=0, total=ANTHROPIC_USAGE.prompt, units=())
+    prompt = replace(ANTHROPIC_USAGE, completion=0, total=ANTHROPIC_USAGE.prompt, units=())
     begun = ExtractedUsage(None, "claude-opus-5", "no_usage", prompt=prompt)
     assert read_stream(*events[:4]) == begun
 
@@ -576,15 +577,15 @@ def test_images_in_a_response_are_priced_as_those_of_their_model() -> None:
     own = Usage(10, 5, 15)
     expected = (("", own), ("gpt-image-1", Usage(50, 4160, 4210, prompt_split=True)))
     told = {**answer, "tools": tools, "tool_usage": {"image_gen": images}}
-    assert read_json(told).usage == own._replace(parts=expected)
+    assert read_json(told).usage == replace(own, parts=expected)
     # Without the provider's count there is a unit without a price.
-    assert read_json(answer).usage == own._replace(units=(("image_generation", 1),))
+    assert read_json(answer).usage == replace(own, units=(("image_generation", 1),))
     # A large response is read at its two ends.
     large = {**told, "output": [{"type": "image_generation_call", "result": "A" * 400_000}]}
     ordered = {key: large[key] for key in ("model", "output", "tools", "tool_usage", "usage")}
-    assert read_json(ordered).usage == own._replace(parts=expected)
+    assert read_json(ordered).usage == replace(own, parts=expected)
     del ordered["tool_usage"]
-    assert read_json(ordered).usage == own._replace(units=(("uncounted image_generation", 1),))
+    assert read_json(ordered).usage == replace(own, units=(("uncounted image_generation", 1),))
 
 
 BREAKDOWN = {

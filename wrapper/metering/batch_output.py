@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from wrapper.metering.dialects import DECODING_ERRORS, read
 from wrapper.metering.price_table import Kinds, Priced, added_kinds
@@ -95,8 +96,9 @@ class BatchOutput:
         if found.usage is None or (model not in self.models and len(self.models) >= MAX_MODELS):
             self.unreadable += 1
             return
-        usage = found.usage._replace(service_tier=BATCH_TIER)
-        cost, unpriced, kinds = self._price(model, usage)
+        usage = replace(found.usage, service_tier=BATCH_TIER)
+        priced = self._price(model, usage)
+        cost, unpriced, kinds = priced.cost, priced.unpriced, priced.kinds
         old = self.models.get(model)
         if old is None:
             self.models[model] = ModelSum(usage, cost, unpriced, kinds)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from wrapper.metering.usage import ExtractedUsage, Usage
 
@@ -80,15 +81,15 @@ def bounds(
         prompt = low.prompt
     written = max(0 if asked.input_only else limit, low.completion)
     high = Usage(prompt, written, prompt + written)
-    highs = [cost(high), cost(high._replace(cache_write=prompt))]
+    highs = [cost(high), cost(replace(high, cache_write=prompt))]
     if asked.media:
         highs.append(cost(Usage(0, 0, 0, seconds=asked.size / MEDIA_BYTES_PER_SECOND)))
     lows = [cost(low)]
     if seen is None or seen.prompt is None:
-        lows.append(cost(low._replace(cached=low.prompt)))
+        lows.append(cost(replace(low, cached=low.prompt)))
     if isinstance(tier, str) and tier:
-        highs.append(cost(high._replace(service_tier=tier)))
-        lows.append(cost(low._replace(service_tier=tier)))
+        highs.append(cost(replace(high, service_tier=tier)))
+        lows.append(cost(replace(low, service_tier=tier)))
     cost_high = max((each for each in highs if each is not None), default=None)
     if cost_high is None:
         return Bounds(low.total, high.total, None, None)
@@ -128,6 +129,6 @@ def _low(seen: ExtractedUsage | None) -> Usage:
     written = seen.content
     if seen.prompt is not None:
         prompt = seen.prompt
-        return prompt._replace(completion=written, total=prompt.prompt + written)
+        return replace(prompt, completion=written, total=prompt.prompt + written)
     read = 1 if written else 0
     return Usage(read, written, read + written)

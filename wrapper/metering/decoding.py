@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import brotli
+from msgspec.structs import replace
 
 from wrapper.metering.usage import TOO_LARGE, UNREADABLE, ExtractedUsage, UsageExtractor
 
@@ -144,7 +145,7 @@ class DecodingExtractor:
         extracted = self._inner.extracted()
         if extracted.usage is not None or self._reason is None:
             return extracted
-        return extracted._replace(reason=self._reason)
+        return replace(extracted, reason=self._reason)
 
 
 def decoder_for(encoding: str) -> Decoder | None:

@@ -31,10 +31,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from wrapper.metering.hosted import (
     breakdown,
@@ -104,8 +104,7 @@ TERMINAL_TYPES = frozenset(
 )
 
 
-@dataclass(slots=True)
-class JsonUsage:
+class JsonUsage(msgspec.Struct):
     """What one JSON text reports.
 
     `unreadable`: it has a usage that could not be read. `only_usage`: it is the additional chunk of
@@ -121,7 +120,7 @@ class JsonUsage:
     type: str = ""
     service_tier: str = ""
     start: Report | None = None
-    executed: dict[str, str] = field(default_factory=dict)
+    executed: dict[str, str] = {}
 
 
 def read(text: bytes, start: Report | None = None) -> JsonUsage:
@@ -132,34 +131,36 @@ def read(text: bytes, start: Report | None = None) -> JsonUsage:
     body = _decode_body(text)
     found = JsonUsage(type=text_of(body.type) if body.type else "")
     _read_level(body, found, start)
-    nested, groq = bytes(body.response), bytes(body.x_groq)
-    if nested.startswith(b"{"):
-        _read_level(_decode_body(nested), found)
+    if body.response and opens(body.response, b"{"):
+        _read_level(_decode_body(body.response), found)
     if found.type == "message_start":
         _read_start(body, found)
-    # `x_groq.usage` counts only where `usage` is empty: outside streams it is about caches.
+    if body.x_groq and (b'"error"' in (groq := bytes(body.x_groq)) or b'"usage"' in groq):
+        _read_groq(groq, found)
+    found.error = found.error or found.type in ("error", "response.failed")
+    if body.usage and not found.error and EMPTY_LIST.fullmatch(body.choices):
+        found.only_usage = opens(body.usage, b"{")
+    return found
+
+
+def _read_groq(groq: bytes, found: JsonUsage) -> None:
+    """`x_groq.usage` counts only where `usage` is empty: outside streams it is about caches."""
     if b'"error"' in groq or (b'"usage"' in groq and found.usage is None and not found.unreadable):
         extra = _decode_body(groq)
         if found.usage is not None or found.unreadable:
             extra.usage = NOTHING
         _read_level(extra, found)
-    found.error = found.error or found.type in ("error", "response.failed")
-    found.only_usage = (
-        bytes(body.usage).startswith(b"{")
-        and EMPTY_LIST.fullmatch(bytes(body.choices)) is not None
-        and not found.error
-    )
-    return found
 
 
 def _read_level(body: _Body, found: JsonUsage, start: Report | None = None) -> None:
+    # (What is not there is NOTHING, and false: to look at its bytes would be to copy them.)
     usage = bytes(body.usage)
-    if found.model is None and body.model:
+    if body.model and found.model is None:
         found.model = text_of(body.model) or None
-    found.error = found.error or bytes(body.error) not in EMPTY
+    found.error = found.error or (bool(body.error) and bytes(body.error) not in EMPTY)
     if body.service_tier:
         found.service_tier = text_of(body.service_tier) or found.service_tier
-    if b"executed_tools" in bytes(body.choices):
+    if body.choices and b"executed_tools" in bytes(body.choices):
         with contextlib.suppress(*DECODING_ERRORS):
             read_executed(body.choices, found.executed)
     try:
@@ -179,13 +180,13 @@ def _read_level(body: _Body, found: JsonUsage, start: Report | None = None) -> N
     if reported is not None and (
         body.output
         or body.tool_usage
-        or bytes(body.usage_breakdown) not in EMPTY
+        or (body.usage_breakdown and bytes(body.usage_breakdown) not in EMPTY)
         or (found.service_tier and not reported.service_tier)
     ):
         try:
             found.usage = _priced_apart(body, reported, found)
         except DECODING_ERRORS:
-            found.usage = reported._replace(unreadable=reported.unreadable or "tools")
+            found.usage = replace(reported, unreadable=reported.unreadable or "tools")
 
 
 def _read_start(body: _Body, found: JsonUsage) -> None:
@@ -229,4 +230,4 @@ def _priced_apart(body: _Body, usage: Usage, found: JsonUsage) -> Usage:
         changes["parts"] = parts
     if units:
         changes["units"] = (*usage.units, *sorted(units.items()))
-    return usage._replace(**changes) if changes else usage
+    return replace(usage, **changes) if changes else usage

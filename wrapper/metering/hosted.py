@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import msgspec
+from msgspec.structs import replace
 
 from wrapper.metering.raw import NOTHING, count_of, opens, text_of
 from wrapper.metering.reports import read_usage
@@ -52,7 +53,7 @@ def with_executed(usage: Usage, executed: dict[str, str]) -> Usage:
     if not executed:
         return usage
     tools = Counter(f"executed_tool {kind}" for kind in executed.values())
-    return usage._replace(units=(*usage.units, *sorted(tools.items())))
+    return replace(usage, units=(*usage.units, *sorted(tools.items())))
 
 
 def read_executed(choices: msgspec.Raw, executed: dict[str, str]) -> None:

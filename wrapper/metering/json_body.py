@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 
 import msgspec
+from msgspec.structs import replace
 
 from wrapper.formats.jsonbytes import skip_value
 from wrapper.metering.dialects import DECODING_ERRORS, MEMBERS, JsonUsage, read, with_executed
@@ -144,7 +145,7 @@ class HeadTailBuffer:
             for kind in sorted(each.decode().removesuffix("_call") for each in self._hosted)
             if kind not in counted and not (kind == "image_generation" and usage.parts)
         ]
-        return usage._replace(units=(*usage.units, *uncounted))
+        return replace(usage, units=(*usage.units, *uncounted))
 
 
 def head_members(text: bytes, wanted: frozenset[bytes] = _WANTED) -> dict[bytes, bytes]:

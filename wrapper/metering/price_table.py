@@ -11,6 +11,8 @@ from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+import msgspec
+
 from wrapper.metering.usage import Usage
 
 _PICO_PER_MILLION = 10**6
@@ -33,7 +35,7 @@ _OUTPUTS = ("output", "audio_output", "image_output")
 _INPUTS = tuple(name for name in PER_TOKEN if name not in _OUTPUTS)
 
 
-class Priced(NamedTuple):
+class Priced(msgspec.Struct, frozen=True):
     """What usage costs, in pico-USD; None where `unpriced`, a part of it, has no known price.
 
     `kinds` are the parts of the cost that are tokens: input, cached input, cache writes, output.
@@ -76,7 +78,18 @@ class Rate(NamedTuple):
 
     def price(self, usage: Usage, minimum_seconds: int = 0) -> Priced:
         """What the tokens and seconds of `usage` cost."""
-        if self.plain and not any(usage[5:14]) and not usage.unreadable:  # text alone, the usual
+        if self.plain and not (  # text alone, the usual
+            usage.seconds
+            or usage.audio_prompt
+            or usage.image_prompt
+            or usage.audio_completion
+            or usage.image_completion
+            or usage.cache_write
+            or usage.cache_write_long
+            or usage.cached_audio
+            or usage.cached_image
+            or usage.unreadable
+        ):
             cached = min(usage.cached, usage.prompt)
             fresh = (usage.prompt - cached) * self.input  # type: ignore[operator]
             read = cached * self.cached_input  # type: ignore[operator]

@@ -33,6 +33,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from wrapper.config import Price
 from wrapper.metering.price_file import Needed, every, read
 from wrapper.metering.price_table import (
@@ -133,22 +135,22 @@ class Prices:
             if price is None:
                 return Priced(None, unit)
             cost += round(amount * 1000) * price // 1000
-        return priced._replace(cost=cost) if usage.units else priced
+        return replace(priced, cost=cost) if usage.units else priced
 
     def _price_parts(
         self, provider: str, host: str, asked: str, served: str, usage: Usage
     ) -> Priced:
         total, kinds = 0, (0, 0, 0, 0)
         for model, part in usage.parts:
-            part = part._replace(
-                parts=(), units=(), service_tier=part.service_tier or usage.service_tier
+            part = replace(
+                part, parts=(), units=(), service_tier=part.service_tier or usage.service_tier
             )
             names = (model, "") if model else (asked, served)
-            cost, unpriced, added = self.price(provider, host, *names, part)
-            if cost is None:
-                return Priced(None, f"{model}: {unpriced}" if model else unpriced)
-            total += cost
-            kinds = added_kinds(kinds, added)
+            priced = self.price(provider, host, *names, part)
+            if priced.cost is None:
+                return Priced(None, f"{model}: {priced.unpriced}" if model else priced.unpriced)
+            total += priced.cost
+            kinds = added_kinds(kinds, priced.kinds)
         return Priced(total, None, kinds)
 
     def has_tiers(self, provider: str, host: str, model: str) -> bool:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from wrapper.metering.raw import DECODING_ERRORS, EMPTY_LIST
 from wrapper.metering.usage import Usage
@@ -117,7 +118,7 @@ def read_usage(text: bytes, start: Report | None = None, tier: str = "") -> Usag
 def begun(start: Report) -> Usage | None:
     """What the beginning of a stream reports: its prompt; its output has only begun."""
     usage = _usage(start, "")
-    return usage and usage._replace(completion=0, total=usage.prompt)
+    return usage and replace(usage, completion=0, total=usage.prompt)
 
 
 def _usage(report: Report, unreadable: str, tier: str = "") -> Usage | None:

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from wrapper.metering.dialects import DECODING_ERRORS, read
 from wrapper.metering.json_body import JsonExtractor, head_members
@@ -74,10 +75,10 @@ class SightExtractor(JsonExtractor):
         found = super().extracted()
         if self._buffer is not None:
             shown = _shown_in_head(bytes(self._buffer.head))
-            return found._replace(sights=_sights(shown, found.usage, found.model))
+            return replace(found, sights=_sights(shown, found.usage, found.model))
         text = b"".join(self._pieces)
         try:
-            return found._replace(sights=sights_in(text))
+            return replace(found, sights=sights_in(text))
         except DECODING_ERRORS:
             return found
 

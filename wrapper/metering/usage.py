@@ -15,6 +15,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import msgspec
+from msgspec.structs import replace
+
 PICO = 10**12  # pico-USD in a USD
 
 
@@ -36,7 +39,7 @@ NOT_METERED_TYPE = "not_metered_type"  # audio, files, text: a type that reports
 # `unknown_endpoint`.
 
 
-class Usage(NamedTuple):
+class Usage(msgspec.Struct, frozen=True):
     """Tokens as the provider counts them, and what is billed beside them.
 
     `cached`, `cache_write` and the audio and image tokens of the prompt are parts of `prompt`;
@@ -79,11 +82,12 @@ def added(one: Usage, other: Usage) -> Usage:
     units = dict(one.units)
     for name, amount in other.units:
         units[name] = units.get(name, 0) + amount
+    names = Usage.__struct_fields__
     sums = {
         name: getattr(one, name) + getattr(other, name)
-        for name in Usage._fields[: Usage._fields.index("prompt_split")]
+        for name in names[: names.index("prompt_split")]
     }
-    return one._replace(**sums, units=tuple(sorted(units.items())), parts=())
+    return replace(one, **sums, units=tuple(sorted(units.items())), parts=())
 
 
 class Sight(NamedTuple):
@@ -101,7 +105,7 @@ class Sight(NamedTuple):
     ended: float = 0.0
 
 
-class ExtractedUsage(NamedTuple):
+class ExtractedUsage(msgspec.Struct, frozen=True):
     """What an extractor has found so far.
 
     `usage` is the last one reported, `model` the first one named. `reason` says why `usage` is

@@ -11,9 +11,8 @@ from wrapper.runtime import Snapshot
 def price(record: RequestRecord, snapshot: Snapshot, usage: Usage, served: str) -> None:
     """Price the usage of a response that is whole; `served` is the model that it names."""
     host = snapshot.upstreams[record.provider].host
-    record.cost, record.unpriced, record.cost_by_kind = snapshot.prices.price(
-        record.provider, host, record.model, served, usage
-    )
+    found = snapshot.prices.price(record.provider, host, record.model, served, usage)
+    record.cost, record.unpriced, record.cost_by_kind = found.cost, found.unpriced, found.kinds
 
 
 def bound(record: RequestRecord, snapshot: Snapshot) -> None:

@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote, unquote_plus
 
+from msgspec.structs import replace
+
 from wrapper.metering import ExtractedUsage, Sight, Usage
 from wrapper.metering.batch_output import BATCH_TIER
 from wrapper.metering.sights import ENDED, PENDING, Shown
@@ -213,7 +215,7 @@ def _bookings_of_batch(
         return []
     model = deferred.model or sight.model
     if sight.usage is not None and model and _is_billed(sight):
-        usage = sight.usage._replace(service_tier=BATCH_TIER)
+        usage = replace(sight.usage, service_tier=BATCH_TIER)
         upstream = snapshot.upstreams.get(deferred.provider)
         host = upstream.host if upstream else ""
         # Prices that depend on a request's length cannot be told from the sum of many.

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from wrapper import errors
 from wrapper.cancellation import CLIENT_GONE, DRAINED, TIMEOUT, CancelScope, Interrupted
@@ -32,7 +34,7 @@ _STARTS_WORK = frozenset((BATCH, VIDEO))
 _NOT_REPEATABLE = frozenset(("POST", "PATCH"))
 
 
-class Forwarded(NamedTuple):
+class Forwarded(msgspec.Struct, frozen=True, eq=False):
     """The response of one target: its head has been read, and the first bytes of its body."""
 
     attempt: UpstreamAttempt
@@ -118,7 +120,8 @@ def _attempt(
         raise errors.UpstreamAuth(
             f"Provider {provider.name!r} refused the gateway's own credential."
         )
-    timeouts.arm_response(context.scope, provider, response, took)
+    if not response.body.complete:
+        timeouts.arm_response(context.scope, provider, response, took)
     return forwarded
 
 
@@ -130,7 +133,7 @@ def _begin(
     began = clock()
     try:
         with context.scope:
-            return forwarded._replace(first=beginning.read())
+            return replace(forwarded, first=beginning.read())
     except Interrupted as interruption:
         response.close()
         error = _given_up(context, request, interruption.reason, response.status)
@@ -159,7 +162,8 @@ def _send(
         )
     rename = attempt.model if attempt.rename else None
     ask_usage = attempt.ask_usage and upstream.takes_stream_options is not False
-    body, prepared, strip_usage = request.prepare(rename, headers, ask_usage=ask_usage)
+    prepared = request.prepare(rename, headers, ask_usage=ask_usage)
+    body, strip_usage = prepared.body, prepared.strip_usage
     outgoing: bytes | Iterable[bytes] | None = body
     upload = None
     if isinstance(body, RequestBody):
@@ -178,7 +182,7 @@ def _send(
     try:
         with scope:
             response = upstream.send(
-                request.method, attempt.target, prepared, outgoing, attempt.credential
+                request.method, attempt.target, prepared.headers, outgoing, attempt.credential
             )
             if strip_usage:
                 response.unfold()
@@ -191,7 +195,7 @@ def _send(
     if not refused:
         return Forwarded(attempt, response, first, strip_usage)
     response.close()
-    again = _send(context, request, attempt._replace(ask_usage=False), headers)
+    again = _send(context, request, replace(attempt, ask_usage=False), headers)
     if again.response.status < 300:
         upstream.takes_stream_options = False
     return again

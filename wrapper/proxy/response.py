@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from wrapper import errors
 from wrapper.cancellation import TIMEOUT, TURN, Interrupted, within, yield_if_due
@@ -83,7 +84,7 @@ def stream(
     if not kept and isinstance(request.body, bytes) and len(request.body) > TINY:
         if len(request.body) > SMALL and record.content is not None:
             record.content.close()
-        request = request._replace(body=None)
+        request = replace(request, body=None)
     credential = forwarded.attempt.credential
     if credential is not None and request.method == "POST" and response.status < 300:
         context.runtime.capacity.newcomers.accepted(context.scope, credential)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from wrapper import errors
 from wrapper.auth import Principal
@@ -99,7 +100,7 @@ class Messages:
         if self._by_event and kind == _CREATE:
             return self._check_create(text)
         if self._principal.is_restricted:
-            request = self._request._replace(method="POST", query="", body=text)
+            request = replace(self._request, method="POST", query="", body=text)
             self._attempts(request)
         return _AS_IT_IS
 

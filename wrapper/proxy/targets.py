@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 from wrapper import errors
 from wrapper.auth import Credential, Principal
@@ -16,7 +16,7 @@ from wrapper.runtime import RequestContext
 from wrapper.upstream import Upstream
 
 
-class UpstreamAttempt(NamedTuple):
+class UpstreamAttempt(msgspec.Struct, frozen=True, eq=False):
     """One target of a request: the provider, the path there, and what has to be changed."""
 
     upstream: Upstream

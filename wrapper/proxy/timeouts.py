@@ -70,6 +70,5 @@ def arm_response(
 ) -> None:
     """The rest of the response, `took` seconds into it: in all, and each wait for more of it."""
     scope.set_deadline(provider.total_timeout - took)
-    if not response.body.complete:
-        watched = scope.set_idle_timeout(provider.idle_timeout)
-        response.set_timeout(None if watched else provider.idle_timeout)
+    watched = scope.set_idle_timeout(provider.idle_timeout)
+    response.set_timeout(None if watched else provider.idle_timeout)
