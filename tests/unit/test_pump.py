@@ -18,6 +18,7 @@ from wrapper.cancellation import CancelScope, Interrupted, Scopes, wait_to_read
 from wrapper.formats.http1 import ChunkedBody, Connection, Disconnected, parse_head
 from wrapper.metering.stream import StreamExtractor
 from wrapper.proxy.pump import MAX_VAIN, Pump
+from wrapper.proxy.response import StreamingBody
 from wrapper.record import RequestRecord
 from wrapper.server.response import Response
 
@@ -243,6 +244,28 @@ def test_a_stream_of_which_nothing_can_be_moved_is_left_alone(stream: Stream) ->
         stream.pump.move()
         assert stream.body.read1() == USAGE
     stream.pump.move()  # does not wait
+
+
+def test_nothing_is_moved_before_the_responses_head(stream: Stream) -> None:
+    """The head goes with the first bytes, and the chunk that was asked for is none of them."""
+    stream.record.stream = True
+    context: Any = SimpleNamespace(record=stream.record, scope=stream.scope)
+    forwarded: Any = SimpleNamespace(
+        attempt=None,
+        response=SimpleNamespace(body=stream.body, read1=stream.body.read1),
+        first=USAGE.replace(b"{", b'{"text":"x",', 1),
+    )
+    extractor, request = StreamExtractor(strip_usage=True), cast(Any, None)
+    body = StreamingBody(context, request, forwarded, extractor, error_event=True)
+    body.send_through(stream.client)
+    stream.provider.sendall(chunk(EVENT))
+    first = gevent.spawn(next, body)
+    assert first.get(timeout=30) == EVENT
+    assert stream.client.taken == b""
+    second = gevent.spawn(next, body)
+    stream.provider.sendall(chunk(EVENT))
+    until(lambda: stream.client.taken, chunk(EVENT))
+    second.kill()
 
 
 def test_an_event_that_is_moved_takes_few_calls(stream: Stream) -> None:

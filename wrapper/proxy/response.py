@@ -303,7 +303,7 @@ class StreamingBody:
         began = clock()
         scope, pump = self._context.scope, self._pump
         try:
-            if pump is not None:
+            if pump is not None and self._tail:  # it must not send before the head has gone down
                 pump.move()
             with scope:
                 data = self._response.read1()
