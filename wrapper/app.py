@@ -146,7 +146,12 @@ class GatewayApp(Flask):
                 response = _finished(context, view())
             except Exception as error:  # noqa: BLE001
                 response = _finished(context, _refusal(context, error))
-            return response(environ, start_response)
+            try:
+                return response(environ, start_response)
+            except Exception:
+                record.refused(errors.InternalError.status, errors.InternalError.code)
+                response.close()  # the server has got nothing that it could close
+                raise
         finally:
             _cv_app.reset(tokens[0])
             _cv_request.reset(tokens[1])

@@ -20,7 +20,8 @@ import gevent.socket
 import pytest
 from gunicorn.config import Config
 
-from harness.app import AppFactory
+from harness import chat
+from harness.app import App, AppFactory
 from harness.poll import PATIENCE
 from wrapper.auth import digest
 from wrapper.config import Server, Settings, load
@@ -31,7 +32,9 @@ from wrapper.runtime import Runtime
 from wrapper.server import connection, lifecycle, room
 from wrapper.server.connection import Connection, Connections
 from wrapper.server.logging import JsonFormatter, TextFormatter, formatter
+from wrapper.server.malformed import malformed_response
 from wrapper.server.reload import ConfigReloader
+from wrapper.server.response import Response
 from wrapper.steps import STEP
 from wrapper.store import StoreError
 
@@ -492,6 +495,30 @@ def test_a_head_that_is_being_sent_as_idle_connections_are_closed_is_read(
     served.responds(1)
     served.client.close()
     assert served.ends()
+
+
+@pytest.mark.parametrize("header", [("X-A", "a\r\nb: c"), ("X A", "a")], ids=["value", "name"])
+def test_a_response_with_a_bad_header_is_the_gateways_fault(
+    app: App, header: tuple[str, str]
+) -> None:
+    client: Any = SimpleNamespace(method="GET", version="HTTP/1.1", keeps=True)
+    with pytest.raises(ValueError) as caught:
+        Response(client, closes=False).start_response("200 OK", [header])
+    sent = malformed_response(app.runtime, caught.value, "", {})
+    assert sent.startswith(b"HTTP/1.1 500 ")
+    assert b"internal_error" in sent
+
+
+def test_a_response_that_cannot_begin_is_closed_and_recorded(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("wrapper.proxy.response.StreamedResponse.__call__", fail)
+    with pytest.raises(ZeroDivisionError):
+        chat.call(app, orders="stall=1; events=2", stream=True)
+    app.assert_clean()
 
 
 def test_requests_that_wait_in_a_row_are_all_served_and_the_waits_are_over() -> None:

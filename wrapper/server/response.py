@@ -20,7 +20,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from gunicorn import SERVER, util
-from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
 from gunicorn.http.message import TOKEN_RE
 
 from wrapper.formats.lookup import Lookup
@@ -81,7 +80,7 @@ class Response:
             f"Date: {_date(int(time.time()))}\r\nConnection: {options}\r\n{coding}{text}\r\n"
         ).encode("latin-1")
         if self._head.translate(None, _FIELD_BYTES) != b"\r\n" * (lines + self.chunked):
-            raise InvalidResponseHeader("a control character")
+            raise ValueError("a control character in a response header")
 
     def write(self, data: bytes, *, last: bool = False) -> None:
         """Send bytes of the body, and before the first of them the head.
@@ -134,9 +133,9 @@ class Response:
 
 
 def _kind(name: str) -> int:
-    """What a response header's name means to the server. Raises InvalidResponseHeaderName."""
+    """What a response header's name means to the server. Raises ValueError for what is none."""
     if not TOKEN_RE.fullmatch(name):
-        raise InvalidResponseHeaderName(f"{name!r}")
+        raise ValueError(f"{name!r} is no name of a header")
     if name.lower() == "content-length":
         return _LENGTH
     return _HOP if util.is_hoppish(name) else _PLAIN
