@@ -192,6 +192,24 @@ def test_a_compressed_body_is_refused(app: App, nothing_sent: str, coding: str) 
     assert (answer.status, chat.error(answer)["code"]) == (415, "unsupported_encoding")
 
 
+@pytest.mark.parametrize(
+    ("header", "value", "without"),
+    [
+        ("Content-Encoding", "gzip", "Content-Encoding."),
+        ("Transfer-Encoding", "gzip, chunked", "a Transfer-Encoding other than chunked."),
+    ],
+)
+def test_the_header_that_says_a_body_is_compressed_is_named(
+    app: App, nothing_sent: str, header: str, value: str, without: str
+) -> None:
+    headers = (*chat.told(book=nothing_sent), (header, value))
+    key = app.secrets["web-app"]
+    answer = app.exchange(raw.request(app.port, "POST", chat.PATH, key=key, headers=headers))
+    details = chat.error(answer)
+    assert (answer.status, details["code"]) == (415, "unsupported_encoding")
+    assert details["message"].endswith(f"without {without}")
+
+
 def test_a_body_that_says_it_is_not_compressed_passes(app: App) -> None:
     assert chat.call(app, headers=(("Content-Encoding", "identity"),)).status == 200
 

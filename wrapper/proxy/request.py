@@ -53,8 +53,8 @@ _METHOD_OVERRIDES: Final = (
     "HTTP_X_METHOD_OVERRIDE",
 )
 _CODINGS: Final = (
-    ("HTTP_CONTENT_ENCODING", ("", "identity")),
-    ("HTTP_TRANSFER_ENCODING", ("", "chunked")),
+    ("HTTP_CONTENT_ENCODING", ("", "identity"), "Content-Encoding"),
+    ("HTTP_TRANSFER_ENCODING", ("", "chunked"), "a Transfer-Encoding other than chunked"),
 )
 _CHARSET: Final = re.compile(r";[ \t]*charset[ \t]*=[ \t]*\"?([^\";, \t]*)")
 _READ_FIELDS: Final = frozenset({"model", "models", "stream", "stream_options"})
@@ -400,11 +400,10 @@ def _refuse_ambiguous_head(environ: Mapping[str, Any]) -> None:
     A compressed body cannot be read beside the bytes (RFC 9110 section 15.5.16); a header may
     replace the method for readers that know it.
     """
-    for name, usual in _CODINGS:
+    for name, usual, header in _CODINGS:
         if name in environ and environ[name].strip().lower() not in usual:
             raise errors.UnsupportedEncoding(
-                "Compressed request bodies are not accepted: send the body without"
-                " Content-Encoding."
+                f"Compressed request bodies are not accepted: send the body without {header}."
             )
     for name in _METHOD_OVERRIDES:
         if name in environ and environ[name].strip().upper() != environ["REQUEST_METHOD"]:
