@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wrapper.admission import output_limit
 from wrapper.admission.estimate import output_of
 from wrapper.metering.bounds import OUTPUT_FIELDS
-from wrapper.store import Limits, Subject, window
+from wrapper.store import Demand, Limits, Subject, accounts, window
 from wrapper.store.spans import PERIODS, period
 from wrapper.store.window import SLOTS, Changes
 
@@ -101,7 +101,8 @@ def test_a_groups_fingerprint_changes_with_its_members_alone() -> None:
 )
 def test_a_window_is_its_last_sixty_one_seconds(steps: list[tuple[int, int, int]]) -> None:
     now, plain = 1000, dict[int, list[int]]()
-    words = memoryview(bytearray(8 * (window.WORDS + 2))).cast("q")
+    words = memoryview(bytearray(8 * (accounts.WORDS + 2))).cast("q")
+    ring, web = 1 + accounts._WINDOW, Subject("key:web", Limits(max_concurrent=10**6))
 
     def make(changes: Changes) -> None:
         for index, value in changes.items():
@@ -109,13 +110,15 @@ def test_a_window_is_its_last_sixty_one_seconds(steps: list[tuple[int, int, int]
 
     for step, tokens, change in steps:
         now += step
-        make(window.advance(words, 1, now))
-        counted: Changes = {}
-        window.count(words, 1, tokens, counted)
-        make(counted)
+        moment = accounts.Moment(now + 0.5, 0.0)
+        make(accounts.advance(words, 1, moment))
+        held: Changes = {}
+        standing = accounts.hold(words, 1, web, Demand(tokens), moment, 0, held)
+        make(held)
+        assert standing == accounts.standing(words, 1, web, moment)
         for second, more in ((now, change), (now - SLOTS, 10**6), (now + 1, 10**6)):
             corrected: Changes = {}
-            window.correct(words, 1, second, more, corrected)
+            window.correct(words, ring, second, more, corrected)
             make(corrected)
         plain = {at: bucket for at, bucket in plain.items() if now - SLOTS < at <= now}
         bucket = plain.setdefault(now, [0, 0])
@@ -123,11 +126,11 @@ def test_a_window_is_its_last_sixty_one_seconds(steps: list[tuple[int, int, int]
         bucket[1] += tokens
         bucket[1] = max(0, bucket[1] + change)
         used = [at for at, bucket in plain.items() if bucket[1]]
-        assert words[1 + window.SECOND] == now
-        assert words[1 + window.REQUESTS] == sum(bucket[0] for bucket in plain.values())
-        assert words[1 + window.TOKENS] == sum(bucket[1] for bucket in plain.values())
-        assert window.requests_empty(words, 1) == now + SLOTS
-        assert window.tokens_empty(words, 1) == (max(used) + SLOTS if used else now)
-        assert window.frees_requests(words, 1, 1) == min(plain) + SLOTS
-        assert window.frees_tokens(words, 1, 1) == (min(used) if used else now) + SLOTS
-        assert (words[0], words[window.WORDS + 1]) == (0, 0)
+        assert words[ring + window.SECOND] == now
+        assert words[ring + window.REQUESTS] == sum(bucket[0] for bucket in plain.values())
+        assert words[ring + window.TOKENS] == sum(bucket[1] for bucket in plain.values())
+        assert window.requests_empty(words, ring) == now + SLOTS
+        assert window.tokens_empty(words, ring) == (max(used) + SLOTS if used else now)
+        assert window.frees_requests(words, ring, 1) == min(plain) + SLOTS
+        assert window.frees_tokens(words, ring, 1) == (min(used) if used else now) + SLOTS
+        assert (words[0], words[accounts.WORDS + 1]) == (0, 0)

@@ -35,7 +35,7 @@ from wrapper.store import (
     sqlite,
     window,
 )
-from wrapper.store.reservations import Reservations
+from wrapper.store.reservations import Reservations, Unknown
 from wrapper.store.schema import MIGRATIONS
 from wrapper.store.sqlite import SqliteStore
 
@@ -508,7 +508,8 @@ def now() -> accounts.Moment:
 
 def one_lease(r: Reservations, cursor: sqlite3.Cursor) -> Lease:
     """All money is known, and one request is running."""
-    r.admit([KEY, TEAM, GROQ], Demand(), now)
+    with pytest.raises(Unknown):
+        r.admit([KEY, TEAM, GROQ], Demand(), now)
     r.learn(cursor, (KEY, TEAM, OTHER), NOON)
     found = r.admit([KEY, TEAM, GROQ], Demand(50, 60), now)
     assert isinstance(found, Lease)

@@ -7,8 +7,12 @@ SQLite, in `store/lua` for Redis.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import Final
 
 from wrapper.store import Demand, Entry, Lease, Standing, Subject, UsageStore
+
+_IS_LIMITED: Final = attrgetter("is_limited")
 
 
 class Admission:
@@ -27,7 +31,7 @@ class Admission:
         Raises `Refused`, or StoreError where the store cannot be reached. Without any limit the
         lease is empty, and nothing asks the store.
         """
-        limited = [subject for subject in subjects if subject.limits]
+        limited = [*filter(_IS_LIMITED, subjects)]
         if not limited:
             return Lease(0, "", demand)
         return self._store.admit(limited, demand)

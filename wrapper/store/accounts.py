@@ -44,6 +44,7 @@ WORDS: Final = _WINDOW + window.WORDS
 _SECOND: Final = _WINDOW + window.SECOND
 _REQUESTS: Final = _WINDOW + window.REQUESTS
 _TOKENS: Final = _WINDOW + window.TOKENS
+_BUCKETS: Final = _WINDOW + window.BUCKETS
 
 # Summed in two halves: years of cost can be more than 64 bits.
 _COST = """
@@ -115,7 +116,8 @@ def hold(
     """Count one lease more: what is used then. None where `demand` exceeds a limit (unless
     `anyway`), the money is not known, or the window is not that of the current second.
 
-    Nearly every request has room, and needs this alone: so all is read at once.
+    Nearly every request has room, and needs this alone: so all is read at once, and what
+    `window.count` does is done here.
     """
     fields = words[at + _FINGERPRINT : at + _TOKENS + 1].tolist()
     fingerprint, _, known, since, held, spent, reserved, concurrent, second, requests, used = fields
@@ -126,27 +128,29 @@ def hold(
     reserved += cost
     if second != int(clock) or held + reserved > MAX_COST:
         return None
-    limit = limits.requests_per_minute
-    if limit is not None and requests > limit and not anyway:
-        return None
-    limit = limits.tokens_per_minute
-    if limit is not None and used > limit and not anyway:
-        return None
-    limit = limits.max_concurrent
-    if limit is not None and concurrent > limit and not anyway:
-        return None
-    limit, next_budget = limits.budget, None
-    if limit is None:
+    most_requests, most_tokens, most_concurrent, most_money = limits.ceilings
+    next_budget = None
+    if limits.budget is None:
         spent = held = 0
     else:
         start, end = period(limits.budget_period, wall)
         if known != epoch or since != start or fingerprint != subject.fingerprint_word:
             return None
-        if spent + held + reserved > limit and not anyway:
-            return None
         next_budget = None if end is None else end - wall
-    window.count(words, at + _WINDOW, tokens, changes)
+    if not anyway and (
+        requests > most_requests
+        or used > most_tokens
+        or concurrent > most_concurrent
+        or spent + held + reserved > most_money
+    ):
+        return None
+    bucket = at + _BUCKETS + second % window.SLOTS * 2
+    changes[bucket] = words[bucket] + 1
+    changes[at + _REQUESTS] = requests
     changes[at + _CONCURRENT] = concurrent
+    if tokens:
+        changes[bucket + 1] = words[bucket + 1] + tokens
+        changes[at + _TOKENS] = used
     if cost:
         changes[at + _RESERVED] = reserved
     reset = tokens_reset = max(0.0, second + window.SLOTS - clock)
@@ -189,15 +193,18 @@ def give_back(
     words: Words[int], at: int, second: int, tokens: int, cost: int, changes: Changes
 ) -> None:
     """Take one lease out, and add `tokens` to the second in which it is counted."""
-    window.correct(words, at + _WINDOW, second, tokens, changes)
-    changes[at + _CONCURRENT] = max(0, words[at + _CONCURRENT] - 1)
+    if tokens:
+        window.correct(words, at + _WINDOW, second, tokens, changes)
+    concurrent = words[at + _CONCURRENT]
+    changes[at + _CONCURRENT] = concurrent - 1 if concurrent > 0 else 0
     if cost:
-        give_back_money(words, at, cost, changes)
+        reserved = words[at + _RESERVED]
+        changes[at + _RESERVED] = reserved - cost if reserved > cost else 0
 
 
-def give_back_money(words: Words[int], at: int, cost: int, changes: Changes) -> None:
+def give_back_money(words: Words[int], at: int, cost: int) -> Changes:
     """The leases hold so much less."""
-    changes[at + _RESERVED] = max(0, words[at + _RESERVED] - cost)
+    return {at + _RESERVED: max(0, words[at + _RESERVED] - cost)}
 
 
 def correct(words: Words[int], at: int, second: int, tokens: int, changes: Changes) -> None:

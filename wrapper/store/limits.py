@@ -30,6 +30,7 @@ Reason = Literal["requests", "tokens", "concurrency", "budget"]
 
 MAX_TOKENS = 10**12  # of one demand: sums of these stay exact in a double
 MAX_COST = 2**62
+_NO_LIMIT = 2**70  # more than any sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Limits:
     """What a subject may use; None is no limit. `enforce = False` is a dry run.
 
     `budget` is in pico-USD; one above 2**62 (4.6 million USD) counts as that.
-    `budget_period` is "day", "week", "month" (UTC, calendar) or "total".
+    `budget_period` is "day", "week", "month" (UTC, calendar) or "total". `ceilings` are the four
+    limits in this order, as numbers also where there is none.
     """
 
     requests_per_minute: int | None = None
@@ -46,12 +48,19 @@ class Limits:
     budget: int | None = None
     budget_period: str = "month"
     enforce: bool = True
+    ceilings: tuple[int, int, int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.budget_period not in PERIODS:
             raise ValueError(f"budget_period: {self.budget_period!r} is none of {PERIODS}")
         if self.budget is not None and self.budget > MAX_COST:
             object.__setattr__(self, "budget", MAX_COST)
+        limits = (
+            *(self.requests_per_minute, self.tokens_per_minute),
+            *(self.max_concurrent, self.budget),
+        )
+        ceilings = tuple([_NO_LIMIT if limit is None else limit for limit in limits])
+        object.__setattr__(self, "ceilings", ceilings)
 
     @property
     def need_estimate(self) -> bool:
@@ -72,14 +81,16 @@ class Limits:
 class Subject:
     """One subject and its limits. Built once per configuration, and used for many requests.
 
-    `members` are the names of a group's keys. `is_account`: it is a provider's. `sources` are the
-    columns of the ledger whose cost counts against the budget; `fingerprint` changes when they do.
-    `fingerprint_word` is the same as a number of 64 bits with a sign.
+    `members` are the names of a group's keys. `is_limited`: there is any limit. `is_account`:
+    it is a provider's. `sources` are the columns of the ledger whose cost counts against the
+    budget; `fingerprint` changes when they do. `fingerprint_word` is the same as a number of 64
+    bits with a sign.
     """
 
     name: str
     limits: Limits
     members: tuple[str, ...] = ()
+    is_limited: bool = field(init=False, repr=False)
     is_account: bool = field(init=False, repr=False)
     sources: tuple[str, ...] = field(init=False, repr=False)
     fingerprint: str = field(init=False, repr=False)
@@ -90,6 +101,7 @@ class Subject:
         sources = tuple(sorted(f"key:{name}" for name in self.members)) if group else (self.name,)
         text = "\n".join(sources).encode(errors="surrogatepass")
         digest = hashlib.sha256(text).digest()[:8]
+        object.__setattr__(self, "is_limited", bool(self.limits))
         object.__setattr__(self, "is_account", self.name.startswith("provider:"))
         object.__setattr__(self, "sources", sources)
         object.__setattr__(self, "fingerprint", digest.hex())

@@ -35,7 +35,6 @@ from wrapper.store.limits import (
     MAX_COST,
     Demand,
     Lease,
-    Refused,
     Standing,
     Subject,
     Violation,
@@ -94,10 +93,12 @@ class Reserved(NamedTuple):
     dry_run: tuple[Violation, ...]
 
 
-class Unknown(NamedTuple):
-    """Subjects whose money has to be summed first."""
+class Unknown(Exception):
+    """The money of these subjects has to be summed first."""
 
-    subjects: list[Subject]
+    def __init__(self, subjects: list[Subject]) -> None:
+        super().__init__([subject.name for subject in subjects])
+        self.subjects = subjects
 
 
 class Reservations:
@@ -116,24 +117,24 @@ class Reservations:
 
     # Steps
 
-    def admit(
-        self, subjects: Sequence[Subject], demand: Demand, now: Now
-    ) -> Lease | Refused | Unknown:
-        """Reserve `demand` in all of `subjects`, or in none."""
+    def admit(self, subjects: Sequence[Subject], demand: Demand, now: Now) -> Lease:
+        """Reserve `demand` in all of `subjects`, or in none. Raises Refused, Unknown."""
         live = self.live
         changes: Changes = {}
         try:
             live.lock()
             moment = now()
-            self._follow()
+            second = int(moment.clock)
+            if live.words[VERSION] != self._version:
+                self._follow()
             if not 0.0 <= moment.clock - self._beat_at < LEASE_SECONDS / 2:
                 self._beat(moment)
             reserved = self._reserve(subjects, demand, moment, changes)
-            if not isinstance(reserved, Reserved):
-                return reserved
-            if free := live.words[FREE]:
-                slot, words = free - 1, live.words
-                at = live.index_of(LEASES, slot)
+            words = live.words
+            free = words[FREE]
+            if free:
+                slot = free - 1
+                at = words[LEASES.at] // files.WORD + slot * LEASES.words
                 changes[FREE] = words[at + _NEXT]
             else:
                 live.make_room(LEASES)
@@ -145,18 +146,19 @@ class Reservations:
             changes[SERIAL] = changes[at + _SERIAL] = serial
             changes[at + _WORKER] = self._me
             changes[at + _TOKENS], changes[at + _COST] = reserved.demand
-            _share(at, zip(reserved.accounts, repeat(int(moment.clock))), changes)
+            _share(at, zip(reserved.accounts, repeat(second)), changes)
             live.commit(changes)
         finally:
             live.unlock()
-        return self._lease(serial << _SLOT_BITS | slot, reserved, moment)
+        return self._lease(serial << _SLOT_BITS | slot, reserved, second)
 
     def move(
         self, lease: Lease, old: Subject | None, new: Sequence[Subject], now: Now
-    ) -> Lease | Refused | Unknown | None:
+    ) -> Lease | None:
         """Give back the share of `old` and reserve the lease's demand in `new`.
 
         Returns what is reserved in `new`, as a lease. None: this lease holds nothing any more.
+        Raises Refused, Unknown.
         """
         live = self.live
         changes: Changes = {}
@@ -168,8 +170,6 @@ class Reservations:
                 return None
             moment = now()
             reserved = self._reserve(new, held.demand, moment, changes)
-            if not isinstance(reserved, Reserved):
-                return reserved
             words, (tokens, cost) = live.words, held.demand
             gone = None if old is None else self._numbers[hashed(old.name)]
             for number, second in held.shares:
@@ -177,12 +177,13 @@ class Reservations:
                     at = live.index_of(ACCOUNTS, number)
                     accounts.give_back(words, at, second, -tokens, cost, changes)
             kept = (share for share in held.shares if share[0] != gone)
-            gained = zip(reserved.accounts, repeat(int(moment.clock)))
+            second = int(moment.clock)
+            gained = zip(reserved.accounts, repeat(second))
             _share(held.at, chain(kept, gained), changes)
             live.commit(changes)
         finally:
             live.unlock()
-        return self._lease(lease.id, reserved, moment)
+        return self._lease(lease.id, reserved, second)
 
     def settle(self, entry: Entry, lease: Lease | None, tokens: int) -> bool:
         """Keep the record of `entry` and add its cost to the budgets that it counts against; give
@@ -200,7 +201,8 @@ class Reservations:
                 return kept
         try:
             live.lock()
-            self._follow()
+            if live.words[VERSION] != self._version:
+                self._follow()
             head = live.put(payload)
             if head is None:
                 return False
@@ -245,7 +247,7 @@ class Reservations:
             changes: Changes = {held.at + _COST: 0}
             for number, _ in held.shares:
                 at = live.index_of(ACCOUNTS, number)
-                accounts.give_back_money(live.words, at, held.demand.cost, changes)
+                changes |= accounts.give_back_money(live.words, at, held.demand.cost)
             live.commit(changes)
         finally:
             live.unlock()
@@ -459,8 +461,10 @@ class Reservations:
 
     def _reserve(
         self, subjects: Sequence[Subject], demand: Demand, moment: Moment, changes: Changes
-    ) -> Reserved | Refused | Unknown:
-        """Count `demand` in all of `subjects`, or in none. It is for the caller to commit."""
+    ) -> Reserved:
+        """Count `demand` in all of `subjects`, or in none. It is for the caller to commit. Raises
+        Refused, Unknown.
+        """
         numbers = [*map(self._open, subjects)]
         words = self.live.words
         epoch, first = words[EPOCH], words[ACCOUNTS.at] // files.WORD
@@ -481,7 +485,7 @@ class Reservations:
         demand: Demand,
         moment: Moment,
         changes: Changes,
-    ) -> Reserved | Refused | Unknown:
+    ) -> Reserved:
         """As `_reserve`, where something has to be done first or a limit is exceeded."""
         words, epoch = self.live.words, self.live.words[EPOCH]
         places = [self.live.index_of(ACCOUNTS, number) for number in numbers]
@@ -494,11 +498,8 @@ class Reservations:
             if not accounts.knows_money(words, at, subject, moment.wall, epoch)
         ]
         if unknown:
-            return Unknown(unknown)
-        try:
-            dry_run = self._decide(pairs, demand, moment)
-        except Refused as refused:
-            return refused
+            raise Unknown(unknown)
+        dry_run = self._decide(pairs, demand, moment)
         if not all(accounts.can_hold(words, at, demand.cost) for at in places):
             demand = Demand(demand.tokens, 0)  # only a dry run or no budget comes to this
         standings = [
@@ -573,9 +574,8 @@ class Reservations:
         changes[at + _NEXT] = words[FREE]
         changes[FREE] = (at - words[LEASES.at] // files.WORD) // LEASES.words + 1
 
-    def _lease(self, ident: int, reserved: Reserved, moment: Moment) -> Lease:
+    def _lease(self, ident: int, reserved: Reserved, second: int) -> Lease:
         demand, _, standings, dry_run = reserved
-        second = int(moment.clock)
         seconds = {standing.subject.name: second for standing in standings}
         return Lease(ident, self._worker, demand, standings, dry_run, seconds)
 

@@ -46,7 +46,6 @@ from wrapper.store.drain import IMPOSSIBLE, add, drain
 from wrapper.store.limits import (
     Demand,
     Lease,
-    Refused,
     Standing,
     Subject,
     bounded,
@@ -191,23 +190,33 @@ class SqliteStore:
 
     def admit(self, subjects: Sequence[Subject], demand: Demand) -> Lease:
         demand = bounded(demand)
-
-        return _granted(self._step(lambda found: found.admit(subjects, demand, self._moment)))
+        while True:
+            try:
+                return self._in_reach().admit(subjects, demand, self._moment)
+            except Unknown as unknown:
+                self._learn(unknown.subjects, self._wall())
+            except OSError as error:
+                raise sqlitefile.problem(self._path, error) from error
 
     def move(self, lease: Lease, provider: Subject | None) -> None:
         if lease.settled or lease.is_at(provider):
             return
         old, kept = lease.provider, lease.without_provider()
         gained = [provider] if provider else []
-
-        def step(reservations: Reservations) -> Lease | Refused | Unknown | None:
-            return reservations.move(lease, old, gained, self._moment)
-
-        outcome = self._step(step) if lease.subjects else None
-        if outcome is not None:
-            lease.adopt(kept, _granted(outcome))
+        moved = self._moved(lease, old, gained) if lease.subjects else None
+        if moved is not None:
+            lease.adopt(kept, moved)
         elif kept or gained:
             lease.adopt([], self.admit([*kept, *gained], lease.demand))
+
+    def _moved(self, lease: Lease, old: Subject | None, new: Sequence[Subject]) -> Lease | None:
+        while True:
+            try:
+                return self._in_reach().move(lease, old, new, self._moment)
+            except Unknown as unknown:
+                self._learn(unknown.subjects, self._wall())
+            except OSError as error:
+                raise sqlitefile.problem(self._path, error) from error
 
     def standing(self, subjects: Sequence[Subject]) -> list[Standing]:
         if self._missing():
@@ -399,25 +408,11 @@ class SqliteStore:
     def _moment(self) -> Moment:
         return Moment(self._clock(), self._wall())
 
-    def _step(
-        self, step: Callable[[Reservations], Lease | Refused | Unknown | None]
-    ) -> Lease | Refused | None:
-        """What `step` returns, as soon as the money of all its subjects is known.
-
-        Raises StoreError where the database is out of reach: what is settled could not be booked.
-        """
-        while True:
-            reservations = self._in_reach()
-            try:
-                found = step(reservations)
-            except OSError as error:
-                raise sqlitefile.problem(self._path, error) from error
-            if not isinstance(found, Unknown):
-                return found
-            self._learn(found.subjects, self._wall())
-
     def _in_reach(self) -> Reservations:
-        """The reservations, where the database was written to just now; else it is tried."""
+        """The reservations, where the database was written to just now; else it is tried.
+
+        Raises StoreError where it is out of reach: what is settled could not be booked.
+        """
         reservations = self._reservations
         if reservations is not None and self._pid == os.getpid():
             age = time.monotonic() - reservations.live.times[DRAINED]
@@ -566,9 +561,3 @@ def _in_thread(work: Callable[[], T]) -> T:
     from wrapper.cancellation import in_thread  # gevent: the commands do without it
 
     return in_thread(work)
-
-
-def _granted(outcome: Lease | Refused | None) -> Lease:
-    if isinstance(outcome, Lease):
-        return outcome
-    raise outcome or StoreError("nothing was reserved")

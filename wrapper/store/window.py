@@ -20,8 +20,8 @@ SLOTS: Final = 61
 SECOND: Final = 0
 REQUESTS: Final = 1
 TOKENS: Final = 2
-_BUCKETS: Final = 3
-WORDS: Final = _BUCKETS + 2 * SLOTS
+BUCKETS: Final = 3
+WORDS: Final = BUCKETS + 2 * SLOTS
 
 Words = memoryview  # of format "q"
 Changes = dict[int, int]
@@ -34,7 +34,7 @@ def advance(words: Words[int], at: int, second: int) -> Changes:
     """What makes `second` the newest of the window at `at`: what is too old for it, or in its
     future, is dropped.
     """
-    before, requests, tokens = words[at : at + _BUCKETS].tolist()
+    before, requests, tokens = words[at : at + BUCKETS].tolist()
     changes = {at + SECOND: second}
     if requests or tokens:
         last = max(before, second)
@@ -50,21 +50,11 @@ def advance(words: Words[int], at: int, second: int) -> Changes:
     return changes
 
 
-def count(words: Words[int], at: int, tokens: int, changes: Changes) -> None:
-    """One request more, in the newest bucket."""
-    bucket = _bucket(at, words[at + SECOND])
-    changes[bucket] = words[bucket] + 1
-    changes[at + REQUESTS] = words[at + REQUESTS] + 1
-    if tokens:
-        changes[bucket + 1] = words[bucket + 1] + tokens
-        changes[at + TOKENS] = words[at + TOKENS] + tokens
-
-
 def correct(words: Words[int], at: int, second: int, tokens: int, changes: Changes) -> None:
     """Add `tokens`, which may be negative, to `second` if that still counts."""
     newest = words[at + SECOND]
-    if tokens and newest - SLOTS < second <= newest:
-        index = _bucket(at, second) + 1
+    if newest - SLOTS < second <= newest:
+        index = at + BUCKETS + second % SLOTS * 2 + 1
         before = words[index]
         changes[index] = max(0, before + tokens)
         changes[at + TOKENS] = words[at + TOKENS] + max(tokens, -before)
@@ -110,4 +100,4 @@ def _empties(words: Words[int], at: int, total: int, kind: int) -> int:
 
 def _bucket(at: int, second: int) -> int:
     """Where the requests of a second are; its tokens are the next word."""
-    return at + _BUCKETS + second % SLOTS * 2
+    return at + BUCKETS + second % SLOTS * 2
