@@ -7,7 +7,7 @@ import json
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -68,6 +68,7 @@ output = 2.0
 """
 USE = "prompt=100; completion=50"  # 200e6 pico-USD
 COST = 200_000_000
+DAY = timedelta(days=1)
 SCOPES = ("key", "group", "provider")
 
 Make = Callable[..., App]
@@ -254,10 +255,46 @@ def test_of_several_full_accounts_the_first_with_room_says_when_to_come_again(ma
 
 @pytest.mark.parametrize("period", ["day", "total"])
 def test_a_budget_says_when_it_begins_anew_or_that_it_does_not(make: Make, period: str) -> None:
+    tomorrow = datetime.now(UTC) + DAY
     app = make({"web": {"budget_usd": 0.0004, "budget_period": period}})
     assert call(app, max_tokens=10, orders="prompt=300; completion=10").status == 200
     message = refused(call(app, max_tokens=10), "insufficient_quota")["message"]
-    assert ("resets in" in message) == (period == "day")
+    assert message.startswith("The budget of this API key has no room: 0.000320 of 0.000400 USD in")
+    anew = [f"{day:It begins anew on %Y-%m-%d 00:00 UTC.}" for day in (tomorrow, tomorrow + DAY)]
+    assert message.endswith(("in use.",) if period == "total" else tuple(anew))
+
+
+def test_a_budget_that_is_only_reserved_is_to_be_tried_again(
+    make: Make, store: dict[str, str]
+) -> None:
+    """By the SDKs, too: most of an estimate is free again when the response has ended."""
+    app = make({"web": {"budget_usd": 0.0008}}, env=store)
+    assert call(app).status == 200
+    body = chat.body(MODEL, stream=True, max_tokens=200)
+    content = chat.request(app, body, orders=USE, key="web")
+    with app.holding(content):
+        [reserved] = [standing.reserved for standing in standings(app).values()]
+        no = call(app)
+        assert no.header("retry-after") == "1"
+        assert no.header("x-should-retry") is None
+        assert refused(no, "insufficient_quota")["message"] == (
+            "The budget of this API key has no room: 0.000200 of 0.000800 USD spent,"
+            f" {reserved / 1e12:.6f} reserved by requests in progress. Try again shortly."
+        )
+        no = call(app, max_tokens=300)  # which does not fit beside what is spent either
+        assert "begins anew" in refused(no, "insufficient_quota")["message"]
+        assert no.header("x-should-retry") == "false"
+
+
+def test_of_an_account_whose_money_is_reserved_no_numbers_are_told(make: Make) -> None:
+    app = make(openai="budget_usd = 0.0006")
+    body = chat.body(MODEL, stream=True, max_tokens=200)
+    content = chat.request(app, body, orders=USE, key="web")
+    with app.holding(content):
+        no = call(app)
+        message = "The budget of the gateway's account at 'openai' has no room. Try again shortly."
+        assert refused(no, "insufficient_quota")["message"] == message
+        assert no.header("retry-after") == "1"
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def test_what_no_time_mends_is_not_tried_again(
     book = chat.mark()
     if key == "spent":
         create(limited, key, orders="prompt=50; completion=50")
+        limited.idle()  # until then the money is only reserved
     with pytest.raises(openai.RateLimitError) as raised:
         create(limited, key, book, retries=5)
     assert raised.value.code == code

@@ -199,14 +199,19 @@ class RateLimitExceeded(GatewayError):
 
 
 class InsufficientQuota(GatewayError):
-    """The budget is used up. SDKs must not retry it."""
+    """The budget is used up, and SDKs must not retry it; or other requests have reserved what is
+    left, and may leave some in `retry_after` seconds.
+    """
 
     status = 429
     type = "insufficient_quota"
     code = "insufficient_quota"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, headers=(("x-should-retry", "false"),))
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        retry = ("x-should-retry", "false")
+        if retry_after is not None:
+            retry = ("Retry-After", str(retry_after))
+        super().__init__(message, headers=(retry,))
 
 
 class Overloaded(GatewayError):

@@ -57,13 +57,16 @@ class Held:
 
 @dataclass
 class Account:
-    """Second → [requests, tokens]. `newest`: the last second in which anything was admitted."""
+    """Second → [requests, tokens]. `newest`: the last second in which anything was admitted,
+    `oldest`: the first one that was known when the clock jumped.
+    """
 
     buckets: dict[int, list[int]] = field(default_factory=dict)
     newest: int = 0
+    oldest: int = 0
 
     def add(self, second: int, tokens: int) -> None:
-        if second <= self.newest:
+        if self.oldest <= second <= self.newest:
             bucket = self.buckets.setdefault(second, [0, 0])
             bucket[1] = max(0, bucket[1] + tokens)
 
@@ -123,11 +126,12 @@ class Model:
             yield "concurrency", 1, False
         limit = limits.budget
         if limit is not None:
-            used = self.spent(subject, wall) + self.reserved(subject.name)
-            if used + demand.cost > limit:
+            spent = self.spent(subject, wall)
+            if spent + self.reserved(subject.name) + demand.cost > limit:
                 _, end = period(limits.budget_period, wall)
                 never = demand.cost > limit
-                yield "budget", None if end is None or never else math.ceil(end - wall), never
+                wait = None if end is None or never else math.ceil(end - wall)
+                yield "budget", 1 if spent + demand.cost <= limit else wait, never
 
     def admit(self, subjects: list[Subject], demand: Demand, clock: float) -> dict[str, int]:
         second = int(clock)
@@ -150,6 +154,7 @@ class Model:
             at: b for at, b in account.buckets.items() if second - 60 <= at <= second
         }
         account.newest = min(account.newest, second)
+        account.oldest = second - 60
 
 
 small = st.one_of(st.none(), st.integers(1, 5))

@@ -238,12 +238,31 @@ def test_of_several_limits_the_one_that_lasts_longest_is_reported(
 ) -> None:
     web = key(requests_per_minute=1, max_concurrent=1, budget=10, budget_period="day")
     team = group("web", tokens_per_minute=5)
-    store.admit([web], Demand(0, 10))
+    store.settle(entry(world, cost=10), store.admit([web], Demand(0, 10)))
     assert refused(store, web).reason == "requests"
     found = refused(store, web, cost=1)
     assert (found.reason, found.retry_after) == ("budget", 43_200)
     found = refused(store, web, team, tokens=6, cost=1)
     assert (found.subject, found.reason, found.never) == (team, "tokens", True)
+
+
+def test_a_budget_that_is_only_reserved_has_room_at_any_moment(
+    world: World, store: UsageStore
+) -> None:
+    web = key(budget=10, budget_period="day")
+    lease = store.admit([web], Demand(0, 4))
+    store.settle(entry(world, cost=4), lease)
+    lease = store.admit([web], Demand(0, 5))
+    found = refused(store, web, cost=6)  # beside what is spent it fits
+    assert (found.retry_after, found.used, found.reserved) == (1, 9, 5)
+    found = refused(store, web, cost=7)
+    assert (found.retry_after, found.used, found.reserved) == (43_200, 9, 0)
+    # Another limit lasts longer: that one is told.
+    team = group("web", budget=8, budget_period="total")
+    found = refused(store, web, team, cost=6)
+    assert (found.subject, found.retry_after, found.reserved) == (team, None, 0)
+    store.settle(entry(world, cost=0), lease)
+    store.admit([web], Demand(0, 6))
 
 
 def test_a_groups_limits_hold_over_all_its_keys(world: World, store: UsageStore) -> None:
@@ -307,6 +326,19 @@ def test_an_empty_lease_settles_as_none(world: World, store: UsageStore) -> None
     admission.settle(entry(world), lease)
     admission.settle(entry(world))
     assert store.totals()[0].requests == 2
+
+
+def test_a_lease_ends_whose_tokens_the_clock_has_taken_out_of_the_window(
+    world: World, store: UsageStore
+) -> None:
+    web = key(tokens_per_minute=10, max_concurrent=3)
+    lease = store.admit([web], Demand(5))
+    for seconds in (-3600, 3600):
+        world.wall += seconds
+        store.release(store.admit([web], Demand()))
+    store.release(lease)
+    [standing] = store.standing([web])
+    assert (standing.tokens, standing.concurrent) == (0, 0)
 
 
 # Failover
@@ -407,7 +439,7 @@ def test_budgets_begin_anew_with_their_period(
         store.settle(entry(world, at=start - 1, cost=4))
     assert store.standing([web])[0].spent == 4
     store.admit([web], Demand(0, 6))
-    found = refused(store, web, cost=1)
+    found = refused(store, web, cost=7)
     assert found.retry_after == (None if seconds is None else math.ceil(seconds))
     assert found.standings[0].budget_reset == (
         None if seconds is None else pytest.approx(seconds, abs=0.01)

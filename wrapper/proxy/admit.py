@@ -13,7 +13,9 @@ record, and `finalize` settles it, whatever happens in between.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
@@ -23,6 +25,7 @@ from wrapper import errors
 from wrapper.admission import KeyLimits, output_limit
 from wrapper.auth import Principal
 from wrapper.config.problems import quote
+from wrapper.metering import PICO
 from wrapper.metering.bounds import MEDIA_BYTES_PER_SECOND, MEDIA_BYTES_PER_TOKEN, whole
 from wrapper.metering.dialects import DECODING_ERRORS
 from wrapper.proxy.batches import BATCH, demand_of_batch
@@ -127,13 +130,7 @@ def limit_exceeded(refusal: Refused) -> errors.GatewayError:
     }[kind]
     account = kind == "provider"
     if refusal.reason == "budget":
-        again = "" if refusal.retry_after is None else f" It resets in {refusal.retry_after} s."
-        if refusal.never:
-            again = " This request alone may cost more: limit its output (max_completion_tokens)."
-        use = f"{refusal.used / 1e12:.6f} of {refusal.limit / 1e12:.6f} USD in use"
-        return errors.InsufficientQuota(
-            f"The budget of {of} has no room{'' if account else f': {use}'}.{again}"
-        )
+        return _budget_exceeded(refusal, of, account=account)
     what = {
         "requests": "requests per minute",
         "tokens": "tokens per minute",
@@ -151,6 +148,30 @@ def limit_exceeded(refusal: Refused) -> errors.GatewayError:
         f"Rate limit of {of}: {use}. {again}",
         headers=(retry, *rate_limit_headers(refusal.standings)),
     )
+
+
+def _budget_exceeded(refusal: Refused, of: str, *, account: bool) -> errors.InsufficientQuota:
+    use = f"{_usd(refusal.used)} of {_usd(refusal.limit)} USD in use"
+    retry_after = None
+    if refusal.reserved:
+        spent = refusal.used - refusal.reserved
+        use = f"{_usd(spent)} of {_usd(refusal.limit)} USD spent, {_usd(refusal.reserved)} reserved"
+        use += " by requests in progress"
+        again, retry_after = " Try again shortly.", refusal.retry_after
+    elif refusal.never:
+        again = " This request alone may cost more: limit its output (max_completion_tokens)."
+    elif refusal.retry_after is not None:
+        # Periods begin at midnight, UTC; the seconds until then are rounded.
+        midnight = round((time.time() + refusal.retry_after) / 86_400) * 86_400
+        again = f" It begins anew on {datetime.fromtimestamp(midnight, UTC):%Y-%m-%d %H:%M} UTC."
+    else:
+        again = ""
+    said = "" if account else f": {use}"
+    return errors.InsufficientQuota(f"The budget of {of} has no room{said}.{again}", retry_after)
+
+
+def _usd(pico: int) -> str:
+    return f"{pico / PICO:.6f}"
 
 
 def rate_limit_headers(standings: Iterable[Standing]) -> list[tuple[str, str]]:

@@ -155,10 +155,12 @@ def _left(limit: int | None, used: int) -> int | None:
 
 
 class Violation(NamedTuple):
-    """A limit that a demand exceeds. `used` is without the demand.
+    """A limit that a demand exceeds. `used` is without the demand, of which `demand` is the part
+    that counts here.
 
     `retry_after`: the first whole second at which the demand fits, None where no time makes it
-    fit: a budget of the period "total", or a demand above the whole limit (`never`).
+    fit: a budget of the period "total", or a demand above the whole limit (`never`). `reserved` is
+    the part of `used` that leases hold, where the demand fits into a budget without that, else 0.
     """
 
     subject: Subject
@@ -167,6 +169,8 @@ class Violation(NamedTuple):
     used: int
     retry_after: int | None
     never: bool
+    demand: int
+    reserved: int = 0
 
     def __str__(self) -> str:
         return f"{self.subject.name}: {self.reason}, {self.used} of {self.limit} used"
@@ -186,6 +190,7 @@ class Refused(Exception):
         self.used = violation.used
         self.retry_after = violation.retry_after
         self.never = violation.never
+        self.reserved = violation.reserved
         self.standings = standings
 
 
@@ -285,16 +290,28 @@ def violation(
     }[reason]
     never = own > (limit or 0)
     after = None if never or wait is None else max(1, math.ceil(wait))
-    return Violation(subject, reason, limit or 0, used, after, never)
+    return Violation(subject, reason, limit or 0, used, after, never, own)
 
 
 def decide(violations: Iterable[Violation], standings: Sequence[Standing]) -> tuple[Violation, ...]:
     """The violations of subjects in a dry run. Raises `Refused` where another one has any."""
-    found = tuple(violations)
+    found = tuple(_until_settled(violation, standings) for violation in violations)
     enforced = [violation for violation in found if violation.subject.limits.enforce]
     if enforced:
         raise Refused(max(enforced, key=_lasts), tuple(standings))
     return found
+
+
+def _until_settled(violation: Violation, standings: Sequence[Standing]) -> Violation:
+    """Of a budget that only reservations keep a demand out of, they may end at any moment: most are
+    high estimates, and the true cost may leave room.
+    """
+    if violation.reason != "budget":
+        return violation
+    [spent] = [each.spent for each in standings if each.subject is violation.subject]
+    if spent + violation.demand > violation.limit:
+        return violation
+    return violation._replace(retry_after=1, reserved=violation.used - spent)
 
 
 def _lasts(violation: Violation) -> tuple[bool, float]:

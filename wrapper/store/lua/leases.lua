@@ -3,9 +3,10 @@
 -- Corrects the tokens of a bucket that still counts.
 local function correct(key, at, tokens)
   local from, newest = unpack(redis.call('HMGET', key, 'from', 'newest'))
-  if tokens == 0 or not from or at < tonumber(from) or at > tonumber(newest) then return end
+  if not from or at < tonumber(from) or at > tonumber(newest) then return end
   local old = tonumber(redis.call('HGET', key, 't' .. at) or 0)
   tokens = math.max(tokens, -old)
+  if tokens == 0 then return end  -- also -0, which is no integer for Redis
   redis.call('HINCRBY', key, 't' .. at, tokens)
   redis.call('HINCRBY', key, 'tokens', tokens)
 end
