@@ -6,6 +6,7 @@ Most run in this process; the last ones repeat one of each kind over a socket.
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,22 @@ def test_a_body_that_is_not_json_is_refused(app: App, nothing_sent: str, content
 def test_json_that_is_no_object_is_refused(app: App, nothing_sent: str, content: bytes) -> None:
     status, details = refused(app, content, nothing_sent)
     assert (status, details["code"]) == (400, "invalid_body")
+    assert re.fullmatch("The body is .*; write an object.", details["message"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model": 5}', "'model' is a number; write a string."),
+        ('{"model": ["m"]}', "'model' is an array; write a string."),
+        ('{"model": "m", "stream": "yes"}', "'stream' is a string; write a boolean."),
+        ("null", "The body is null; write an object."),
+    ],
+)
+def test_a_wrong_type_is_told_in_the_words_of_json(
+    app: App, nothing_sent: str, text: str, message: str
+) -> None:
+    assert refused(app, text.encode(), nothing_sent)[1]["message"] == message
 
 
 @pytest.mark.parametrize("value", [1, 1.5, True, [], {}, ["m"], {"name": "m"}])

@@ -101,6 +101,13 @@ def test_a_port_in_use_is_one_line_on_stderr() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_without_the_echo_an_unknown_address_is_a_404_as_openais() -> None:
+    with Simulator("--no-echo") as simulator:
+        answer = raw.exchange(simulator.port, raw.request(simulator.port, "GET", "/v1/made/up"))
+    assert answer.status == 404
+    assert json.loads(answer.body)["error"]["code"] == "unknown_url"
+
+
 def test_misspelt_instructions_are_refused_at_the_start() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "wrapper.simulator", "--x-sim", "stutus=1"],

@@ -24,12 +24,13 @@ from wrapper import __version__
 from wrapper.__main__ import build_parser, main
 from wrapper.auth import Keyring, digest
 from wrapper.cli import columns
-from wrapper.config import load
+from wrapper.cli.key_list import time_until
+from wrapper.config import load, store_url
 from wrapper.config.example_models import GROQ_SMALL, OPENAI_SMALL
 from wrapper.config.loading import HINT_FD
 from wrapper.errors import ApiKeyExpired
 from wrapper.server import lifecycle
-from wrapper.store import Entry, open_store
+from wrapper.store import PICO, Entry, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 GATEWAY = """\
@@ -294,10 +295,61 @@ def test_list_marks_keys_that_were_not_used_lately(run: Run, here: Path) -> None
     _, web, old, never = run("keys", "list")[1].splitlines()
     assert web.endswith("  active")
     assert old.endswith("  active, no request in 30 days")
-    assert never.endswith("  active, no request in 30 days")
+    assert never.endswith("  active, never used")
     found = json.loads(run("keys", "list", "--unused-days", "60", "--format", "json")[1])
     assert [key["unused"] for key in found] == [False, False, True]
     assert run("keys", "list", "--unused-days", "0")[0] == 2
+
+
+@pytest.mark.parametrize("url", ["sqlite", "redis"])
+def test_list_shows_what_is_left_of_budgets(
+    run: Run, here: Path, url: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if url == "redis":
+        server = request.getfixturevalue("redis_server")
+        server.command("FLUSHALL")
+        monkeypatch.setenv("WRAPPER_STORE", server.url)
+    (here / "config/keys.toml").write_text(f"""
+        [groups.team]
+        budget_usd = 200
+        [keys.web]
+        sha256 = "{digest("a")}"
+        group = "team"
+        budget_usd = 20
+        requests_per_minute = 1
+        [keys.free]
+        sha256 = "{digest("b")}"
+        group = "team"
+    """)
+    assert "LEFT" not in run("keys", "list")[1]  # nothing is known yet
+    (here / "data").mkdir()
+    store = open_store(store_url(dict(os.environ)))
+    for name in ("web", "free"):
+        store.settle(Entry(time.time(), name, "groq", "m", "completed", cost=PICO // 4))
+    store.close()
+    keys_header, web, free, _, groups_header, team = run("keys", "list")[1].splitlines()
+    assert "  BUDGET LEFT  " in keys_header
+    assert "  BUDGET LEFT" in groups_header
+    assert "  1 request/min, 20 USD/month  19.75 USD  " in web
+    assert "USD" not in free
+    assert "  199.50 USD" in team
+    found = json.loads(run("keys", "list", "--format", "json")[1])
+    assert [key["budget_left_usd"] for key in found] == [19.75, None]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(90_000, "2 days"), (86_400, "24 hours"), (3_601, "2 hours"), (60, "1 minute")],
+)
+def test_the_time_until_a_date_is_told_in_its_unit(seconds: int, text: str) -> None:
+    date = datetime(2026, 12, 1, tzinfo=UTC)
+    assert time_until(date.date(), date - timedelta(seconds=seconds)) == text
+
+
+def test_a_budget_that_is_too_small_is_refused_with_the_range(run: Run) -> None:
+    code, _, err = run("keys", "create", "web", "--budget", "0.00000001")
+    assert code == 2
+    assert "not an amount from 0.000001 to 4000000, such as 20 or 0.50" in err
 
 
 # --- topup, rotate ---
@@ -521,6 +573,7 @@ def test_list_as_json_is_for_programs(run: Run) -> None:
         "max_concurrent": None,
         "budget_usd": None,
         "budget_period": None,
+        "budget_left_usd": None,
         "expires": None,
         "expired": False,
     }
@@ -588,6 +641,20 @@ def test_check_notes_expired_keys_and_reads_the_env_file(run: Run, here: Path) -
     assert [line for line in out.splitlines() if line.startswith("note")] == [
         "note: keys.old has expired"
     ]
+
+
+def test_check_notes_a_misspelt_variable_of_the_env_file(run: Run, here: Path) -> None:
+    (here / ".env").write_text(
+        "GROQ_API_KEY=gsk_hidden\nOPENAI_API_KEI=sk-hidden\nLOG_LEVL=debug\n"
+        "OPENAI_ADMIN_KEY=sk-hidden\nGRAFANA_PASSWORD=hidden\n"
+    )
+    code, out, _ = run("check")
+    assert code == 0
+    assert "hidden" not in out
+    assert {line for line in out.splitlines() if "did you mean" in line} == {
+        "note: .env has OPENAI_API_KEI, which nothing reads; did you mean OPENAI_API_KEY?",
+        "note: .env has LOG_LEVL, which nothing reads; did you mean LOG_LEVEL?",
+    }
 
 
 def test_check_notes_which_routes_lead_nowhere(run: Run, here: Path) -> None:

@@ -777,6 +777,45 @@ def test_an_unknown_group_comes_with_the_name_that_was_meant(loaded: Load) -> No
     assert found["keys.a.group"].hint.startswith("did you mean 'team-a'? Or write [groups.NAME]")
 
 
+def test_the_names_of_a_hint_end_before_its_next_sentence(loaded: Load) -> None:
+    found = problems(loaded, keys=f"[groups.team-a]\n[keys.a]\nsha256='{DIGEST}'\ngroup='zz'")
+    assert found["keys.a.group"].hint.startswith("known are: team-a. Or write [groups.NAME]")
+
+
+def test_no_name_is_suggested_that_is_only_a_little_alike(loaded: Load) -> None:
+    gateway = """
+        [providers.openai]
+        base_url = "http://127.0.0.1"
+        [[routes]]
+        model = "*"
+        targets = ["nope"]
+    """
+    assert problems(loaded, gateway)["routes[0].targets"].hint == "known are: openai"
+
+
+def test_problems_are_in_the_order_of_their_lines(loaded: Load) -> None:
+    keys = f"[keys.a]\nbudgt_usd = 1\nsha256 = '{DIGEST}'\nunpriced = 'x'\ngroup = 'x'\n"
+    keys += "[groups.b]\nx = 1"
+    with pytest.raises(ConfigError) as caught:
+        loaded(keys=keys)
+    assert [problem.line for problem in caught.value.problems] == [2, 4, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("[keys.a]\n[keys.a]\n", "is not TOML: [keys.a] is there twice (column 8)"),
+        ("[keys.a]\nb = 1\nb = 2\n", "is not TOML: this name has a value already (column 6)"),
+    ],
+)
+def test_what_is_there_twice_is_named_as_it_is_written(
+    loaded: Load, keys: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(keys=keys)
+    assert [problem.message for problem in caught.value.problems] == [message]
+
+
 def test_two_keys_with_one_secret_are_a_problem(loaded: Load) -> None:
     found = problems(loaded, keys=f'[keys.a]\nsha256="{DIGEST}"\n[keys.b]\nsha256="{DIGEST}"')
     assert found["keys.b.sha256"].message == "is also that of keys.a"

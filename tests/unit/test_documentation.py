@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from wrapper.cli.check import VARIABLES
 from wrapper.cli.exports import COLUMNS
 from wrapper.cli.usage import NUMBERS
 from wrapper.config import ApiKey, Group, Price, Provider, Route, Server, Tags, example_models, load
@@ -118,6 +119,13 @@ def test_the_readme_and_the_example_of_dotenv_name_the_same_variables() -> None:
     example = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     documented = {name for name in table_cells(README) if name.isupper()}
     assert documented == set(example)
+
+
+def test_the_check_knows_the_variables_of_the_readme() -> None:
+    shipped = (ROOT / "config" / "gateway.toml").read_text()
+    references = re.findall(r'^[^#\n]*env = "(\w+)"', shipped, re.MULTILINE)
+    documented = {name for name in table_cells(README) if name.isupper()}
+    assert {*VARIABLES, *references} == documented
 
 
 def test_every_make_target_that_is_named_exists() -> None:

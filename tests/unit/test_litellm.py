@@ -128,7 +128,7 @@ def test_a_key_with_a_restriction_that_cannot_be_kept_is_not_taken(
         {"team_id": "odd", "max_budget": 5, "budget_duration": "5d"},
     ]
     code, out, _ = run({"keys": [key(**fields)], "teams": teams})
-    assert code == 0
+    assert code == 3
     assert "taken: 0 keys, 0 groups; not taken: 1" in out
     assert f"not taken: key 'web': {why}" in out
     assert "hunter2" not in out
@@ -166,6 +166,14 @@ def test_teams_are_groups_and_their_models_those_of_their_keys(run: Run) -> None
     assert "note: the file says nothing about team 'unknown': write its limits into" in out
 
 
+def test_what_was_spent_before_is_told_to_be_left(run: Run) -> None:
+    month = {"max_budget": 100, "budget_duration": "30d"}
+    keys = [key(spend=2.5, **month), key(token="1" * 64, key_alias="b", spend=0)]
+    code, out, _ = run({"keys": keys})
+    assert code == 0
+    assert "note: what 1 key spent so far is not taken: the usage table, and budgets per" in out
+
+
 def test_names_are_made_of_aliases_and_are_unique(run: Run) -> None:
     records = [
         key(token=str(number) * 64, key_alias=alias)
@@ -180,7 +188,8 @@ def test_names_are_made_of_aliases_and_are_unique(run: Run) -> None:
 def test_a_second_import_takes_nothing_twice(run: Run, tmp_path: Path) -> None:
     run({"keys": [key()]})
     before = (tmp_path / "keys.toml").read_text()
-    out = run({"key": TOKEN, "info": {"key_alias": "web"}})[1]
+    code, out, _ = run({"key": TOKEN, "info": {"key_alias": "web"}})
+    assert code == 0
     assert "not taken: key 'web': the keys file has this secret already" in out
     assert (tmp_path / "keys.toml").read_text() == before
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -30,15 +31,25 @@ from wrapper.config import (
     Provider,
     Settings,
     config_path,
+    environment,
     ignored_proxies,
     keys_path,
     load,
     prices_path,
 )
+from wrapper.config.files import Sources, open_toml
 from wrapper.config.settings import GLOB_CHARACTERS
 from wrapper.errors import ModelNotFound
 from wrapper.metering.pricing import Prices
 from wrapper.routing import Routes
+
+VARIABLES = (
+    *("HOST", "PORT", "WEB_CONCURRENCY", "GRACEFUL_TIMEOUT", "KEEPALIVE", "LOG_LEVEL"),
+    *("WRAPPER_CONFIG", "WRAPPER_KEYS", "WRAPPER_STORE", "WRAPPER_DEMO"),
+)
+"""The variables that the gateway reads, beside those that gateway.toml names."""
+
+_CLOSE = 0.9  # OPENAI_ADMIN_KEY is another name than OPENAI_API_KEY
 
 if TYPE_CHECKING:
     from wrapper.cli import Subparsers
@@ -127,6 +138,31 @@ def notes(settings: Settings, environ: Mapping[str, str], prices: Prices) -> Ite
         yield f"{name} is set and not used: providers are called directly"
     yield from _key_notes(settings, environ)
     yield from _price_notes(settings, prices)
+    yield from _misspelt_variables(environ)
+
+
+def _misspelt_variables(environ: Mapping[str, str]) -> Iterator[str]:
+    """The variables of `.env` that nothing reads and that are called nearly as one that is not set.
+
+    The environment has many variables that are not for the gateway; `.env` is.
+    """
+    document, _ = open_toml(Sources(), config_path(environ), "")
+    read = {*VARIABLES, *_references(document)}
+    missing = [name for name in read if name not in environ and f"{name}_FILE" not in environ]
+    for name in environment(environ={}).keys() - read:
+        for meant in get_close_matches(name, missing, n=1, cutoff=_CLOSE):
+            yield f".env has {name}, which nothing reads; did you mean {meant}?"
+
+
+def _references(value: object) -> Iterator[str]:
+    """The variables that a file of the configuration names."""
+    if isinstance(value, dict):
+        if isinstance(name := value.get("env"), str):
+            yield name
+        value = [*value.values()]
+    if isinstance(value, list):
+        for each in value:
+            yield from _references(each)
 
 
 def _demo_notes(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:

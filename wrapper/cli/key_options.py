@@ -70,7 +70,9 @@ def usd(text: str) -> Decimal:
     except InvalidOperation:
         amount = Decimal("NaN")
     if not (amount.is_finite() and MIN_BUDGET <= amount <= MAX_BUDGET):
-        raise argparse.ArgumentTypeError("not an amount above 0, such as 20 or 0.50")
+        raise argparse.ArgumentTypeError(
+            f"not an amount from {MIN_BUDGET:f} to {MAX_BUDGET:f}, such as 20 or 0.50"
+        )
     return amount
 
 

@@ -31,6 +31,9 @@ from wrapper.config.settings import is_broken_glob
 if TYPE_CHECKING:
     from wrapper.cli import Subparsers
 
+INCOMPLETE = 3
+"""The exit code where a key was not taken that the keys file does not have."""
+
 MAX_BYTES = 64 << 20
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -53,6 +56,10 @@ class NotTaken(Exception):
     """Why a key or a team is not taken."""
 
 
+class AlreadyThere(NotTaken):
+    """The keys file has the key."""
+
+
 @dataclass
 class Found:
     """What an export has, in its order."""
@@ -61,6 +68,8 @@ class Found:
     groups: dict[str, Group] = field(default_factory=dict)
     not_taken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    failed: bool = False  # something was not taken that the keys file does not have
+    spent: int = 0  # keys that have a `spend`
 
 
 def add_parser(actions: Subparsers) -> None:
@@ -70,7 +79,7 @@ def add_parser(actions: Subparsers) -> None:
         help="take over the virtual keys of LiteLLM",
         description="Adds the virtual keys of a LiteLLM export to the keys file. Their secrets stay"
         " valid. A key with a restriction that has no counterpart here is not taken; what was taken"
-        " and what was not is printed.",
+        f" and what was not is printed; then the exit code is {INCOMPLETE}.",
         epilog=examples(
             ("keys import litellm keys.json", "from /key/list?return_full_object=true"),
             ("keys import litellm keys.json --print", "only print the tables, to review them"),
@@ -103,7 +112,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     mark = "# " if args.only_print else ""
     for line in _report(found, groups):
         print(f"{mark}{line}")
-    return 0
+    return INCOMPLETE if found.failed else 0
 
 
 def _report(found: Found, groups: list[Group]) -> Iterator[str]:
@@ -155,18 +164,25 @@ def read(document: object, current: KeyFile) -> Found:
         try:
             key = _key(record, token, teams)
             if key.sha256 in digests:
-                raise NotTaken("the keys file has this secret already")
+                raise AlreadyThere("the keys file has this secret already")
             team = record.get("team_id")
             if team is not None:
                 group = _group_of(str(team), teams, found, names)
                 key = replace(key, group=group)
         except NotTaken as why:
             found.not_taken.append(f"key {label!r}: {why}")
+            found.failed = found.failed or not isinstance(why, AlreadyThere)
             continue
         key = replace(key, name=_unique(_name(label, "key"), taken))
         taken.add(key.name)
         digests.add(key.sha256)
         found.keys.append(key)
+        found.spent += bool(record.get("spend"))
+    if found.spent:
+        found.notes.append(
+            f"what {count(found.spent, 'key')} spent so far is not taken: the usage table, and"
+            " budgets per day, week or month, begin at zero; of a prepaid budget the rest is taken"
+        )
     _note_config(document, found)
     return found
 

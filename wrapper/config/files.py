@@ -7,16 +7,19 @@ the result is a problem and not a traceback.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
+import re
 import stat
 import tempfile
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
+from functools import reduce
 from pathlib import Path
 
-from wrapper.config.problems import Problem
+from wrapper.config.problems import Problem, join_path
 from wrapper.config.settings import Stamp
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -27,6 +30,10 @@ TICK_NS = 100_000_000
 
 REPLACED: Stamp = (0, 0, 0)
 """The stamp of a file in whose place a copy was read."""
+
+
+# What tomllib says of a second [table].
+_TWICE = re.compile(r"Cannot declare (\(.*\)) twice")
 
 
 class Unreadable(Exception):
@@ -156,6 +163,11 @@ def _split_place(message: str, text: str) -> tuple[str, str]:
     what, at, place = message.rpartition(" (at ")
     if not at:
         return message, ""
+    if (twice := _TWICE.match(what)) is not None:
+        names: tuple[str, ...] = ast.literal_eval(twice[1])
+        what = f"[{reduce(join_path, names, '')}] is there twice"
+    elif what == "Cannot overwrite a value":
+        what = "this name has a value already"
     if place.startswith("end of document"):
         return f"{what} (at the end of the file)", f"line {text.count(chr(10)) + 1}"
     line, _, column = place.rstrip(")").partition(", ")

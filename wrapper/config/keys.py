@@ -166,7 +166,8 @@ def _group_name(table: Table, groups: Collection[str]) -> str | None:
     if name is not None and name not in groups:
         hint = "write [groups.NAME] with its limits, or remove it"
         if groups:
-            hint = f"{suggest(name, groups)} Or {hint}"
+            known = suggest(name, groups)
+            hint = f"{known}{'' if known.endswith('?') else '.'} Or {hint}"
         table.problem("group", f"there is no group {quote(name)}", hint)
     return name
 

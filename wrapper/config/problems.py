@@ -80,7 +80,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches  # needed only after a mistake
 
     choices = sorted(known)
-    close = get_close_matches(word, choices, n=1, cutoff=0.6)
+    close = get_close_matches(word, choices, n=1, cutoff=0.65)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known are: {', '.join(choices)}" if choices else ""

@@ -74,12 +74,13 @@ def _path(key: str) -> Names:
 
 
 def located(problems: Iterable[Problem], text: str) -> list[Problem]:
-    """The problems with their lines."""
+    """The problems with their lines, in the order of these."""
     found = list(problems)
     if not found:
         return found
     lines = _lines(text)
-    return [replace(problem, line=_line(problem.key_path, lines)) for problem in found]
+    found = [replace(problem, line=_line(problem.key_path, lines)) for problem in found]
+    return sorted(found, key=lambda problem: problem.line or 0)
 
 
 def _lines(text: str) -> dict[str, int]:

@@ -410,9 +410,26 @@ def _refuse_ambiguous_head(environ: Mapping[str, Any]) -> None:
             raise errors.BadRequest("The request names two methods: send the one you mean.")
 
 
+# The types of msgspec's messages, as JSON calls them.
+_KINDS: Final = {
+    "str": "a string",
+    "int": "a number",
+    "float": "a number",
+    "bool": "a boolean",
+    "null": "null",
+    "array": "an array",
+    "object": "an object",
+}
+_WRONG_TYPE: Final = re.compile(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`")
+
+
 def _wrong_field(problem: str) -> errors.GatewayError:
     """Msgspec says `Expected `str | null`, got `int` - at `$.model``."""
     what, _, where = problem.partition(" - at `$.")
     field = where.rstrip("`") or None
-    name = f"'{field}': " if field else "The body: "
-    return errors.InvalidBody(name + what.replace("`", "") + ".", param=field)
+    name = f"'{field}'" if field else "The body"
+    found = _WRONG_TYPE.fullmatch(what)
+    if found is None:
+        return errors.InvalidBody(f"{name}: {what.replace('`', '')}.", param=field)
+    wanted, got = (_KINDS.get(kind, kind) for kind in found.groups())
+    return errors.InvalidBody(f"{name} is {got}; write {wanted}.", param=field)

@@ -111,9 +111,10 @@ def error_body(
 class ApiError(Exception):
     """The provider refuses the request; becomes an error response."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
 
 
 class Compressor(Protocol):

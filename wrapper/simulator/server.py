@@ -196,7 +196,8 @@ class Handler:
             return find("GET", "/").respond(call)
         if found.endpoint == "echo" and not self._provider.echo:
             method, target = self._request.method, self._request.target
-            raise ApiError(404, f"Unknown request URL: {method} {target[:100]}.")
+            message = f"Unknown request URL: {method} {target[:100]}."
+            raise ApiError(404, message, "unknown_url")
         if found.endpoint != "echo" and not self._provider.any_model:
             check_model(call)
         try:
@@ -263,8 +264,8 @@ class Handler:
 
 
 def _error(problem: ApiError | BadInstruction) -> Response:
-    status = problem.status if isinstance(problem, ApiError) else 400
-    return json_response(error_body(status, str(problem)), status=status)
+    status, code = (problem.status, problem.code) if isinstance(problem, ApiError) else (400, None)
+    return json_response(error_body(status, str(problem), code=code), status=status)
 
 
 def _text(value: Any) -> str:
