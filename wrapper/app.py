@@ -90,7 +90,9 @@ class GatewayRequest(Request):
 
 
 class FlaskContext(RequestContext):
-    """The context of a request as Flask's `request` looks for it; what is relayed never asks."""
+    """The context of a request as Flask's `request` looks for it: nothing that is passed through
+    does.
+    """
 
     _request: Request | None = None
 
@@ -119,7 +121,7 @@ class GatewayApp(Flask):
 
     `wsgi_app` does as Flask's, in a tenth of the time: without signals, sessions, hooks and error
     handlers that are looked up, which nothing here uses, with the matches of the URL map kept, and
-    without a response object of Werkzeug for what is relayed.
+    without a response object of Werkzeug for what is passed through.
     """
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -242,11 +244,10 @@ def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> G
 
 
 def _discard_body(context: RequestContext) -> None:
-    """A body that was not read to its end stands between this response and the next request.
+    """Close the connection after the response where the request's body was not read to its end.
 
-    One that was begun closes the connection after the response, and so does a large one. A small
-    one is read and discarded by gunicorn before the next request, and the response does not wait
-    for it.
+    A small one that was not begun is left: the server reads and discards it before the next
+    request, and the response does not wait for it.
     """
     if context.record.content is not None:
         close_after(context.environ)

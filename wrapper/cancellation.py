@@ -5,7 +5,7 @@ inside `with scope:`. Three things may end such a wait. The client's socket turn
 peek finds it closed (RFC 9112 section 9.6 allows taking that as a cancellation); a deadline has
 passed; the worker drains. Each throws `Interrupted` into the greenlet from the event loop, at a
 moment when the greenlet is parked, so that nothing is interrupted half way. Outside of `with
-scope:` the cause is only noted and is raised at the next wait: gunicorn's own writing is never
+scope:` the cause is only noted and is raised at the next wait: what the server writes is never
 interrupted.
 
 Deadlines are numbers, which one timer of the worker looks at every `SWEEP` seconds: a timer for
@@ -13,7 +13,8 @@ each deadline would be made and freed three times a request. Time in which the w
 at all (the machine was suspended, or starved it) does not count: what the wait was for may have
 come meanwhile, and nobody has looked.
 
-Invariant: a provider never goes on working for a client that has gone.
+Invariant: when the client has gone, the wait for the provider ends: at once, or after `grace` where
+the rest of the response is read for its usage, or where the provider's work goes on without it.
 
 All requests of a worker share one event loop. Whatever goes on without a wait for as long as the
 other side likes (bytes that never stop coming, a body that has to be searched) calls

@@ -15,7 +15,7 @@ method each, and the first one that says an outcome wins::
     cut_off     the gateway ended it: a limit has no room for more, or it cannot be read
     drained     the worker stopped before the response was complete
     failed      the provider failed after its response had begun
-    completed   nothing more is relayed: the response was, to its end, or the client has gone
+    completed   nothing more is passed through: the response was, to its end, or the client left
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class RequestRecord(msgspec.Struct, eq=False):
     def completed(
         self, extracted: ExtractedUsage, endpoint: Endpoint, *, ended: bool, metering: bool
     ) -> None:
-        """Nothing more is relayed: take over what the usage extractor has read.
+        """Nothing more is passed through: take over what the usage extractor has read.
 
         `ended`: the response is whole; else, unless it is known why not, the client has gone.
         `metering`: a response that should report what it used and does not is counted.

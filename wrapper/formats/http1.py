@@ -379,7 +379,7 @@ def parse_head(data: bytes, method: str) -> Head:
 
 
 class Body:
-    """What follows a head. `read1` gives bytes as they come, then `b""` once, for ever.
+    """What follows a head. `read1` gives bytes as they come, then `b""` each time.
 
     `complete` turns true as soon as the end is known, which may be before `read1` says so.
     """
@@ -446,6 +446,7 @@ class ChunkedBody(Body):
     __slots__ = ("_left", "_pending", "_trailers")
 
     def __init__(self, connection: Connection, head: Head) -> None:
+        # Not super().__init__(): that saves a call for each stream.
         self.connection = connection
         self.keep_alive = head.keep_alive
         self.complete = False

@@ -11,8 +11,8 @@ until it is known) and decoded only when one is there: an event without them cos
 microsecond. The last usage counts; usages are never added up, because Groq reports the same
 numbers three times. (Anthropic reports in two events: the second replaces what it repeats.)
 
-Events with content are counted from below, by the words that begin the content of the first one:
-each has at least one token, which bounds a stream that breaks off.
+Events with content are counted (a lower bound) by the words that begin the content of the first
+one: each has at least one token, which bounds a stream that breaks off.
 
 Whether the event that ends the stream has passed is looked for when it is asked, in the last
 piece: no other event pays for it.

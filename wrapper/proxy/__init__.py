@@ -56,7 +56,7 @@ def begin() -> RequestContext:
 
 
 def authenticate(context: RequestContext, *, provider: str | None = None) -> Principal:
-    """The caller, known before anything of the body is read.
+    """Authenticate the caller, before any byte of the body is read. Raises the errors of `auth`.
 
     On a `provider`'s own paths the key may stand in the header that the provider has for it, and
     callers may come with a credential of their own.

@@ -185,6 +185,8 @@ def _send(
                 request.method, attempt.target, prepared.headers, outgoing, attempt.credential
             )
             if strip_usage:
+                # Asked for `identity`; a provider may compress all the same, and then the usage
+                # chunk could not be removed.
                 response.unfold()
             first = response.read_first()
             refused = strip_usage and refuses_stream_options(upstream, response, first)

@@ -5,8 +5,8 @@ file (a small one in memory) where a form field may follow a large file part, an
 through. Fields are read beside the bytes; the bytes stay the client's.
 
 Invariant: nothing ambiguous reaches a provider. A target with two readings, a JSON object with two
-`model`s, a body shorter than its length are refused before anything is sent, with a message that
-says what was wrong.
+`model`s, a body shorter than its length are refused, with a message that says what was wrong. That
+is before anything is sent, except for a body that streams through, which is broken off then.
 """
 
 from __future__ import annotations
@@ -386,6 +386,7 @@ def _split(raw: str) -> tuple[str, str]:
     return path, mark + query
 
 
+# Without a query only: it may hold a secret, and is rarely the same again.
 _known_target: Final = lru_cache(maxsize=256)(_split)
 
 

@@ -79,7 +79,8 @@ def stream(
     strip = forwarded.strip_usage and record.stream and not coding
     has_length = response.length is not None and not strip and response.status != 204
     metering = context.snapshot.settings.server.metering
-    # It has been sent, and streams last for minutes; characters are counted at the end.
+    # Free the request's body: it has been sent, and a stream lasts for minutes. (Speech is billed
+    # by its characters at the end.)
     kept = request.endpoint.by_character or response.body.complete
     if not kept and isinstance(request.body, bytes) and len(request.body) > TINY:
         if len(request.body) > SMALL and record.content is not None:
@@ -130,7 +131,13 @@ def _remember(context: RequestContext, request: ProxyRequest, forwarded: Forward
 
 
 class RelayedBody(Iterator[bytes], Protocol):
-    """The body of a `StreamedResponse`."""
+    """The body of a `StreamedResponse`.
+
+    The server (`server.connection`) uses two more members where a body has them:
+    `send_through(client)`, called before the first piece of a chunked response, allows the body to
+    send chunks to the client itself between two pieces; `ended`, true with a piece, says that none
+    follows, so that the last chunk goes with it.
+    """
 
     def close(self) -> None:
         """Nothing more is iterated."""
@@ -222,7 +229,7 @@ class StreamingBody:
         return self
 
     def send_through(self, client: Client) -> None:
-        """Chunks may be sent to the client between two pieces that are iterated."""
+        """The pump may send chunks to `client` itself between two pieces; see RelayedBody."""
         self._client = client
 
     def __next__(self) -> bytes:
@@ -231,7 +238,7 @@ class StreamingBody:
             record.waited_for_client += clock() - self._handed_over
             self._handed_over = 0.0
         if self._broken:
-            # gunicorn cuts the connection on this, without a final chunk and without a log line.
+            # The server cuts the connection on this, without a final chunk and without a log line.
             raise ConnectionResetError(errno.ECONNRESET, "the response broke off")
         body, out = self._response.body, b""
         try:
@@ -275,7 +282,7 @@ class StreamingBody:
     def _feed_until_content(self, data: bytes) -> bytes:
         """The time to the first token is that of the first event with content.
 
-        Why: a provider may send comments or a chunk with a role long before it answers.
+        Why: a provider may send comments or a chunk with a role long before it responds.
         """
         begins = content_begins(data)
         if begins:
@@ -341,7 +348,7 @@ class StreamingBody:
         if self._closed:
             return
         self._closed = True
-        self._feed = _unchanged  # no method of this object, which only a collection would free then
+        self._feed = _unchanged  # break the cycle: it may be a bound method of this object
         record, request = self._context.record, self._request
         if self._handed_over:
             record.waited_for_client += clock() - self._handed_over

@@ -61,7 +61,9 @@ def resolve(
         return attempts[:1]  # no other provider has the file
     if request.endpoint.socket:
         return _with_sockets(attempts)
-    return attempts if len(attempts) == 1 or request.objects else cooling_last(attempts)
+    if len(attempts) == 1 or request.objects:  # the provider that has the objects stays the first
+        return attempts
+    return cooling_last(attempts)
 
 
 def cooling_last(attempts: list[UpstreamAttempt]) -> list[UpstreamAttempt]:

@@ -18,13 +18,21 @@ idle            each wait for more of the response, also of    `idle_timeout`   
                 its beginning
 total           everything with one provider                   `total_timeout`       here
 client write    each wait for the client to take bytes         `body_timeout`        `server`
+client gone     what is still read of the response without     `drain_timeout`;      `forward`
+                the client, for its usage or for the id of     `first_byte_timeout`
+                what it has begun
+stream's rest   what follows the event that ends a stream      `REST_SECONDS`        `response`
+body's rest     what was not read of a request's body, before  `HEAD`                `server`
+                the next head
+linger          what the client still sends after the last     `LINGER_SECONDS`      `server`
+                response of a connection
 ==============  =============================================  ====================  ==============
 
-`server`: `server.connection`; `upstream`: `upstream.adapter`; `http1`:
-`formats.http1`. Deadlines are those of the request's cancel scope, up to a quarter of a second
-late, and later by the time in which the worker did not run; so is each wait to read from the
-provider. Waits on a socket alone (for the client, and to write to the provider) are the socket's
-own timeout. All values are seconds.
+`server`: `server.connection`; `upstream`: `upstream.adapter`; `http1`: `formats.http1`; `forward`
+and `response`: those of `proxy`. Deadlines are those of the request's cancel scope, up to a
+quarter of a second late, and later by the time in which the worker did not run; so is each wait to
+read from the provider. Waits on a socket alone (for the client, and to write to the provider) are
+the socket's own timeout. All values are seconds.
 """
 
 from __future__ import annotations

@@ -5,11 +5,13 @@ read its head into a WSGI environment, call the application, write what that giv
 left of the request's body, and again. A head that is all there and of the usual form is read by
 `head`; anything else by gunicorn's parser, from the bytes that have come.
 
-While a connection waits for a request it has a deadline: `HEAD` seconds for the head, counted from
-its first byte, or, for the first request, from the beginning; in between a kept connection may be
-idle for `keepalive` seconds. Deadlines are numbers that the worker looks at several times a second
+While a connection waits for a request it has a deadline: `HEAD` seconds for what is left of the
+last request's body, `keepalive` seconds in which a kept connection may be idle, and `HEAD` seconds
+for the next head from its first byte on. (A new connection's first head has them from the
+beginning.) Deadlines are numbers that the worker looks at several times a second
 (`Connections.sweep`): timers would be made and freed three times for each request. Everything else
-on the socket has `body_timeout`, for each wait.
+on the socket has `body_timeout`, for each wait; after the last response what the client still
+sends is discarded for `LINGER_SECONDS`.
 
 What this saves beside gunicorn's own loop, of a short call: reading in vain before each request,
 two changes of the socket's timeout, gunicorn's objects for a request, its body and its buffers.
@@ -161,6 +163,7 @@ class Connection:
         self._longest = min(LONGEST, cfg.limit_request_line, cfg.limit_request_field_size)
         is_plain = type(sock) is gevent.socket.socket
         self._wait = partial(get_hub().wait, sock._read_event) if is_plain else None
+        # What all environments of the connection have: `read_head` copies it, in one step.
         self._base = {"gunicorn.socket": sock, "wsgi.url_scheme": "http", "SERVER_PROTOCOL": _USUAL}
         if is_plain and isinstance(client, tuple) and isinstance(server, tuple):
             self._base |= {"REMOTE_ADDR": client[0], "REMOTE_PORT": str(client[1])}
@@ -270,7 +273,7 @@ class Connection:
         _, environ = wsgi.create(request, self.sock, self._client, self._server, self._cfg)
         says = says_close(environ.get("HTTP_CONNECTION", ""))
         self.keeps = not says and not request.should_close()
-        made: dict[str, Any] = {**environ, "wsgi.multithread": True}
+        made: dict[str, Any] = environ
         return made
 
     def _finish_body(self) -> bool:
@@ -295,7 +298,7 @@ class Connection:
         return data
 
     def forget(self) -> None:
-        """At the end: what refers to it as well, and only a garbage collection would free."""
+        """Break the cycles with this object, which only a garbage collection would free."""
         self._input = self._request = None
 
     def wake(self) -> None:
@@ -317,7 +320,7 @@ class Connection:
             body = worker.application(environ, response.start_response)
             try:
                 pieces = iter(body)
-                # (Not where the server encrypts: no event goes past its socket.)
+                # Not over TLS: the pump writes to the plain socket below gevent's.
                 if response.chunked and self._wait and hasattr(pieces, "send_through"):
                     pieces.send_through(response)
                 for piece in pieces:
@@ -353,7 +356,7 @@ class Input:
         self._left = length
 
     def read(self, size: int) -> bytes:
-        """So many bytes, or those up to the end of the body or of the connection."""
+        """`size` bytes; fewer at the end of the body or of the connection."""
         size = min(size, self._left)
         data = self._connection.take_ahead(size)
         self._left -= len(data)
@@ -383,7 +386,10 @@ class Input:
 
 @lru_cache(maxsize=64)
 def says_close(options: str) -> bool:
-    """Whether a Connection header has the option `close` (RFC 9110 section 7.6.1)."""
+    """Whether a Connection header has the option `close` (RFC 9110 section 7.6.1).
+
+    Clients send few different ones: they are split once.
+    """
     return "close" in options.lower().replace(",", " ").split()
 
 

@@ -5,7 +5,8 @@ copies them once more into an environment. Here a line is looked at once, and wh
 request line means is looked up.
 
 Invariant: only what gunicorn's parser and `strict_request` would accept is read here, and gives the
-same environment; for everything else `read_head` gives None, and they decide.
+same environment, without what nothing here reads (`SCRIPT_NAME`, `SERVER_SOFTWARE`, `wsgi.errors`,
+`wsgi.version`, …); for everything else `read_head` gives None, and they decide.
 """
 
 from __future__ import annotations
@@ -109,6 +110,6 @@ def _key(name: str) -> str:
 _KEYS: Final = Lookup(_key)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256)  # a gateway has few names; a look-up takes a third of a match
 def _is_host(value: str) -> bool:
     return HOST.fullmatch(value) is not None

@@ -31,7 +31,7 @@ _PLAIN, _LENGTH, _HOP = range(3)
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 # All bytes that a header may have, to be taken out: what is left are the ends of lines.
 _FIELD_BYTES: Final = bytes([9, *range(0x20, 0x7F), *range(0x80, 0x100)])
-_OWN_LINES: Final = 5  # of a head, beside the application's headers
+_OWN_LINES: Final = 5  # status line, Server, Date, Connection, and the empty line
 
 
 class Response:
@@ -53,7 +53,7 @@ class Response:
         self._rest = b""
 
     def start_response(self, status: str, headers: Sequence[tuple[str, str]]) -> None:
-        """WSGI's, for an application that knows its response at once."""
+        """WSGI's start_response, without exc_info and without write: nothing here uses them."""
         connection = self._connection
         code = int(status[:3])
         sizeless = code < 200 or code == 204  # RFC 9110 section 6.4.2
@@ -85,7 +85,7 @@ class Response:
     def write(self, data: bytes, *, last: bool = False) -> None:
         """Send bytes of the body, and before the first of them the head.
 
-        After the `last` ones goes what says so.
+        `last`: nothing follows, so the last chunk goes with them.
         """
         if self.chunked:
             if data:

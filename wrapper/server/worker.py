@@ -62,7 +62,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         would be copied again for each piece, and the worker's other requests would wait. A 426
         says with `Upgrade` what is supported; the application sends that header with no other.
         """
-        # Of each greenlet, who has begun it and where: half a kilobyte of every connection.
+        # gevent would note which greenlet spawned each one, and where: half a kilobyte for each
+        # connection.
         gevent.config.track_greenlet_tree = False
         util.hop_headers.discard("upgrade")
         SocketUnreader.max_body_chunk = PIECE
@@ -103,6 +104,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             except StoreError as error:
                 log.error("usage that was not written is lost: %s", error)
 
+    # Cached: both are needed for each request.
     @cached_property
     def runtime(self) -> Runtime:
         """What it serves with."""
@@ -159,7 +161,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         return {scope.greenlet for scope in self.runtime.scopes}
 
     def _look_around(self, late: float) -> None:
-        """Several times a second, and how many seconds `late`."""
+        """Called several times a second, `late` seconds later than planned."""
         self._connections.sweep(late)
         self._connections.make_room(self._with_providers)
         lost = getattr(sys.stderr, "lost", 0)

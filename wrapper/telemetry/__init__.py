@@ -99,7 +99,7 @@ class Telemetry:
                 metric[tag,].inc(0)
 
     def cooldown(self, provider: str, *, is_on: bool) -> None:
-        """Note whether the provider is left alone in this worker."""
+        """Note whether the provider is asked last in this worker."""
         metrics.COOLDOWN[provider,].set(is_on)
 
     def models_shut_down(self, provider: str, times: Mapping[str, float]) -> None:
@@ -246,6 +246,7 @@ class Telemetry:
             cached.inc(usage.cached)
         if cost is not None:
             metrics.COST[labels].inc(cost)
+            # As `_count_kinds`; in line it saves a call for each request.
             for kind, part in zip(metrics.KINDS, record.cost_by_kind, strict=False):
                 if part:
                     metrics.BY_KIND[labels[0], kind].inc(part)
@@ -329,16 +330,16 @@ class Telemetry:
         Why: a request then adds four numbers and writes nothing.
         """
         for key, times in list(self._times.items()):
-            calls, seconds, streams, first = times
+            requests, seconds, streams, first = times
             times[:] = _no_times()
-            if calls:
-                metrics.add(metrics.KEY_DURATION[key,], calls, seconds)
+            if requests:
+                metrics.add(metrics.KEY_DURATION[key,], requests, seconds)
             if streams:
                 metrics.add(metrics.KEY_FIRST_TOKEN[key,], streams, first)
 
 
 def _no_times() -> list[float]:
-    """Of a key's calls since they were last published: calls, seconds, streams, seconds."""
+    """Of a key's requests since they were last published: requests, seconds, streams, seconds."""
     return [0, 0.0, 0, 0.0]
 
 

@@ -22,7 +22,7 @@ from wrapper.output import QueuedOutput, is_terminal
 from wrapper.record import NO_KEY, RequestRecord
 from wrapper.telemetry.instruments import LOST_LINES, METHODS, OTHER
 
-MAX_MODEL_LENGTH = 200  # characters of a name in the log; a caller may send megabytes
+MAX_MODEL_LENGTH = 200  # characters of a name in the log, less than the record keeps
 MAX_ID_LENGTH = 200
 MAX_LINE = 4096  # bytes; of more than a pipe takes at once, two workers' lines mix
 SHORT = 40  # characters of each text, where a line would be longer

@@ -86,7 +86,7 @@ class UpstreamResponse:
         return data
 
     def read_first(self) -> bytes:
-        """Bytes that come before the head goes down: a response that breaks off here is none."""
+        """Read bytes before the head goes down; a failure is as if there were no response."""
         data = b""
         try:
             if not self.body.complete:  # else there is none, as after HEAD

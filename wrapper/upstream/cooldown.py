@@ -1,4 +1,4 @@
-"""Whether a provider should be left alone for a short time, because it keeps failing.
+"""Whether a provider should be asked last for a short time, because it keeps failing.
 
 A cooldown begins with the third failure in a row. It lasts as long as a 429 asks (`Retry-After`),
 else for `seconds`; should the next request fail as well, for twice as long, up to a minute. A

@@ -165,7 +165,7 @@ def headers_up(environ: Mapping[str, Any], *, own_account: bool = False) -> dict
 
 
 def headers_down(headers: HeaderList, connection: str = "") -> HeaderList:
-    """The provider's headers that go on to the client; gunicorn writes Date and Server itself.
+    """The provider's headers that go on to the client; the server writes its own Date and Server.
 
     `connection` are the values of `Connection`.
     """
