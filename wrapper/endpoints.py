@@ -236,6 +236,9 @@ as unmetered, because it may have cost something.
 ADMIN: Final = Endpoint("/organization/{rest}", method="", surface="admin")
 """The account's own administration, whatever the method: no gateway key may use it."""
 
+SURFACES: Final = tuple(sorted({row.surface for row in ENDPOINTS if row.surface}))
+"""What the `endpoints` of a key can name."""
+
 READS: Final = Endpoint("", method="", reports_stored_usage=True)
 """A request that is no POST: it uses nothing by itself. `find_endpoint` gives it with a `path`."""
 

@@ -28,6 +28,7 @@ from wrapper.cli.key_list import time_until
 from wrapper.config import load, store_url
 from wrapper.config.example_models import GROQ_SMALL, OPENAI_SMALL
 from wrapper.config.loading import HINT_FD
+from wrapper.endpoints import SURFACES
 from wrapper.errors import ApiKeyExpired
 from wrapper.server import lifecycle
 from wrapper.store import PICO, Entry, open_store
@@ -655,6 +656,27 @@ def test_check_notes_a_misspelt_variable_of_the_env_file(run: Run, here: Path) -
         "note: .env has OPENAI_API_KEI, which nothing reads; did you mean OPENAI_API_KEY?",
         "note: .env has LOG_LEVL, which nothing reads; did you mean LOG_LEVEL?",
     }
+
+
+def test_endpoints_that_do_not_exist_are_refused_when_written_and_noted_when_found(
+    run: Run, here: Path
+) -> None:
+    known = f"nown are: {', '.join(SURFACES)}"
+    code, _, err = run("keys", "create", "web", "--endpoints", "realtime,batch")
+    assert code == 2
+    what = "no endpoint that needs permission is called 'batch'; did you mean 'batches'?"
+    assert err.endswith(f"--endpoints: {what} K{known}\n")
+    assert f"'zzz'; k{known}" in run("keys", "create", "web", "--endpoints", "zzz")[2]
+    words = " ".join(run("keys", "create", "--help")[1].split())
+    assert ", ".join(SURFACES) in words
+    shared = '[defaults]\nendpoints = ["batch", "realtime"]\n'
+    made = [f'[keys.{name}]\nsha256 = "{digest(name)}"\n' for name in "abc"]
+    (here / "config/keys.toml").write_text("\n".join([shared, *made]))
+    note = f"note: keys.a.endpoints and 2 other keys: {what} K{known}"
+    for command in (("check",), ("keys", "check")):
+        code, out, err = run(*command)
+        assert (code, err) == (0, "")
+        assert note in out.splitlines()
 
 
 def test_check_notes_which_routes_lead_nowhere(run: Run, here: Path) -> None:

@@ -17,7 +17,7 @@ from wrapper.cli.check import VARIABLES
 from wrapper.cli.exports import COLUMNS
 from wrapper.cli.usage import NUMBERS
 from wrapper.config import ApiKey, Group, Price, Provider, Route, Server, Tags, example_models, load
-from wrapper.endpoints import endpoint_table
+from wrapper.endpoints import SURFACES, endpoint_table
 from wrapper.metering import usage as record
 from wrapper.metering.pricing import Prices
 from wrapper.routing import Routes
@@ -79,6 +79,11 @@ def test_every_setting_is_documented(settings: type) -> None:
     names = {field.name for field in dataclasses.fields(settings)} - FOUND
     documented = re.findall(r"`([a-z0-9_]+)`", CONFIGURATION)
     assert names <= set(documented)
+
+
+def test_the_endpoints_that_a_key_can_name_are_documented() -> None:
+    [row] = re.findall(r"^\| `endpoints` \|.*", CONFIGURATION, re.MULTILINE)
+    assert ", ".join(f"`{name}`" for name in SURFACES) in row
 
 
 def test_every_documented_setting_exists() -> None:

@@ -23,6 +23,7 @@ from wrapper.cli.check_models import (
     summary,
 )
 from wrapper.cli.key_list import contents
+from wrapper.cli.key_options import endpoint_notes
 from wrapper.config import (
     ApiKey,
     ConfigError,
@@ -195,6 +196,7 @@ def _key_notes(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
             yield f"keys.{name}: the old secret is refused: keys rotate {name} --end removes it"
         elif key.old_sha256 is not None and key.rotated_until is None:
             yield f"keys.{name} has two valid secrets without an end: write rotated_until"
+    yield from endpoint_notes(settings.keys)
     for name, group in settings.groups.items():
         if not any(key.group == name for key in settings.keys.values()):
             yield f"groups.{name} has no keys"

@@ -23,6 +23,7 @@ from wrapper.config import ApiKey, ConfigError, keyfile, keys_path, load_key_fil
 from wrapper.config.keys import NOTHING
 from wrapper.config.limits import MAX_LIMITS
 from wrapper.config.settings import BUDGET_PERIODS
+from wrapper.endpoints import SURFACES
 
 if TYPE_CHECKING:
     from wrapper.cli import Subparsers
@@ -77,7 +78,8 @@ def add_parser(actions: Subparsers) -> None:
         nargs="+",
         type=endpoint_list,
         metavar="NAME",
-        help="endpoints that need permission, such as fine_tuning",
+        help="endpoints that keys with a budget or a list of models may call only where they are"
+        f" named: {', '.join(SURFACES)}",
     )
     parser.add_argument("--group", type=key_name, metavar="GROUP", help="a group of the keys file")
     parser.add_argument("--owner", type=short_line, metavar="TEXT", help="who answers for the key")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import datetime
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 
-from wrapper.config.keys import SHORT_LINE, is_endpoint, is_short_line, wrong_name
+from wrapper.cli import count
+from wrapper.config import ApiKey
+from wrapper.config.keys import SHORT_LINE, is_short_line, wrong_name
 from wrapper.config.limits import MAX_BUDGET, MIN_BUDGET
+from wrapper.config.problems import quote, suggest
 from wrapper.config.settings import is_broken_glob
+from wrapper.endpoints import SURFACES
 
 MAX_OVERLAP = datetime.timedelta(days=366)
 
@@ -46,9 +50,30 @@ def model_list(text: str) -> list[str]:
 def endpoint_list(text: str) -> list[str]:
     """Endpoints that need permission, separated by commas."""
     names = [name.strip() for name in text.split(",")]
-    if not all(map(is_endpoint, names)):
-        raise argparse.ArgumentTypeError("not the name of an endpoint, such as fine_tuning")
+    for name in names:
+        if name not in SURFACES:
+            raise argparse.ArgumentTypeError(_unknown_endpoint(name))
     return names
+
+
+def _unknown_endpoint(name: str) -> str:
+    hint, known = suggest(name, SURFACES), f"known are: {', '.join(SURFACES)}"
+    hints = known if hint == known else f"{hint} {known.capitalize()}"
+    return f"no endpoint that needs permission is called {quote(name)}; {hints}"
+
+
+def endpoint_notes(keys: Mapping[str, ApiKey]) -> Iterator[str]:
+    """The endpoints of `keys` that do not exist. They allow nothing, so they are no problem: a keys
+    file that an older or a newer gateway accepts stays valid.
+    """
+    found: dict[str, list[str]] = {}
+    for key in keys.values():
+        for name in key.endpoints:
+            if name not in SURFACES:
+                found.setdefault(name, []).append(key.name)
+    for name, (first, *others) in found.items():
+        more = f" and {count(len(others), 'other key')}" if others else ""
+        yield f"keys.{first}.endpoints{more}: {_unknown_endpoint(name)}"
 
 
 def limit_up_to(high: int) -> Callable[[str], int]:

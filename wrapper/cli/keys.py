@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wrapper.cli import examples, key_change, key_create, key_diff, key_list, litellm
+from wrapper.cli.key_options import endpoint_notes
 from wrapper.config import keys_path
 
 if TYPE_CHECKING:
@@ -69,4 +70,6 @@ def run_check(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     path = args.file or keys_path(environ)
     found = key_list.read_file(path)
     print(f"{path}: {key_list.contents(found)}, no problems")
+    for note in endpoint_notes(found.keys):
+        print(f"note: {note}")
     return 0
