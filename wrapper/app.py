@@ -20,10 +20,10 @@ from werkzeug.exceptions import HTTPException
 
 from wrapper import errors
 from wrapper.blueprints import chat, models, openai, openapi, ops, passthrough
-from wrapper.cancellation import CancelScope, in_pieces
+from wrapper.cancellation import PIECE, CancelScope, in_pieces
 from wrapper.config import Settings
 from wrapper.metering.pricing import Prices
-from wrapper.proxy.body import PIECE, close_after, content_length
+from wrapper.proxy.body import close_after, content_length
 from wrapper.proxy.finalize import finalize
 from wrapper.proxy.request import split_target
 from wrapper.proxy.response import StreamedResponse

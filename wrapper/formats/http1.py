@@ -49,13 +49,13 @@ READ = frozenset(
 """The headers of a response that are read; the others only pass."""
 
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: (.*))?", re.DOTALL)
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # White space around the value is stripped afterwards: were it matched here, a long run of it before
 # a control character would be divided in every possible way, for minutes.
-_HEADER_LINE = re.compile(_TOKEN.pattern.encode() + rb":[\t\x20-\x7e\x80-\xff]*")
+_HEADER_LINE = re.compile(TOKEN.pattern.encode() + rb":[\t\x20-\x7e\x80-\xff]*")
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
-_NO_CONTROLS = bytes(set(range(256)) - set(_CONTROLS))
-_LENGTH = re.compile("[0-9]{1,15}")
+NO_CONTROLS = bytes(set(range(256)) - set(_CONTROLS))
+LENGTH = re.compile("[0-9]{1,15}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 
 # What nearly every chunk-size line is: no extension, and not the last chunk.
@@ -314,7 +314,7 @@ class Connection:
 
 def _read_as(name: str) -> str:
     """What of `READ` a header's name is, or nothing."""
-    if _TOKEN.fullmatch(name) is None:
+    if TOKEN.fullmatch(name) is None:
         raise ProtocolError("a malformed header line")
     lower = name.lower()
     return lower if lower in READ else ""
@@ -344,7 +344,7 @@ def parse_head(data: bytes, method: str) -> Head:
     is_11, status, reason = _STATUS_LINES[first_line] if is_known else _status_line(first_line)
     # What is left without all characters that may stand in a line: its ends, and nothing else. An
     # expression that looks at each character takes ten times as long.
-    if data.translate(None, _NO_CONTROLS) != b"\r\n" * len(lines):
+    if data.translate(None, NO_CONTROLS) != b"\r\n" * len(lines):
         raise ProtocolError("a control character in the head")
     headers: Headers = []
     first: dict[str, str] = {}
@@ -363,7 +363,7 @@ def parse_head(data: bytes, method: str) -> Head:
     length, coding = first.get("content-length"), first.get("transfer-encoding")
     if coding is not None and (coding.lower() != "chunked" or length is not None or not is_11):
         raise ProtocolError("Transfer-Encoding that cannot be trusted")
-    if length is not None and _LENGTH.fullmatch(length) is None:
+    if length is not None and LENGTH.fullmatch(length) is None:
         raise ProtocolError("Content-Length that cannot be trusted")
     bodiless = method == "HEAD" or status < 200 or status in (204, 304)
     # That no body follows these is presumed. One that does, a moment later, would be read as the

@@ -22,7 +22,7 @@ from wrapper.cancellation import yield_if_due
 from wrapper.capacity import Holding, has_room
 from wrapper.formats.multipart import FieldFinder
 
-PIECE: Final = 65536
+PIECE: Final = 65536  # bytes of a body that are read at once
 # Chunks may be of one byte each, and cost a microsecond or two then.
 CHUNKED_PIECE: Final = 16384
 IN_MEMORY: Final = 1 << 20  # bytes of a form that may be kept in memory

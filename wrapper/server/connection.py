@@ -40,6 +40,7 @@ from gunicorn.http.unreader import SocketUnreader
 
 from wrapper.cancellation import STOOD_STILL, yield_if_due
 from wrapper.config import Server
+from wrapper.proxy.body import PIECE
 from wrapper.proxy.timeouts import HEAD
 from wrapper.server.head import LONGEST, MOST_FIELDS, read_head, without_root
 from wrapper.server.response import Response
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("wrapper")
 
-PIECE: Final = 65536  # bytes that are read at once
 PIPELINED_IN_A_ROW: Final = 8  # requests of one connection, before others are served
 LINGER_SECONDS: Final = 2
 SLOW_SECONDS: Final = 0.5  # a response of the gateway itself has been sent within this time

@@ -16,8 +16,9 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from wrapper.formats.http1 import LENGTH, NO_CONTROLS, TOKEN
 from wrapper.formats.lookup import Lookup
-from wrapper.server.strict_request import HOST, LENGTH
+from wrapper.server.strict_request import HOST
 from wrapper.upstream.headers import UNDERSCORE
 
 LONGEST: Final = 8000  # bytes of a head that is read here
@@ -27,9 +28,6 @@ MOST_FIELDS: Final = 100
 _REQUEST_LINE: Final = re.compile(
     r"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/(?!/)[!\"$-~]*) HTTP/1\.1"
 )
-_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_CONTROLS: Final = bytes([*range(9), *range(10, 32), 127])
-_NO_CONTROLS: Final = bytes(set(range(256)) - set(_CONTROLS))
 _LINE_ENDS: Final = [b"\r\n" * count for count in range(MOST_FIELDS + 1)]
 
 
@@ -49,7 +47,7 @@ def read_head(head: bytes, base: dict[str, Any], root: str) -> dict[str, Any] | 
     """
     first, *lines = head.decode("latin-1").split("\r\n")
     count = len(lines)
-    if count > MOST_FIELDS or head.translate(None, _NO_CONTROLS) != _LINE_ENDS[count]:
+    if count > MOST_FIELDS or head.translate(None, NO_CONTROLS) != _LINE_ENDS[count]:
         return None
     is_known = len(first) <= LONGEST_KNOWN and "?" not in first
     line = _known_line(first, root) if is_known else _request_line(first, root)
@@ -101,7 +99,7 @@ _known_line: Final = lru_cache(maxsize=256)(_request_line)
 
 def _key(name: str) -> str:
     """What a header is called in an environment; empty for what is no name."""
-    if _TOKEN.fullmatch(name) is None:
+    if TOKEN.fullmatch(name) is None:
         return ""
     key = name.upper().replace("_", UNDERSCORE).replace("-", "_")
     return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key

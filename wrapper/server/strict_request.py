@@ -14,12 +14,12 @@ from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.errors import InvalidHeader, InvalidRequestLine, ObsoleteFolding
 from gunicorn.http.message import Request
 
+from wrapper.formats.http1 import LENGTH
 from wrapper.upstream.headers import UNDERSCORE
 
 _INVALID_TARGET = re.compile(rb"[A-Z]+ /[^ \r\n]*[\x00-\x1f\x7f-\xff][^ \r\n]* HTTP/1\.[01]\b")
 # RFC 9110 section 7.2: uri-host [":" port] of RFC 3986 section 3.2.2; the host may be empty.
 HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
-LENGTH = re.compile("[0-9]{1,15}")
 
 
 class InvalidTarget(InvalidRequestLine):  # type: ignore[misc]  # gunicorn has no types

@@ -24,10 +24,11 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
+from wrapper.proxy.body import PIECE
 from wrapper.proxy.deferred import remember_waiting
 from wrapper.runtime import Runtime, runtime_of
 from wrapper.server import lifecycle
-from wrapper.server.connection import PIECE, Connection, Connections, linger
+from wrapper.server.connection import Connection, Connections, linger
 from wrapper.server.malformed import malformed_response
 from wrapper.server.watchdog import Watchdog
 from wrapper.store import StoreError
