@@ -314,6 +314,24 @@ def test_a_request_above_the_whole_limit_is_never_to_be_retried(
     assert no.header("retry-after") is None
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/vector_stores", {"name": "a"}),
+        ("/v1/embeddings", {"model": "text-embedding-3-small", "input": "a"}),
+        ("/v1/moderations", {"model": "omni-moderation-latest", "input": "a"}),
+    ],
+)
+def test_no_output_is_reserved_or_asked_to_be_limited_where_no_model_writes(
+    make: Make, path: str, body: dict[str, Any]
+) -> None:
+    app = make({"web": {"tokens_per_minute": 500}})
+    assert chat.call(app, json.dumps(body).encode(), target=path, key="web").status == 200
+    large = json.dumps({**body, "metadata": {"a": "b" * 500}}).encode()
+    no = chat.call(app, large, target=path, key="web")
+    assert refused(no)["message"].endswith("The request alone may use more: send less.")
+
+
 # --- headers ------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,12 @@ class Endpoint:
     socket: bool = False
 
     @property
+    def limits_output(self) -> bool:
+        """Whether a request can say how many tokens the model may write."""
+        media = self.by_character or self.creates == "video"
+        return not (self.input_only or media or self.path.startswith(("/audio/", "/images/")))
+
+    @property
     def usage(self) -> str:
         """How a 2xx response to such a request is metered, for documentation."""
         if self.creates == "batch":
@@ -115,7 +121,7 @@ ENDPOINTS: Final = (
     Endpoint("/completions", json_body=True, metered=True, ask_stream_usage=True),
     Endpoint("/responses", json_body=True, metered=True, creates="response"),
     Endpoint("/responses/compact", json_body=True, metered=True),
-    Endpoint("/responses/input_tokens"),
+    Endpoint("/responses/input_tokens", input_only=True),
     Endpoint("/responses/{id}/cancel", reports_stored_usage=True, shows="response"),
     Endpoint("/embeddings", json_body=True, metered=True, input_only=True),
     Endpoint("/audio/transcriptions", metered=True, unreported=NOT_REPORTED),
@@ -124,23 +130,29 @@ ENDPOINTS: Final = (
     Endpoint("/images/generations", json_body=True, metered=True),
     Endpoint("/images/edits", metered=True),
     Endpoint("/images/variations", metered=True),
-    Endpoint("/moderations"),
-    Endpoint("/rerank", json_body=True, metered=True),
+    Endpoint("/moderations", input_only=True),
+    Endpoint("/rerank", json_body=True, metered=True, input_only=True),
     Endpoint("/videos", metered=True, default_model=True, creates="video"),
     Endpoint("/videos/edits", metered=True, surface="videos", creates="video"),
     Endpoint("/videos/extensions", metered=True, surface="videos", creates="video"),
     Endpoint("/remix", metered=True, surface="videos", creates="video"),
-    Endpoint("/files", creates="file"),
-    Endpoint("/uploads", creates="upload"),
-    Endpoint("/uploads/{rest}"),
-    Endpoint("/vector_stores", creates="vector_store"),
-    Endpoint("/vector_stores/{id}"),
-    Endpoint("/vector_stores/{id}/files/{rest}"),
-    Endpoint("/vector_stores/{id}/file_batches/{rest}"),
-    Endpoint("/conversations", creates="conversation"),
-    Endpoint("/conversations/{rest}"),
-    Endpoint("/containers", surface="containers", unreported=NO_USAGE, creates="container"),
-    Endpoint("/containers/{rest}"),
+    Endpoint("/files", creates="file", input_only=True),
+    Endpoint("/uploads", creates="upload", input_only=True),
+    Endpoint("/uploads/{rest}", input_only=True),
+    Endpoint("/vector_stores", creates="vector_store", input_only=True),
+    Endpoint("/vector_stores/{id}", input_only=True),
+    Endpoint("/vector_stores/{id}/files/{rest}", input_only=True),
+    Endpoint("/vector_stores/{id}/file_batches/{rest}", input_only=True),
+    Endpoint("/conversations", creates="conversation", input_only=True),
+    Endpoint("/conversations/{rest}", input_only=True),
+    Endpoint(
+        "/containers",
+        surface="containers",
+        unreported=NO_USAGE,
+        creates="container",
+        input_only=True,
+    ),
+    Endpoint("/containers/{rest}", input_only=True),
     Endpoint("/assistants", creates="assistant"),
     Endpoint("/assistants/{id}"),
     Endpoint(
@@ -149,12 +161,12 @@ ENDPOINTS: Final = (
     Endpoint("/fine_tuning/jobs/{rest}"),
     Endpoint("/evals", surface="evals", creates="eval"),
     Endpoint("/evals/{id}"),
-    Endpoint("/messages/count_tokens", json_body=True),
+    Endpoint("/messages/count_tokens", json_body=True, input_only=True),
     Endpoint(
         "/messages/batches", surface="batches", reports_stored_usage=True, unreported=DEFERRED
     ),
-    Endpoint("/threads/{id}/messages"),
-    Endpoint("/threads/{id}/messages/{id}"),
+    Endpoint("/threads/{id}/messages", input_only=True),
+    Endpoint("/threads/{id}/messages/{id}", input_only=True),
     Endpoint("/messages", json_body=True, metered=True),
     Endpoint(
         "/batches",
@@ -167,8 +179,8 @@ ENDPOINTS: Final = (
     Endpoint("/runs", surface="assistants", unreported=DEFERRED, creates="run"),
     Endpoint("/runs/{id}", reports_stored_usage=True),
     Endpoint("/runs/{id}/cancel", reports_stored_usage=True),
-    Endpoint("/threads", creates="thread"),
-    Endpoint("/threads/{id}"),
+    Endpoint("/threads", creates="thread", input_only=True),
+    Endpoint("/threads/{id}", input_only=True),
     Endpoint("/graders/run", surface="graders", unreported=NO_USAGE),
     Endpoint("/chatkit/sessions", surface="chatkit", unreported=NO_USAGE),
     Endpoint("/realtime", surface="realtime", unreported=NO_USAGE),
@@ -193,8 +205,8 @@ ENDPOINTS: Final = (
     # Ollama's own API, which a local provider may speak beside OpenAI's.
     Endpoint("/api/chat", json_body=True, metered=True),
     Endpoint("/api/generate", json_body=True, metered=True),
-    Endpoint("/api/embed", json_body=True, metered=True),
-    Endpoint("/api/embeddings", json_body=True, unreported=NOT_REPORTED),
+    Endpoint("/api/embed", json_body=True, metered=True, input_only=True),
+    Endpoint("/api/embeddings", json_body=True, unreported=NOT_REPORTED, input_only=True),
     Endpoint("/api/show"),
     Endpoint("/api/pull"),
     Endpoint("/api/push"),

@@ -25,6 +25,7 @@ from wrapper import errors
 from wrapper.admission import KeyLimits, output_limit
 from wrapper.auth import Principal
 from wrapper.config.problems import quote
+from wrapper.endpoints import Endpoint
 from wrapper.metering import PICO
 from wrapper.metering.bounds import MEDIA_BYTES_PER_SECOND, MEDIA_BYTES_PER_TOKEN, whole
 from wrapper.metering.dialects import DECODING_ERRORS
@@ -80,7 +81,7 @@ def admit(
             lease = context.runtime.admission.admit(place.subjects, demand)
         except Refused as refusal:
             if refusal.subject is not place.account:
-                raise limit_exceeded(refusal) from None
+                raise limit_exceeded(refusal, request.endpoint) from None
             full.append(refusal)
             continue
         except StoreError as error:
@@ -91,7 +92,7 @@ def admit(
         context.record.lease = lease
         context.record.dry_run += [_code(violation.reason) for violation in lease.dry_run]
         return attempts[index:]
-    raise limit_exceeded(min(full, key=_lasts))
+    raise limit_exceeded(min(full, key=_lasts), request.endpoint)
 
 
 def move(context: RequestContext, attempt: UpstreamAttempt) -> None:
@@ -117,7 +118,7 @@ def move(context: RequestContext, attempt: UpstreamAttempt) -> None:
             raise errors.StoreUnavailable() from None
 
 
-def limit_exceeded(refusal: Refused) -> errors.GatewayError:
+def limit_exceeded(refusal: Refused, endpoint: Endpoint) -> errors.GatewayError:
     """The error for a refusal, with the headers that tell the client when to come again.
 
     What the account of a provider has left is told to nobody: it is the operator's.
@@ -129,15 +130,16 @@ def limit_exceeded(refusal: Refused) -> errors.GatewayError:
         "provider": f"the gateway's account at {name!r}",
     }[kind]
     account = kind == "provider"
+    smaller = "limit its output (max_completion_tokens)" if endpoint.limits_output else "send less"
     if refusal.reason == "budget":
-        return _budget_exceeded(refusal, of, account=account)
+        return _budget_exceeded(refusal, of, smaller, account=account)
     what = {
         "requests": "requests per minute",
         "tokens": "tokens per minute",
         "concurrency": "concurrent requests",
     }[refusal.reason]
     if refusal.never:
-        again = "The request alone may use more: limit its output (max_completion_tokens)."
+        again = f"The request alone may use more: {smaller}."
     else:
         again = f"Try again in {refusal.retry_after} s."
     use = what if account else f"{refusal.used} of {refusal.limit} {what} in use"
@@ -150,7 +152,9 @@ def limit_exceeded(refusal: Refused) -> errors.GatewayError:
     )
 
 
-def _budget_exceeded(refusal: Refused, of: str, *, account: bool) -> errors.InsufficientQuota:
+def _budget_exceeded(
+    refusal: Refused, of: str, smaller: str, *, account: bool
+) -> errors.InsufficientQuota:
     use = f"{_usd(refusal.used)} of {_usd(refusal.limit)} USD in use"
     retry_after = None
     if refusal.reserved:
@@ -159,7 +163,7 @@ def _budget_exceeded(refusal: Refused, of: str, *, account: bool) -> errors.Insu
         use += " by requests in progress"
         again, retry_after = " Try again shortly.", refusal.retry_after
     elif refusal.never:
-        again = " This request alone may cost more: limit its output (max_completion_tokens)."
+        again = f" This request alone may cost more: {smaller}."
     elif refusal.retry_after is not None:
         # Periods begin at midnight, UTC; the seconds until then are rounded.
         midnight = round((time.time() + refusal.retry_after) / 86_400) * 86_400

@@ -186,7 +186,7 @@ class SocketUsage:
         except Refused as refusal:
             if record.unmetered is not None:  # it costs the estimate that the socket has
                 record.lease, socket.lease = socket.lease, None
-            return limit_exceeded(refusal)
+            return limit_exceeded(refusal, record.endpoint)
         except StoreError as error:
             self._context.runtime.store_failed(error)
             return None if key.store_failure == "allow" else errors.StoreUnavailable()
