@@ -59,7 +59,7 @@ EXPOSED = [
         for unit in ("requests", "tokens")
     ),
 ]
-DRAINED_BYTES = 65536
+DISCARDED_BYTES = 65536
 _VARY = [("Vary", "Origin")]
 
 
@@ -145,9 +145,9 @@ class GatewayApp(Flask):
         tokens = _cv_app.set(self._app_context), _cv_request.set(context)  # type: ignore[arg-type]
         try:
             try:
-                response = _finished(context, view())
+                response = _with_record(context, view())
             except Exception as error:  # noqa: BLE001
-                response = _finished(context, _refusal(context, error))
+                response = _with_record(context, _refusal(context, error))
             try:
                 return response(environ, start_response)
             except Exception:
@@ -197,7 +197,7 @@ def _refusing(error: Exception) -> View:
     return refuse
 
 
-def _finished(
+def _with_record(
     context: RequestContext, response: Response | StreamedResponse
 ) -> Response | StreamedResponse:
     """The response with what every one has, and with the end of its record at its own end."""
@@ -214,7 +214,7 @@ def _finished(
         response.headers.setdefault("x-request-id", record.request_id)
         response.call_on_close(end)
     if record.content is None or not record.content.ended:
-        _discard_body(context)
+        _close_if_body_is_left(context)
     origins = context.snapshot.settings.server.cors_origins
     if origins and record.path != "/metrics":  # no page may read the keys' names
         response.headers.extend(_VARY)  # without an Origin there are no CORS headers
@@ -243,7 +243,7 @@ def create_app(settings: Settings, prices: Prices, log_level: str = "info") -> G
     return app
 
 
-def _discard_body(context: RequestContext) -> None:
+def _close_if_body_is_left(context: RequestContext) -> None:
     """Close the connection after the response where the request's body was not read to its end.
 
     A small one that was not begun is left: the server reads and discards it before the next
@@ -253,7 +253,7 @@ def _discard_body(context: RequestContext) -> None:
         close_after(context.environ)
         return
     length = content_length(context.environ)
-    if length is None or length > DRAINED_BYTES:
+    if length is None or length > DISCARDED_BYTES:
         close_after(context.environ)
 
 

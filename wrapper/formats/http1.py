@@ -85,7 +85,7 @@ class Disconnected(ProtocolError):
     """The peer closed before its response was complete."""
 
 
-class Unanswered(Disconnected):
+class NoResponse(Disconnected):
     """The peer closed, or `reset` the connection, before the first byte of a response."""
 
     def __init__(self, message: str, *, reset: bool = False) -> None:
@@ -113,7 +113,7 @@ class Connection:
     """One TCP or TLS connection to `host:port`, used for one request at a time."""
 
     __slots__ = (
-        *("_acked", "_ahead", "_drained", "_most", "_recv", "_sent", "_timeout", "_wait"),
+        *("_acked", "_ahead", "_emptied", "_most", "_recv", "_sent", "_timeout", "_wait"),
         *("_written", "idle_since", "reusable", "sock"),
     )
 
@@ -131,7 +131,7 @@ class Connection:
         # A read that gives less has taken all that was there. OpenSSL gives the rest of one record,
         # and reads none ahead.
         self._most = TLS_RECORD if is_tls else READ_SIZE
-        self._drained = False  # the last read took all that was there
+        self._emptied = False  # the last read took all that was there
         self._ahead = b""
         self._timeout: float | None = -1  # as set here; -1: it has not been
         self.reusable = False
@@ -172,7 +172,7 @@ class Connection:
         acknowledges nothing of it. (A reset says nothing: a peer that has read a request may
         send one without acknowledging anything.)
         """
-        if not self.idle_since or not isinstance(error, Unanswered):
+        if not self.idle_since or not isinstance(error, NoResponse):
             return False
         if not self._written:
             return True
@@ -243,11 +243,11 @@ class Connection:
         if self._ahead:
             data, self._ahead = self._ahead, b""
             return data
-        if self._drained and self._wait is not None:
+        if self._emptied and self._wait is not None:
             # `recv` would ask the system in vain first, for each event of a stream.
             self._wait(self.sock, self._timeout)
         data = self.sock.recv(READ_SIZE)
-        self._drained = len(data) < self._most
+        self._emptied = len(data) < self._most
         return data
 
     @property
@@ -261,7 +261,7 @@ class Connection:
             data: bytes = self._recv(READ_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError):
             return None
-        self._drained = len(data) < self._most
+        self._emptied = len(data) < self._most
         return data
 
     def unread(self, data: bytes) -> None:
@@ -295,9 +295,9 @@ class Connection:
         except ssl.SSLEOFError:  # closed without TLS's close_notify
             data = b""
         except (ConnectionResetError, BrokenPipeError):
-            raise Unanswered("connection reset by peer", reset=True) from None
+            raise NoResponse("connection reset by peer", reset=True) from None
         if not data:
-            raise Unanswered("closed without a response")
+            raise NoResponse("closed without a response")
         end = data.find(b"\r\n\r\n")
         while end < 0:
             if len(data) > MAX_HEAD:

@@ -56,7 +56,7 @@ from wrapper.upstream import Upstream, UpstreamResponse
 
 log = logging.getLogger("wrapper")
 
-_ASKED = "retry-after"
+_RETRY_AFTER = "retry-after"
 _REFUSED = (400, 422)
 
 
@@ -73,7 +73,9 @@ def note_failure(
         if not isinstance(failure, errors.UpstreamUnreachable | errors.UpstreamTimeout):
             return
     elif failure.status == 429:
-        asked = next((value for name, value in failure.headers if name.lower() == _ASKED), None)
+        asked = next(
+            (value for name, value in failure.headers if name.lower() == _RETRY_AFTER), None
+        )
         if asked is None:
             return
     seconds = upstream.cooldown.failed(asked)

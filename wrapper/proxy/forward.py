@@ -68,7 +68,7 @@ def forward(
                 if last or not may_fail_over(request, forwarded.response.status):
                     beginning = Beginning(forwarded.response, forwarded.first)
                     if not beginning.is_enough:
-                        forwarded = _begin(context, request, forwarded, beginning)
+                        forwarded = _read_beginning(context, request, forwarded, beginning)
                     if last or not beginning.is_failure() or request.body_is_consumed:
                         return forwarded
                     context.record.upstream_failed("error_event")
@@ -125,7 +125,7 @@ def _attempt(
     return forwarded
 
 
-def _begin(
+def _read_beginning(
     context: RequestContext, request: ProxyRequest, forwarded: Forwarded, beginning: Beginning
 ) -> Forwarded:
     """The response with as much of its body as has to be there before its head goes down."""

@@ -40,8 +40,8 @@ class Pump:
     """
 
     __slots__ = (
-        *("_client", "_connection", "_extractor", "_is_sent", "_moved", "_record", "_scope"),
-        *("_upstream", "_vain", "busy"),
+        *("_body", "_client", "_connection", "_extractor", "_is_sent", "_moved", "_record"),
+        *("_scope", "_vain", "busy"),
     )
 
     def __init__(
@@ -49,7 +49,7 @@ class Pump:
     ) -> None:
         self._record = context.record
         self._scope = context.scope
-        self._upstream = body
+        self._body = body
         self._connection = body.connection
         self._extractor = extractor
         self._client = client
@@ -91,7 +91,7 @@ class Pump:
             return True
         if data is None:
             return False
-        size = self._upstream.size_of_chunks(data)
+        size = self._body.size_of_chunks(data)
         if not size or self._scope.client_left or not self._extractor.passes(data):
             self._connection.unread(data)
             return True

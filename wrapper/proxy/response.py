@@ -207,7 +207,7 @@ class StreamingBody:
         self._first = forwarded.first
         self._extractor = extractor
         self._feed: Callable[[bytes], bytes] = extractor.feed
-        self._upstream = context.record.upstream  # when the first byte had come
+        self._upstream_at_first_byte = context.record.upstream
         if context.record.stream:
             self._feed = self._feed_until_content
         self._error_event = error_event
@@ -290,7 +290,7 @@ class StreamingBody:
             if isinstance(self._extractor, StreamExtractor):
                 self._extractor.marker = begins
             if record.ttft is not None:
-                record.ttft += record.upstream - self._upstream
+                record.ttft += record.upstream - self._upstream_at_first_byte
             self._feed = self._extractor.feed
             body, extractor = self._response.body, self._extractor
             if (

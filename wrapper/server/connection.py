@@ -58,7 +58,7 @@ IDLE_SECONDS: Final = 0.5  # a head that is being sent arrives within this time
 
 clock = time.monotonic
 
-_USUAL: Final = "HTTP/1.1"
+_HTTP_1_1: Final = "HTTP/1.1"
 
 
 class WaitedTooLong(BaseException):
@@ -102,21 +102,21 @@ class Connections:
         if connection in self.waiting and clock() >= connection.deadline:
             connection.greenlet.throw(WaitedTooLong())
 
-    def make_room(self, proxied: Callable[[], set[Any]]) -> None:
+    def make_room(self, in_progress: Callable[[], set[Any]]) -> None:
         """Close connections before there is no place for another one, health checks among them.
 
         Those go first that have waited longest for a request, be they idle or slow to send its
-        head, then those that take their time with a response of the gateway itself. What is with
-        a provider stays (`proxied` gives its greenlets): `max_in_flight` bounds it.
+        head, then those that take their time with a response of the gateway itself. Proxy requests
+        stay (`in_progress` gives their greenlets): `max_in_flight` bounds them.
         """
         too_many = len(self._open) - self._most
         if too_many <= 0:
             return
-        with_provider, slow = proxied(), clock() - SLOW_SECONDS
+        greenlets, slow = in_progress(), clock() - SLOW_SECONDS
         responding = [
             each
             for each in self._open
-            if each not in self.waiting and each.since < slow and each.greenlet not in with_provider
+            if each not in self.waiting and each.since < slow and each.greenlet not in greenlets
         ]
         responding.sort(key=lambda each: each.since)
         for connection in [*self.waiting, *responding][:too_many]:
@@ -150,7 +150,7 @@ class Connection:
         self.since = clock()
         self.deadline = math.inf
         self.keeps = True
-        self.method, self.version = "", _USUAL
+        self.method, self.version = "", _HTTP_1_1
         self._worker, self._cfg, self._connections = worker, cfg, connections
         self._client, self._server = client, server
         self._keepalive = cfg.keepalive
@@ -164,7 +164,8 @@ class Connection:
         is_plain = type(sock) is gevent.socket.socket
         self._wait = partial(get_hub().wait, sock._read_event) if is_plain else None
         # What all environments of the connection have: `read_head` copies it, in one step.
-        self._base = {"gunicorn.socket": sock, "wsgi.url_scheme": "http", "SERVER_PROTOCOL": _USUAL}
+        self._base = {"gunicorn.socket": sock, "wsgi.url_scheme": "http"}
+        self._base |= {"SERVER_PROTOCOL": _HTTP_1_1}
         if is_plain and isinstance(client, tuple) and isinstance(server, tuple):
             self._base |= {"REMOTE_ADDR": client[0], "REMOTE_PORT": str(client[1])}
             self._base |= {"SERVER_NAME": server[0], "SERVER_PORT": str(server[1])}
@@ -192,7 +193,7 @@ class Connection:
                 goes_on = self._respond(environ)
             except (TimeoutError, ConnectionResetError) as error:
                 # The client reads no more or has gone, or the response broke off.
-                if self.version != _USUAL:
+                if self.version != _HTTP_1_1:
                     reset(self.sock)
                 if not isinstance(error, TimeoutError):
                     raise
@@ -230,7 +231,7 @@ class Connection:
         finally:
             waiting.pop(self, None)
             self.since = clock()
-        self.method, self.version = environ["REQUEST_METHOD"], _USUAL
+        self.method, self.version = environ["REQUEST_METHOD"], _HTTP_1_1
         self.keeps = not says_close(environ.get("HTTP_CONNECTION", ""))
         self._input = environ["wsgi.input"] = Input(self, int(environ.get("CONTENT_LENGTH", 0)))
         return environ

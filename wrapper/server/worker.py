@@ -51,7 +51,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(*args, **kwargs)
         self.wsgi: Any = None  # the application, from `load_wsgi` on
         self._quitting = False
-        self._stop_asking: Callable[[], None] = lambda: None
+        self._stop_asker: Callable[[], None] = lambda: None
         self._connections = Connections(self.worker_connections * 5 // 6)
         self._lost_lines = getattr(sys.stderr, "lost", 0)  # in the master, before
 
@@ -78,13 +78,13 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         gevent.get_hub().loop.install_sigchld()
         for listener in self.sockets:
             bound_unsent(listener)
-        self._stop_asking = lifecycle.start_worker(self.runtime, is_first=self.age == 1)
+        self._stop_asker = lifecycle.start_worker(self.runtime, is_first=self.age == 1)
         gevent.spawn(self._drain_at_stop)
         Watchdog(self.runtime.telemetry.event_loop_lagged, self._look_around).start()
 
     def interrupt(self) -> None:
         """Ctrl-C or SIGQUIT: end open requests with an error event and record them, do not wait."""
-        self._stop_asking()
+        self._stop_asker()
         scopes = self.runtime.scopes
         scopes.drain()
         for _ in range(QUIT_DRAIN_TURNS):  # a time would be over where the machine stands still
@@ -141,7 +141,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         connection = Connection(self, connections, client, addr, listener.getsockname())
         connections.opened(connection)
         try:
-            connections.make_room(self._with_providers)
+            connections.make_room(self._in_progress)
             connection.serve()
             self.log.debug("Closing connection.")
         except NoMoreData:
@@ -158,13 +158,13 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             connection.forget()
             util.close(client)
 
-    def _with_providers(self) -> set[Any]:
+    def _in_progress(self) -> set[Any]:
         return {scope.greenlet for scope in self.runtime.scopes}
 
     def _look_around(self, late: float) -> None:
         """Called several times a second, `late` seconds later than planned."""
         self._connections.sweep(late)
-        self._connections.make_room(self._with_providers)
+        self._connections.make_room(self._in_progress)
         lost = getattr(sys.stderr, "lost", 0)
         if lost > self._lost_lines:
             self.runtime.telemetry.lines_lost(lost - self._lost_lines)
@@ -176,7 +176,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """
         while self.alive:
             gevent.sleep(0.5)
-        self._stop_asking()
+        self._stop_asker()
         grace = self.cfg.graceful_timeout
         end = time.monotonic() + max(grace - DRAIN_AHEAD, grace / 2)
         while time.monotonic() < end:

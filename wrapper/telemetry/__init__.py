@@ -162,12 +162,12 @@ class Telemetry:
             metrics.UNSETTLED.inc(-1)
 
     def ledger_model(self, record: RequestRecord) -> str:
-        """The model as the usage table books it.
+        """The model as the usage table records it.
 
         The true name where a provider responded 2xx, where the configuration or the price list
         has the name, or where it is a metric label already. `other` for any other name, so that
         failing requests with made-up names do not add rows; `none` without a name.
-        No migration: `other` rows of earlier versions, which booked the label, stay as they are.
+        No migration: `other` rows of earlier versions, which recorded the label, stay as they are.
         """
         name = record.model
         if not name:
@@ -183,7 +183,7 @@ class Telemetry:
         return name if name in (NO_MODEL, OTHER) or self.models.add(name) else OTHER
 
     def tag(self, key: str, tag: str) -> str:
-        """The tag of a key's request as the ledger books it: `other` beyond what a key may have."""
+        """The tag of a key's request in the ledger: `other` beyond what a key may have."""
         return self._tags.of(key, tag)
 
     def store_failed(self) -> None:
@@ -193,7 +193,7 @@ class Telemetry:
     def count(
         self, record: RequestRecord, model: str, *, proxy_request: bool, metering: bool
     ) -> None:
-        """Count a finished record, whose model the ledger books as `model`.
+        """Count a finished record, whose model the ledger records as `model`.
 
         `proxy_request`: a caller's request for a provider was forwarded or refused. `metering`:
         usage is metered.
@@ -278,7 +278,7 @@ class Telemetry:
     def booked(self, record: RequestRecord, model: str) -> None:
         """Count and log what deferred work used, which is no request.
 
-        The ledger books the model as `model`.
+        The ledger records the model as `model`.
         """
         model = self.model_label(model)
         labels = self._series[record.api_key, record.provider, model]

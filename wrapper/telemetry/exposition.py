@@ -240,7 +240,7 @@ def worker_exited(pid: int) -> None:
             if metrics.UNSETTLED_FAMILY in key:
                 unsettled += value
     if unsettled > 0:
-        metrics.LOST.inc(unsettled)
+        metrics.LOST_REQUESTS.inc(unsettled)
     _mark_dead(pid)
     with _locked(fcntl.LOCK_EX):
         for kind in ("counter", "histogram", "summary"):

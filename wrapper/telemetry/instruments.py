@@ -161,7 +161,9 @@ LOOP_LAG = Histogram(
     "How much later than asked a worker's event loop went on, measured ten times a second.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
-LOST = Counter("unsettled_requests", "Proxy requests whose worker died before they were settled.")
+LOST_REQUESTS = Counter(
+    "unsettled_requests", "Proxy requests whose worker died before they were settled."
+)
 CALLS = Series(
     Counter("api_key_requests", "Proxy requests by key and outcome.", (*_KEY_LABELS, "outcome"))
 )

@@ -59,7 +59,7 @@ class ProviderAdapter(BaseAdapter):
         self._idle: deque[http1.Connection] = deque()
         self._keepalive = provider.keepalive
         self._max = provider.max_connections
-        self._open = 0
+        self._in_use = 0
         self._closed = False
         self._authority = origin.netloc
 
@@ -147,7 +147,7 @@ class ProviderAdapter(BaseAdapter):
 
     def release(self, connection: http1.Connection) -> None:
         """Keep a connection whose response was complete, close any other."""
-        self._open -= 1
+        self._in_use -= 1
         if connection.reusable and not self._closed:
             self._idle.append(connection)
         else:
@@ -160,22 +160,22 @@ class ProviderAdapter(BaseAdapter):
             self._idle.pop().close()
 
     def _checkout(self, timeout: float, *, kept: bool) -> http1.Connection:
-        if self._open >= self._max:
+        if self._in_use >= self._max:
             raise PoolFull("all connections are in use")
-        self._open += 1
+        self._in_use += 1
         try:
             return (self._idle_connection() if kept else None) or self._connect(timeout)
         except TimeoutError as error:
-            self._open -= 1
+            self._in_use -= 1
             raise ConnectTimeout(error) from error
         except ssl.SSLError as error:
-            self._open -= 1
+            self._in_use -= 1
             raise SSLError(error) from error
         except (OSError, UnicodeError) as error:  # UnicodeError: a name IDNA cannot spell
-            self._open -= 1
+            self._in_use -= 1
             raise RequestsConnectionError(error) from error
         except BaseException:
-            self._open -= 1
+            self._in_use -= 1
             raise
 
     def _connect(self, timeout: float) -> http1.Connection:
@@ -281,7 +281,7 @@ def _may_resend(method: str, body: Any, connection: http1.Connection, error: Exc
     if not isinstance(body, bytes | None):
         return False  # a body that streams through has been consumed
     if method in _READ_ONLY:
-        return bool(connection.idle_since) and isinstance(error, http1.Unanswered)
+        return bool(connection.idle_since) and isinstance(error, http1.NoResponse)
     return connection.was_dead(error)
 
 

@@ -1,7 +1,7 @@
 """New connections to a provider: its addresses, TLS, and the certificates that are trusted.
 
-Invariant: one dead address of a name costs a moment and not the call. All addresses share one
-time budget; where one has not answered after 250 ms the next is tried beside it, and the first
+Invariant: one dead address of a name delays a request, it does not fail it. All addresses share one
+time budget; where one has not responded after 250 ms the next is tried beside it, and the first
 connection that stands wins (RFC 8305, "Happy Eyeballs").
 
 A thousand connections at the same time look up the name once: the system's resolver is asked in
