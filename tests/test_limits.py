@@ -59,6 +59,10 @@ model = "refused"
 targets = ["refusing:sim-priced"]
 
 [[routes]]
+model = "unpriced-alias"
+targets = ["openai:sim-unheard-of"]
+
+[[routes]]
 model = "*"
 targets = ["openai"]
 
@@ -374,7 +378,11 @@ def test_a_key_with_a_budget_may_not_use_a_model_without_a_price(make: Make) -> 
     no = call(app, model="sim-unheard-of")
     assert no.status == 403
     assert chat.error(no)["code"] == "model_not_priced"
-    assert "[prices." in chat.error(no)["message"]
+    assert chat.error(no)["message"] == (
+        "The price of 'sim-unheard-of' is not known, and a key with a budget may not call it."
+        " Is the name right? GET /v1/models lists the models. The operator can add"
+        ' [prices."sim-unheard-of"] to gateway.toml, or unpriced = "allow" to the key.'
+    )
     for key in ("mate", "free", "dry"):
         assert call(app, key, model="sim-unheard-of").status == 200
     reasons = scrape(app).by("api_key_rejections_total", "api_key", "reason")
@@ -382,6 +390,20 @@ def test_a_key_with_a_budget_may_not_use_a_model_without_a_price(make: Make) -> 
     assert reasons["dry", "model_not_priced_dry_run"] == 1
     get = raw.request(app.port, "GET", "/v1/files", key=app.secrets["web"])
     assert app.exchange(get).status != 403
+
+
+def test_a_model_without_a_price_is_named_as_the_caller_named_it(make: Make) -> None:
+    app = make({"web": {"budget_usd": 1.0}})
+    alias = chat.error(call(app, model="unpriced-alias"))
+    named = "The price of 'sim-unheard-of' (asked for as 'unpriced-alias') is not known"
+    assert alias["message"].startswith(named)
+    long = "x" * 3000
+    assert '[prices."MODEL"]' in chat.error(call(app, model=long))["message"]
+    asked = raw.request(app.port, "POST", "/v1/images/variations", b"{}", key=app.secrets["web"])
+    none = chat.error(app.exchange(asked))
+    assert none["code"] == "model_not_priced"
+    assert "the request names none" in none["message"]
+    assert "[prices" not in none["message"]
 
 
 def test_a_budget_knows_prices_of_more_than_text(make: Make) -> None:

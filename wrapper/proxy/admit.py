@@ -32,6 +32,7 @@ from wrapper.metering.dialects import DECODING_ERRORS
 from wrapper.proxy.batches import BATCH, demand_of_batch
 from wrapper.proxy.body import Body
 from wrapper.proxy.deferred import VIDEO
+from wrapper.proxy.model_access import not_priced
 from wrapper.proxy.request import ProxyRequest
 from wrapper.proxy.targets import UpstreamAttempt
 from wrapper.runtime import RequestContext
@@ -293,7 +294,8 @@ def _demand(
                 continue
         if budgets and (attempt.model or endpoint.metered or endpoint.default_model):
             if budgets.enforced:
-                raise _not_priced(attempt.model)
+                asked = f" (asked for as {quote(request.named_model)})" if attempt.rename else ""
+                raise not_priced(attempt.model, asked)
             context.record.dry_run.append(errors.ModelNotPriced.code)
             budgets = None
     return Demand(size + output, cost)
@@ -328,12 +330,3 @@ def _demand_of_batch(
             raise
         context.record.dry_run.append(error.code)
         return demand_of_batch(context, request, upstream, refuse=False)
-
-
-def _not_priced(model: str) -> errors.ModelNotPriced:
-    name = quote(model) if model else "a model that is not named"
-    return errors.ModelNotPriced(
-        f"This API key has a budget, and the price of {name} is not known: add"
-        ' [prices."MODEL"] to gateway.toml, or unpriced = "allow" to the key.',
-        param="model",
-    )

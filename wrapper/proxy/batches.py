@@ -13,13 +13,12 @@ import msgspec
 
 from wrapper import errors
 from wrapper.auth import Principal
-from wrapper.config.problems import quote
 from wrapper.formats import jsonbytes
 from wrapper.metering import Usage
 from wrapper.metering.batch_output import BATCH_TIER
 from wrapper.metering.dialects import DECODING_ERRORS
 from wrapper.proxy.batch_input import BatchInput, ModelDemand, read_batch_input
-from wrapper.proxy.model_access import check_endpoint
+from wrapper.proxy.model_access import check_endpoint, not_priced
 from wrapper.proxy.request import ProxyRequest
 from wrapper.runtime import RequestContext
 from wrapper.store import Demand, StoreError
@@ -112,11 +111,7 @@ def demand_of_batch(
     for model, demand in found.models.items() if found else ():
         priced = _cost(context, upstream, model, demand)
         if priced is None and refuse:
-            raise errors.ModelNotPriced(
-                f"This API key has a budget, and the price of {quote(model)} in a batch is not"
-                ' known: add [prices."MODEL"] to gateway.toml, or unpriced = "allow" to the key.',
-                param="input_file_id",
-            )
+            raise not_priced(model, " in the batch's input file", param="input_file_id")
         cost += priced or 0
     return bounded(Demand(0, cost))
 

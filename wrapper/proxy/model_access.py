@@ -7,9 +7,12 @@ not look: of such a key everything that may name a model is allowed, or the requ
 
 from __future__ import annotations
 
+import msgspec
+
 from wrapper import errors
 from wrapper.auth import Principal
 from wrapper.cancellation import yield_if_due
+from wrapper.config.problems import quote
 from wrapper.endpoints import ADMIN, WITHOUT_MODEL
 from wrapper.proxy.model_names import (
     NamesTooMany,
@@ -53,6 +56,26 @@ def check_endpoint(context: RequestContext, principal: Principal, request: Proxy
             "This API key has a budget or a list of models, and the gateway cannot see what this"
             f' endpoint uses. The operator can allow it: endpoints = ["{surface}"].'
         )
+
+
+def not_priced(model: str, how: str = "", *, param: str = "model") -> errors.ModelNotPriced:
+    """The error for a model without a known price; `how` is what follows its name. Empty: the
+    request names none.
+    """
+    allow = 'unpriced = "allow" to the key'
+    if not model:
+        return errors.ModelNotPriced(
+            "A key with a budget may call models with a known price only, and the request names"
+            f" none. GET /v1/models lists the models. The operator can add {allow}.",
+            param=param,
+        )
+    named = msgspec.json.encode(model).decode() if len(model) <= MAX_NAME else '"MODEL"'
+    return errors.ModelNotPriced(
+        f"The price of {quote(model)}{how} is not known, and a key with a budget may not call it."
+        " Is the name right? GET /v1/models lists the models. The operator can add"
+        f" [prices.{named}] to gateway.toml, or {allow}.",
+        param=param,
+    )
 
 
 def _check_access(principal: Principal, request: ProxyRequest, path: str, base_path: str) -> None:
