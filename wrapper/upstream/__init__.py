@@ -123,8 +123,8 @@ class Upstream:
         self.host = urlsplit(provider.origin).hostname or ""
         self._adapter = ProviderAdapter(provider)
         self._timeout = (provider.connect_timeout, provider.first_byte_timeout)
-        self._own = _headers(provider)
-        self._open = _headers_for_others(provider)
+        self._configured_headers = _configured_headers(provider)
+        self._headers_for_callers = _headers_for_callers(provider)
         self._credential = _credential(provider)
         self.cooldown = Cooldown(provider.cooldown_seconds)
         self.takes_stream_options: bool | None = None
@@ -144,21 +144,21 @@ class Upstream:
         `headers_up`. `credential` is the caller's own, used instead of the gateway's: then no
         secret of the gateway goes up. Raises the kinds of UpstreamError.
         """
-        own = self._own if credential is None else self._open
-        prepared = with_own(headers, own) if own else {**headers}
+        own = self._configured_headers if credential is None else self._headers_for_callers
+        sent = with_own(headers, own) if own else {**headers}
         used = credential or self._credential
         if used is not None:
-            prepared[used.header] = used.value
+            sent[used.header] = used.value
         # Content-Length where it is known, else chunks (RFC 9112 section 6).
         length = len(body) if isinstance(body, bytes) else getattr(body, "length", None)
         if length is not None:
-            prepared["Content-Length"] = str(length)
+            sent["Content-Length"] = str(length)
         elif body is not None:
-            prepared["Transfer-Encoding"] = "chunked"
+            sent["Transfer-Encoding"] = "chunked"
         elif method in ("POST", "PUT", "PATCH"):
-            prepared["Content-Length"] = "0"
+            sent["Content-Length"] = "0"
         try:
-            head, response = self._adapter.exchange(method, target, prepared, body, *self._timeout)
+            head, response = self._adapter.exchange(method, target, sent, body, *self._timeout)
         except RequestException as error:
             raise gateway_error(error, self.provider.name) from error
         return UpstreamResponse(self.provider.name, self._adapter, head, response)
@@ -214,7 +214,7 @@ class Upstream:
         session.max_redirects = 0
         session.headers.clear()
         session.headers.update(
-            {"User-Agent": "wrapper", "Accept-Encoding": "identity", **self._own}
+            {"User-Agent": "wrapper", "Accept-Encoding": "identity", **self._configured_headers}
         )
         if self._credential is not None:
             session.headers[self._credential.header] = self._credential.value
@@ -236,12 +236,12 @@ def _credential(provider: Provider) -> Credential | None:
     return Credential(provider.auth, secret)
 
 
-def _headers(provider: Provider) -> dict[str, str]:
+def _configured_headers(provider: Provider) -> dict[str, str]:
     """The headers that the configuration adds."""
     return {name.title(): value for name, value in provider.headers}
 
 
-def _headers_for_others(provider: Provider) -> dict[str, str]:
+def _headers_for_callers(provider: Provider) -> dict[str, str]:
     """Those of them that go with a caller's own credential: none of the gateway's account."""
     return {
         name.title(): value
