@@ -30,10 +30,12 @@ CLIENTS := $(CLIENT_LOCKS:tests/clients/requirements/%.txt=.venv-clients/%/.inst
 PEER_LOCKS := $(wildcard benchmarks/peers/*.txt)
 PEERS := $(PEER_LOCKS:benchmarks/peers/%.txt=.venv-peers/%/.installed) benchmarks/peers/node_modules/.installed
 
-.PHONY: help run test test-clients clients coverage check format bench bench-check bench-peers prices lock clean
+.PHONY: help install run test test-clients clients coverage check format bench bench-check bench-peers prices lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.runtime ## install what the gateway needs, for `.venv/bin/python -m wrapper serve`
 
 run: $(VENV)/.runtime ## install and start the gateway on HOST:PORT (127.0.0.1:8080)
 	@exec env WRAPPER_DEMO=1 $(BIN)/python -m wrapper demo-key --check-port \

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.metadata
+import json
 import re
 import subprocess
 import tomllib
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,19 @@ from packaging.requirements import Requirement
 from wrapper.cli.check import VARIABLES
 from wrapper.cli.exports import COLUMNS
 from wrapper.cli.usage import NUMBERS
-from wrapper.config import ApiKey, Group, Price, Provider, Route, Server, Tags, example_models, load
+from wrapper.config import (
+    ApiKey,
+    Group,
+    Price,
+    Provider,
+    Route,
+    Server,
+    Tags,
+    example_models,
+    listen,
+    load,
+    store_url,
+)
 from wrapper.endpoints import SURFACES, endpoint_table
 from wrapper.metering import usage as record
 from wrapper.metering.pricing import Prices
@@ -131,6 +145,23 @@ def test_the_check_knows_the_variables_of_the_readme() -> None:
     references = re.findall(r'^[^#\n]*env = "(\w+)"', shipped, re.MULTILINE)
     documented = {name for name in table_cells(README) if name.isupper()}
     assert {*VARIABLES, *references} == documented
+
+
+def test_the_service_is_started_as_the_container_and_has_longer_to_stop() -> None:
+    section = CONFIGURATION[CONFIGURATION.index("## As a service") :]
+    text = section[section.index("```ini") + len("```ini") :]
+    unit = ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read_string(text[: text.index("```")])
+    service = unit["Service"]
+    command = service["ExecStart"].removeprefix(service["WorkingDirectory"] + "/.venv/bin/")
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (started,) = re.findall(r"^CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    assert command.split() == json.loads(started)
+    assert int(service["TimeoutStopSec"]) > listen({}).graceful_timeout
+    state = f"/var/lib/{service['StateDirectory']}"
+    assert section.count(f"{state}/keys.toml") == 1
+    assert store_url({"WRAPPER_STORE": f"sqlite:///{state}/usage.db"}) in section
 
 
 def test_every_make_target_that_is_named_exists() -> None:
