@@ -62,6 +62,7 @@ def app(app_factory: AppFactory, provider: Simulator) -> App:
 @pytest.fixture
 def reconcile(app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs `reconcile --fetch` for yesterday and today on the application's own files."""
+    app.runtime.store.check()  # as at a start: there is a table
     monkeypatch.chdir(app.directory)
     monkeypatch.setenv("WRAPPER_CONFIG", "gateway.toml")
     monkeypatch.setenv("WRAPPER_KEYS", "keys.toml")

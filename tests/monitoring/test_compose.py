@@ -221,7 +221,10 @@ def test_no_secret_stands_in_the_file() -> None:
 def test_a_key_is_made_by_one_command_against_the_mounted_configuration() -> None:
     keys = SERVICES["keys"]
     assert keys["entrypoint"] == ["python", "-m", "wrapper", "keys"]
-    assert keys["volumes"] == ["./config:/app/config"]
+    # With the usage table, so that `list` knows which keys are unused.
+    assert keys["volumes"] == ["./config:/app/config", "gateway-data:/app/data"]
+    store = "WRAPPER_STORE"
+    assert keys["environment"][store] == SERVICES["gateway"]["environment"][store]
     assert keys["user"] == SERVICES["gateway"]["user"]  # who can then read the file
     assert "./config:/app/config:ro" in SERVICES["gateway"]["volumes"]
     for document in (ROOT / "docker-compose.yml", ROOT / "grafana/README.md"):

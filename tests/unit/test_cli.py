@@ -238,7 +238,9 @@ def test_list_shows_limits_dates_and_states_and_no_digest(run: Run, here: Path) 
     code, out, _ = run("keys", "list")
     assert code == 0
     assert digest("x") not in out
-    header, web, old = out.splitlines()
+    header, web, old, _, unknown = out.splitlines()
+    table = "there is no usage table at data/usage.db (WRAPPER_STORE)"
+    assert unknown == f"use of the keys is not known: {table}"
     assert header.split() == ["NAME", "MODELS", "LIMITS", "EXPIRES", "STATE"]
     assert web.split() == [
         *("web-app", "llama-*", "60", "requests/min,", "20", "USD/month", "never", "active")
@@ -271,7 +273,7 @@ def test_list_shows_groups_owners_and_what_is_about_to_happen(run: Run, here: Pa
     """
     (here / "config/keys.toml").write_text(text)
     out = run("keys", "list")[1]
-    header, a, b, c, d, _, _, group = out.splitlines()
+    header, a, b, c, d, _, _, group, *_ = out.splitlines()
     assert header.split() == ["NAME", "GROUP", "OWNER", "MODELS", "LIMITS", "EXPIRES", "STATE"]
     assert a.split()[:3] == ["a", "team", "ann"]
     assert a.endswith("  active, expires in 14 days")

@@ -285,6 +285,14 @@ def test_the_table_says_what_may_explain_a_drift(run: Run, tmp_path: Path) -> No
     assert "unpriced here: 1 request;" in out
 
 
+def test_a_table_that_is_not_there_is_no_drift(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WRAPPER_STORE", f"sqlite:///{tmp_path}/none/usage.db")
+    told = f"error: there is no usage table at {tmp_path}/none/usage.db (WRAPPER_STORE)\n"
+    assert run(export(OPENAI)) == (1, "", told)
+
+
 def test_calls_without_a_model_are_in_no_export(run: Run, tmp_path: Path) -> None:
     with contextlib.closing(open_store(f"sqlite:///{tmp_path}/usage.db")) as store:
         store.settle(Entry(NOON, "web", "openai", "none", "completed"))

@@ -106,9 +106,20 @@ def test_json_has_rows_and_their_total(used: Run) -> None:
 
 
 def test_where_nothing_was_used_it_says_so(run: Run, tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/usage.db")
+    store.check()
+    store.close()
     code, out, _ = run()
     assert code == 0
     assert out.startswith("nothing was used since")
+
+
+@pytest.mark.parametrize("options", [(), ("--format", "focus"), ("--key", "web")])
+def test_a_table_that_is_not_there_is_no_use_of_nothing(
+    run: Run, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    told = f"error: there is no usage table at {tmp_path}/usage.db (WRAPPER_STORE)\n"
+    assert run(*options) == (1, "", told)
     assert not (tmp_path / "usage.db").exists()
 
 

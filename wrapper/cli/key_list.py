@@ -27,7 +27,7 @@ from wrapper.config import (
     load_key_file,
     store_url,
 )
-from wrapper.store import PICO, StoreError, open_store
+from wrapper.store import PICO, StoreError, open_existing
 
 if TYPE_CHECKING:
     from wrapper.cli import Subparsers
@@ -88,7 +88,11 @@ def contents(found: KeyFile) -> str:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints all keys."""
     found = load_key_file(environ)
-    use = use_of(found, environ, time.time() - args.unused_days * _DAY)
+    use, unknown = None, ""
+    try:
+        use = use_of(found, environ, time.time() - args.unused_days * _DAY)
+    except (ConfigError, StoreError) as error:
+        unknown = str(error)
     if args.format == "json":
         document = [
             {
@@ -107,6 +111,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     print(_table_of_keys(found, use, args.unused_days))
     if found.groups:
         print("\n" + _table_of_groups(found, use))
+    if unknown:
+        print(f"\nuse of the keys is not known: {unknown}")
     return 0
 
 
@@ -159,17 +165,17 @@ class Use(NamedTuple):
 
 
 def use_of(found: KeyFile, environ: Mapping[str, str], since: float) -> Use | None:
-    """The use of these keys, lately: `since` then. None where it cannot be read or is empty."""
+    """The use of these keys, lately: `since` then. None where nothing was used yet.
+
+    Raises ConfigError and StoreError where it cannot be read.
+    """
     subjects = Subjects(Settings(Server(), {}, (), found.keys, found.groups))
     limited = [subject for subject in subjects if subject.limits.budget is not None]
-    try:
-        store = open_store(store_url(environ))
-        ever = {row.group[0] for row in store.totals(by=("key",))}
-        lately = {row.group[0] for row in store.totals(since, by=("key",))}
-        standings = store.standing(limited) if limited else []
-        store.close()
-    except (ConfigError, StoreError):
-        return None
+    store = open_existing(store_url(environ))
+    ever = {row.group[0] for row in store.totals(by=("key",))}
+    lately = {row.group[0] for row in store.totals(since, by=("key",))}
+    standings = store.standing(limited) if limited else []
+    store.close()
     left = {each.subject.name: each.budget_left or 0 for each in standings}
     return Use(lately, ever, left) if ever else None
 

@@ -27,7 +27,7 @@ from wrapper.cli.usage import since
 from wrapper.config import ADMIN_KEY
 from wrapper.metering.pricing import undated
 from wrapper.record import NO_MODEL
-from wrapper.store import PICO, StoreError, Sums, open_store
+from wrapper.store import PICO, StoreError, Sums, open_existing
 
 if TYPE_CHECKING:
     from wrapper.cli import Subparsers
@@ -227,7 +227,7 @@ def _ours(
         datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() for day in (first, end)
     )
     try:
-        store = open_store(store_url(environ))
+        store = open_existing(store_url(environ))
         rows = store.totals(start, stop, _BY)
         store.close()
     except StoreError as error:

@@ -18,7 +18,7 @@ from wrapper.cli import ArgumentError, CommandError, cell_of_csv, columns, examp
 from wrapper.config import ApiKey, load_keys, store_url
 from wrapper.config.problems import suggest
 from wrapper.metering import exact_usd
-from wrapper.store import DIMENSIONS, PICO, StoreError, Sums, UsageStore, open_store, spans
+from wrapper.store import DIMENSIONS, PICO, StoreError, Sums, UsageStore, open_existing, spans
 
 if TYPE_CHECKING:
     from wrapper.cli import Subparsers
@@ -119,7 +119,7 @@ def dimensions(text: str) -> tuple[str, ...]:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints the sums. Raises CommandError when the table cannot be read."""
     try:
-        store = open_store(store_url(environ))
+        store = open_existing(store_url(environ))
         if args.format == "focus":
             daily = store.totals(args.since, None, focus.BY, args.key)
             store.close()

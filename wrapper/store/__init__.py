@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wrapper.config.storeurl import is_redis
 from wrapper.metering import PICO
+from wrapper.store import sqlitefile
 from wrapper.store.base import (
     DIMENSIONS,
     Entry,
@@ -46,6 +47,7 @@ __all__ = [
     "beside",
     "is_shared",
     "object_table",
+    "open_existing",
     "open_store",
 ]
 
@@ -68,6 +70,21 @@ def open_store(url: str) -> UsageStore:
         f"WRAPPER_STORE: {url.partition(':')[0] or 'nothing'} is not supported;"
         " use sqlite:///data/usage.db or redis://host:6379/0"
     )
+
+
+def open_existing(url: str) -> UsageStore:
+    """As `open_store`, to read what is there. Raises StoreError where there is no file: a wrong
+    name must not look as if nothing had been used.
+    """
+    path = _sqlite_path(url)
+    if path is not None:
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(f"there is no usage table at {path} (WRAPPER_STORE)") from None
+        except OSError as error:
+            raise sqlitefile.problem(path, error) from error
+    return open_store(url)
 
 
 def object_table(url: str, store: UsageStore) -> Table | None:
