@@ -69,9 +69,12 @@ def admit(
     if key is None or limits is None:
         return attempts
     own, at = limits.own, limits.at
-    places = [at.get(attempt.upstream.provider.name, own) for attempt in attempts] if at else [own]
+    places, need_estimate = [own], own.need_estimate
+    if at:
+        places = [at.get(attempt.upstream.provider.name, own) for attempt in attempts]
+        need_estimate = any(place.need_estimate for place in places)
     demand = _NO_DEMAND
-    if any(place.need_estimate for place in places):
+    if need_estimate:
         priced = limits.has_budget and key.unpriced == "refuse"
         demand = _demand(context, request, attempts, limits if priced else None)
     full: list[Refused] = []

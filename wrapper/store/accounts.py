@@ -153,12 +153,12 @@ def hold(
         changes[at + _TOKENS] = used
     if cost:
         changes[at + _RESERVED] = reserved
-    reset = tokens_reset = max(0.0, second + window.SLOTS - clock)
+    reset = tokens_reset = second + window.SLOTS - clock
     if not tokens:
         tokens_reset = max(0.0, window.tokens_empty(words, at + _WINDOW) - clock)
+    reserved += held
     return Standing(
-        *(subject, requests, used, concurrent, spent, held + reserved),
-        *(reset, tokens_reset, next_budget),
+        subject, requests, used, concurrent, spent, reserved, reset, tokens_reset, next_budget
     )
 
 

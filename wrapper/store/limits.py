@@ -197,16 +197,14 @@ class Refused(Exception):
 class Lease:
     """The share of one request in its subjects, from its admission to its settlement.
 
-    `standings` are those right after the admission, in the order of `subjects`. `dry_run` is
+    `standings` are those of its subjects, right after the admission. `dry_run` is
     what would have been refused. `seconds` says in which second of which subject's window the
     request is counted. A lease without subjects holds nothing and no store knows it.
 
     A lease belongs to the process that admitted it.
     """
 
-    __slots__ = (
-        *("demand", "dry_run", "id", "seconds", "settled", "standings", "subjects", "worker"),
-    )
+    __slots__ = (*("demand", "dry_run", "id", "seconds", "settled", "standings", "worker"),)
 
     def __init__(
         self,
@@ -221,10 +219,14 @@ class Lease:
         self.worker = worker
         self.demand = demand
         self.standings = standings
-        self.subjects: tuple[Subject, ...] = tuple([each.subject for each in standings])
         self.dry_run = dry_run
         self.seconds: dict[str, int] = seconds or {}
         self.settled = False
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """What it holds a share of."""
+        return tuple([standing.subject for standing in self.standings])
 
     @property
     def provider(self) -> Subject | None:
@@ -251,7 +253,6 @@ class Lease:
         self.worker = gained.worker
         self.demand = gained.demand
         self.standings = (*old, *gained.standings)
-        self.subjects = (*kept, *gained.subjects)
         self.dry_run = (*dry_run, *gained.dry_run)
         self.seconds = {**seconds, **gained.seconds}
 

@@ -22,7 +22,7 @@ import math
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, repeat
+from itertools import chain
 from sqlite3 import Cursor
 from typing import Final, NamedTuple
 
@@ -146,7 +146,7 @@ class Reservations:
             changes[SERIAL] = changes[at + _SERIAL] = serial
             changes[at + _WORKER] = self._me
             changes[at + _TOKENS], changes[at + _COST] = reserved.demand
-            _share(at, zip(reserved.accounts, repeat(second)), changes)
+            _share(at + _SHARES, at + LEASES.words, reserved.accounts, second, changes)
             live.commit(changes)
         finally:
             live.unlock()
@@ -172,14 +172,16 @@ class Reservations:
             reserved = self._reserve(new, held.demand, moment, changes)
             words, (tokens, cost) = live.words, held.demand
             gone = None if old is None else self._numbers[hashed(old.name)]
+            share = held.at + _SHARES
             for number, second in held.shares:
                 if number == gone:
                     at = live.index_of(ACCOUNTS, number)
                     accounts.give_back(words, at, second, -tokens, cost, changes)
-            kept = (share for share in held.shares if share[0] != gone)
+                else:
+                    changes[share], changes[share + 1] = number + 1, second
+                    share += 2
             second = int(moment.clock)
-            gained = zip(reserved.accounts, repeat(second))
-            _share(held.at, chain(kept, gained), changes)
+            _share(share, held.at + LEASES.words, reserved.accounts, second, changes)
             live.commit(changes)
         finally:
             live.unlock()
@@ -537,9 +539,12 @@ class Reservations:
         held = None if lease is None else self._found(lease)
         if held is not None:
             less, money = tokens - words[held + _TOKENS], words[held + _COST]
-            for number, second in _shares(words, held):
-                at = first + number * ACCOUNTS.words
-                accounts.give_back(words, at, second, less, money, changes)
+            for share in range(held + _SHARES, held + LEASES.words, 2):
+                number = words[share]
+                if not number:
+                    break
+                at = first + (number - 1) * ACCOUNTS.words
+                accounts.give_back(words, at, words[share + 1], less, money, changes)
             self._free(held, changes)
         elif lease is not None:
             # Another worker has ended it, which took this one for dead.
@@ -693,11 +698,11 @@ def _make(changes: Changes | None, words: Words[int]) -> None:
         words[index] = value
 
 
-def _share(lease: int, shares: Iterable[tuple[int, int]], changes: Changes) -> None:
-    """Write into the words of a lease what it has a share of."""
-    at, end = lease + _SHARES, lease + LEASES.words
-    for number, second in shares:
-        changes[at], changes[at + 1] = number + 1, second
+def _share(at: int, end: int, numbers: Sequence[int], second: int, changes: Changes) -> None:
+    """Write into the words of a lease, from `at` on, that it has a share of these accounts."""
+    for number in numbers:
+        changes[at] = number + 1
+        changes[at + 1] = second
         at += 2
     if at < end:
         changes[at] = 0

@@ -151,7 +151,7 @@ class SqliteStore:
             if lease.settled:
                 return
             lease.settled = True
-            if lease.subjects:
+            if lease.standings:
                 tokens = true_tokens(entry, lease)
             else:
                 lease = None
@@ -184,7 +184,7 @@ class SqliteStore:
         self._look_now_and_then()
 
     def release(self, lease: Lease) -> None:
-        if lease.subjects and not lease.settled:
+        if lease.standings and not lease.settled:
             lease.settled = True
             self._try(lambda: self._opened().end(lease, 0))
 
@@ -203,7 +203,7 @@ class SqliteStore:
             return
         old, kept = lease.provider, lease.without_provider()
         gained = [provider] if provider else []
-        moved = self._moved(lease, old, gained) if lease.subjects else None
+        moved = self._moved(lease, old, gained) if lease.standings else None
         if moved is not None:
             lease.adopt(kept, moved)
         elif kept or gained:
