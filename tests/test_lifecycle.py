@@ -286,6 +286,14 @@ def test_without_any_credential_it_is_alive_but_not_ready(simulator: Simulator) 
         assert "no provider has a credential" in gateway.stderr()
 
 
+def test_a_keys_file_that_is_not_there_is_told_at_the_start(simulator: Simulator) -> None:
+    config = CONFIG.replace("{simulator}", simulator.url)
+    env = {**PROVIDER_KEYS, "WRAPPER_KEYS": "/nowhere/keys.toml"}
+    with Gateway(config, env=env) as gateway:
+        said = gateway.stderr()
+    assert "keys file /nowhere/keys.toml does not exist: every key is refused" in said
+
+
 def test_health_needs_no_key_and_reveals_no_details(gateway: Gateway) -> None:
     assert gateway.get("/healthz") == (200, b'{"status":"ok"}')
     status, body = gateway.get("/readyz")

@@ -601,14 +601,21 @@ def test_revoke_removes_the_key_and_refuses_a_name_that_is_not_there(run: Run, h
 # --- check ---
 
 
-def test_check_of_a_right_configuration_says_so_and_notes_what_is_missing(run: Run) -> None:
+def test_check_of_a_right_configuration_says_so_and_notes_what_is_missing(
+    run: Run, here: Path
+) -> None:
     code, out, err = run("check")
     assert (code, err) == (0, "")
     assert "config/gateway.toml: 2 providers, 2 routes" in out
     assert "environment variable GROQ_API_KEY is not set" in out
     assert "environment variable OPENAI_API_KEY is not set (callers with" in out
     assert "requests for all models get 502, except with WRAPPER_DEMO=1" in out
-    assert "there are no keys" in out
+    create = "to create one: python -m wrapper keys create NAME"
+    missing = "keys file config/keys.toml does not exist: every key is refused"
+    assert f"note: {missing}; {create}" in out.splitlines()
+    (here / "config/keys.toml").touch()
+    empty = "there are no keys in config/keys.toml"
+    assert f"note: {empty}; {create}" in run("check")[1].splitlines()
     assert out.endswith("no problems\n")
 
 

@@ -36,6 +36,7 @@ from wrapper.config import (
     ignored_proxies,
     keys_path,
     load,
+    missing_keys,
     prices_path,
 )
 from wrapper.config.files import Sources, open_toml
@@ -187,7 +188,8 @@ def _demo_notes(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]
 
 def _key_notes(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
     if not settings.keys:
-        yield f"there are no keys in {keys_path(environ)}: python -m wrapper keys create NAME"
+        missing = missing_keys(environ) or f"there are no keys in {keys_path(environ)}"
+        yield f"{missing}; to create one: python -m wrapper keys create NAME"
     now = datetime.datetime.now(datetime.UTC)
     for name, key in settings.keys.items():
         if expired(key):

@@ -193,6 +193,14 @@ def keys_path(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("WRAPPER_KEYS") or DEFAULT_KEYS)
 
 
+def missing_keys(environ: Mapping[str, str]) -> str | None:
+    """What it means that there is no keys file, which is valid; None where there is one."""
+    path = keys_path(environ)
+    if path.exists():
+        return None
+    return f"keys file {path} does not exist: every key is refused"
+
+
 def prices_path(environ: Mapping[str, str]) -> Path:
     """prices.toml beside gateway.toml, else the one that is shipped with the gateway."""
     return _beside_or_shipped(environ, PRICES)

@@ -40,6 +40,7 @@ from wrapper.config import (
     keys_path,
     listen,
     load,
+    missing_keys,
     needs_demo,
 )
 from wrapper.config.loading import HINT_FD, prepare_keys
@@ -175,6 +176,8 @@ def load_app() -> GatewayApp:
     if RUN_DIR in environ:
         accept(settings, environ, _accepted())
     _log_unconfigured(settings)
+    if missing := missing_keys(environ):
+        log.warning(missing)
     for name in ignored_proxies(environ):
         log.warning("%s is set and not used: providers are called directly", name)
     if not settings.server.metering and any(
