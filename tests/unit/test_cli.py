@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import os
 import re
 import shlex
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -617,6 +619,47 @@ def test_check_of_a_right_configuration_says_so_and_notes_what_is_missing(
     empty = "there are no keys in config/keys.toml"
     assert f"note: {empty}; {create}" in run("check")[1].splitlines()
     assert out.endswith("no problems\n")
+
+
+@pytest.mark.parametrize(
+    ("store", "told"),
+    [
+        ("redis://127.0.0.1:1/0", "redis://127.0.0.1:1/0"),
+        ("sqlite:////proc/none/usage.db", "/proc/none/usage.db: "),
+        ("sqlite:///config/gateway.toml/usage.db", "config/gateway.toml/usage.db: Not a directory"),
+        ("sqlite:///config", "config: Is a directory; WRAPPER_STORE must name a writable file"),
+        ("sqlite:///config/gateway.toml", "config/gateway.toml: file is not a database; move it"),
+        ("sqlite:///short.db", "short.db: file is not a database; move it"),
+        ("sqlite:///newer.db", "newer.db: made by another version of the gateway (schema 999,"),
+    ],
+)
+def test_check_finds_a_store_that_a_start_refuses(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, store: str, told: str
+) -> None:
+    (here / "short.db").write_text("SQLite")
+    with contextlib.closing(sqlite3.connect(here / "newer.db")) as made:
+        made.execute("PRAGMA user_version = 999")
+    before = set(here.rglob("*"))
+    monkeypatch.setenv("WRAPPER_STORE", store)
+    code, out, err = run("check")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"environment: WRAPPER_STORE: {told}")
+    assert err.count("\n") == 1
+    assert set(here.rglob("*")) == before
+
+
+def test_check_makes_no_store_and_leaves_that_of_a_gateway_as_it_is(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WRAPPER_STORE", "sqlite:///data/of/usage.db")
+    assert run("check")[0] == 0
+    assert not (here / "data").exists()
+    store = open_store("sqlite:///data/of/usage.db")
+    store.settle(Entry(time.time(), "web", "groq", "m", "completed"))
+    before = {path: path.read_bytes() for path in (here / "data/of").iterdir()}
+    assert run("check")[0] == 0
+    assert {path: path.read_bytes() for path in (here / "data/of").iterdir()} == before
+    store.close()
 
 
 def test_check_tells_every_problem_on_stderr_and_fails(

@@ -1,4 +1,5 @@
-"""`check`: every problem of the configuration, and notes; with `--online` what providers say of it.
+"""`check`: every problem of the configuration and the store, and notes; with `--online` what
+providers say of it.
 
 Problems go to stderr and the exit code is 1; notes go to stdout and do not change it.
 """
@@ -40,10 +41,12 @@ from wrapper.config import (
     prices_path,
 )
 from wrapper.config.files import Sources, open_toml
+from wrapper.config.problems import ENVIRONMENT
 from wrapper.config.settings import GLOB_CHARACTERS
 from wrapper.errors import ModelNotFound
 from wrapper.metering.pricing import Prices
 from wrapper.routing import Routes
+from wrapper.store import StoreError, examine
 
 VARIABLES = (
     *("HOST", "PORT", "WEB_CONCURRENCY", "GRACEFUL_TIMEOUT", "KEEPALIVE", "LOG_LEVEL"),
@@ -80,7 +83,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Prints a summary. Raises `ConfigError` with all problems, those of prices.toml too."""
+    """Prints a summary. Raises `ConfigError` with all problems, those of prices.toml and the
+    store too.
+    """
     settings, prices = _checked(environ)
     named, shutdowns = named_models(settings), settings.shutdowns
     if args.online:
@@ -113,6 +118,11 @@ def _checked(environ: Mapping[str, str]) -> tuple[Settings, Prices]:
         prices = Prices.load(prices_path(environ), {} if settings is None else settings.prices)
     except ConfigError as error:
         problems += error.problems
+    if settings is not None:
+        try:
+            examine(settings.store)
+        except StoreError as error:
+            problems.append(Problem(ENVIRONMENT, "WRAPPER_STORE", str(error)))
     if settings is None or prices is None or problems:
         raise ConfigError(problems)
     return settings, prices

@@ -45,6 +45,7 @@ __all__ = [
     "UsageStore",
     "Violation",
     "beside",
+    "examine",
     "is_shared",
     "object_table",
     "open_existing",
@@ -85,6 +86,21 @@ def open_existing(url: str) -> UsageStore:
         except OSError as error:
             raise sqlitefile.problem(path, error) from error
     return open_store(url)
+
+
+def examine(url: str) -> None:
+    """Raises StoreError where a start with this store would be refused, as far as that is seen
+    without making or changing a file.
+    """
+    path = _sqlite_path(url)
+    if path is not None:
+        sqlitefile.examine(path)
+        return
+    store = open_store(url)
+    try:
+        store.check()
+    finally:
+        store.close()
 
 
 def object_table(url: str, store: UsageStore) -> Table | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import struct
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,9 @@ CHECKPOINT_PAGES = 64_000
 
 MOVE_AWAY = "move it away to begin a new one, or name another file in WRAPPER_STORE"
 _WRITABLE = "WRAPPER_STORE must name a writable file"
+# Of a database: what it begins with, and its version (sqlite.org/fileformat.html, section 1.3).
+_HEAD = struct.Struct(">16s44xi")
+_MAGIC = b"SQLite format 3\0"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FIRST_PAUSE = 0.0005
 _LONGEST_PAUSE = 0.005
@@ -72,11 +77,39 @@ def open_file(path: Path) -> sqlite3.Connection:
         raise
     if version != SCHEMA_VERSION:
         connection.close()
-        raise StoreError(
-            f"{path}: made by another version of the gateway (schema {version}, "
-            f"this one has {SCHEMA_VERSION}); use that version or name another file"
-        )
+        raise _of_another_version(path, version)
     return connection
+
+
+def examine(path: Path) -> None:
+    """Raises StoreError where a start with this file would be refused, as far as that is seen
+    without making or changing anything: whoever asks may be another user than the gateway.
+    """
+    try:
+        directory = next(each for each in path.absolute().parents if each.exists())
+        with tempfile.TemporaryFile(dir=directory):
+            pass  # SQLite makes files beside its own
+        if not path.exists():
+            return
+        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            head = file.read(_HEAD.size)
+    except OSError as error:
+        raise problem(path, error) from error
+    if not head:
+        return
+    magic, version = _HEAD.unpack(head) if len(head) == _HEAD.size else (b"", 0)
+    if magic != _MAGIC:
+        raise problem(path, sqlite3.DatabaseError("file is not a database"))
+    if version > SCHEMA_VERSION:
+        raise _of_another_version(path, version)
+
+
+def _of_another_version(path: Path, version: int) -> StoreError:
+    return StoreError(
+        f"{path}: made by another version of the gateway (schema {version}, "
+        f"this one has {SCHEMA_VERSION}); use that version or name another file"
+    )
 
 
 def opened(path: Path, connection: sqlite3.Connection, open_beside: Callable[..., T]) -> T:
