@@ -745,6 +745,18 @@ def test_what_others_count_before_a_process_has_the_lock_stays_counted(
     store.close()
 
 
+def test_a_request_with_more_subjects_than_a_lease_has_room_for_holds_nothing(
+    store: SqliteStore,
+) -> None:
+    subjects = [Subject(f"key:{number}", Limits(max_concurrent=9)) for number in range(5)]
+    with pytest.raises(ValueError, match="at most four subjects"):
+        store.admit(subjects, Demand())
+    lease = store.admit(subjects[1:], Demand())
+    assert [each.concurrent for each in store.standing(subjects)] == [0, 1, 1, 1, 1]
+    store.release(lease)
+    assert {each.concurrent for each in store.standing(subjects)} == {0}
+
+
 # Arrays that grow
 
 

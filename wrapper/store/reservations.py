@@ -706,6 +706,8 @@ def _share(at: int, end: int, numbers: Sequence[int], second: int, changes: Chan
         at += 2
     if at < end:
         changes[at] = 0
+    elif at > end:
+        raise ValueError("a request has at most four subjects")
 
 
 def _beat_of(moment: Moment) -> int:
