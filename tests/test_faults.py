@@ -79,6 +79,16 @@ def test_the_gateways_refused_credential_is_not_the_callers_fault(gateway: Gatew
     answer = chat.call(gateway, orders="status=401")
     failed(answer, 502, "upstream_auth")
     assert answer.header("www-authenticate") is None
+    assert answer.header("x-should-retry") == "false"
+
+
+@pytest.mark.parametrize("model", ["keyless-then-refusing", "refusing-then-keyless"])
+def test_a_missing_credential_beside_a_provider_that_may_come_back_is_worth_a_retry(
+    impatient_gateway: Gateway, model: str
+) -> None:
+    answer = chat.call(impatient_gateway, model=model)
+    assert answer.status == 502
+    assert answer.header("x-should-retry") is None
 
 
 def test_a_redirect_is_not_followed(gateway: Gateway, simulator: Simulator) -> None:
@@ -218,6 +228,8 @@ def test_a_provider_that_cannot_be_reached_gets_another_error_than_a_slow_one(
     answer = chat.call(impatient_gateway, model=model, stream=stream)
     failed(answer, status, code)
     assert answer.header("x-request-id")
+    hopeless = "false" if code == "upstream_auth" else None  # nothing was sent
+    assert answer.header("x-should-retry") == hopeless
 
 
 @both_ways

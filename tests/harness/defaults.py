@@ -123,6 +123,8 @@ TARGETS = {
     "or-deaf": "deaf:a|openai:b",
     "or-notls": "notls:a|openai:b",
     "or-keyless": "keyless:a|openai:b",
+    "keyless-then-refusing": "keyless|refusing",
+    "refusing-then-keyless": "refusing|keyless",
     "or-429": "steady:a?status=429|openai:b",
     "or-500": "steady:a?status=500|openai:b",
     "or-503": "steady:a?status=503|openai:b",

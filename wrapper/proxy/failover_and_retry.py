@@ -39,7 +39,8 @@ connection, no beginning of a response in time, 5xx, and 429 with `Retry-After` 
 
 Otherwise a request is sent to a provider once: clients retry by themselves, and know better than
 the gateway whether that is safe. Where a POST was sent and no response came, the error tells the
-SDKs not to send it again (`x-should-retry: false`): the provider may still be working on it.
+SDKs not to send it again (`x-should-retry: false`): the provider may still be working on it. So it
+does where all that is wrong is the gateway's credential at each target, which no time mends.
 """
 
 from __future__ import annotations

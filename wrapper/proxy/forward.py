@@ -53,7 +53,7 @@ def forward(
     target cannot be prepared; and the errors of a body that is streamed through (see
     `RequestBody`).
     """
-    sent = False
+    sent, hopeless = False, True
     body = request.body
     context.scope.watch_client(uploading=isinstance(body, RequestBody) and not body.ended)
     own_account = attempts[0].credential is not None
@@ -74,12 +74,15 @@ def forward(
                     context.record.upstream_failed("error_event")
             except errors.UpstreamError as error:
                 sent = sent or error.sent
+                hopeless = hopeless and isinstance(error, errors.UpstreamAuth)
                 if last or not may_fail_over(request, error):
                     raise
                 continue
+            hopeless = False
             forwarded.response.close()
     except errors.UpstreamError as error:
-        if (sent or error.sent) and request.method in _NOT_REPEATABLE:
+        # No time mends a missing credential.
+        if hopeless or ((sent or error.sent) and request.method in _NOT_REPEATABLE):
             error.headers += (("x-should-retry", "false"),)
         raise
     raise AssertionError("a request has at least one target")
