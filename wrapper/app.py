@@ -142,7 +142,9 @@ class GatewayApp(Flask):
             target, view = ("", ""), _refusing(ambiguous)
         scope = CancelScope(runtime.scopes, environ.get("gunicorn.socket"))
         context = FlaskContext(environ, target, record, runtime, runtime.snapshot, scope)
-        tokens = _cv_app.set(self._app_context), _cv_request.set(context)  # type: ignore[arg-type]
+        if _cv_app.get(None) is not self._app_context:  # else it stays, for the next request
+            _cv_app.set(self._app_context)
+        token = _cv_request.set(context)  # type: ignore[arg-type]
         try:
             try:
                 response = _with_record(context, view())
@@ -155,8 +157,7 @@ class GatewayApp(Flask):
                 response.close()  # the server has got nothing that it could close
                 raise
         finally:
-            _cv_app.reset(tokens[0])
-            _cv_request.reset(tokens[1])
+            _cv_request.reset(token)
 
     @cached_property
     def _app_context(self) -> AppContext:

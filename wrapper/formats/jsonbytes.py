@@ -18,10 +18,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
+
+from wrapper.formats.lookup import Lookup
 
 # Requests have a few dozen. A body with millions would hold up the worker's other requests.
 MAX_MEMBERS = 1000
@@ -169,16 +170,17 @@ def has_duplicate(
     if len(body) > WINDOW:
         return not _is_clear(body, keys, pause) and _has_duplicate_member(body, keys)
     if _ESCAPED(body) is None and (body.isascii() or _LONG_S not in body):
-        find, known = _finder(keys)
+        find, known = _FINDERS[keys]
         found = find(body)
         if not known.issuperset(found):
             found = [name for name in found if name.lower() in known]
-        if known.issuperset(found) and len(set(found)) == len(found):
+            if not known.issuperset(found):
+                return _has_duplicate_member(body, keys)
+        if len(set(found)) == len(found):
             return False
     return _has_duplicate_member(body, keys)
 
 
-@lru_cache(maxsize=8)
 def _finder(keys: frozenset[str]) -> tuple[Callable[[bytes], list[bytes]], frozenset[bytes]]:
     """A function that finds what may be one of the keys, in any case, and more; the keys.
 
@@ -188,6 +190,9 @@ def _finder(keys: frozenset[str]) -> tuple[Callable[[bytes], list[bytes]], froze
     begin = b"|".join(re.escape(root).encode() for root in sorted(roots))
     find = re.compile(rb'"((?:%b)[0-9a-z_]*+)"' % begin, re.IGNORECASE).findall
     return find, frozenset(key.encode() for key in keys)
+
+
+_FINDERS: Final = Lookup(_finder, 8)
 
 
 def _has_duplicate_member(body: bytes, keys: frozenset[str]) -> bool:

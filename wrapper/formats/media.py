@@ -11,7 +11,6 @@ def media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-@lru_cache(maxsize=256)
 def content_coding(content_encoding: str) -> str:
     """The coding in lower case; empty for none and `identity` (RFC 9110 section 8.4)."""
     coding = content_encoding.strip().lower()

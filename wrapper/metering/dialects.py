@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -93,6 +93,7 @@ class _Body(msgspec.Struct):
     meta: msgspec.Raw = NOTHING
 
 
+_NULL: Final = len(b"null")
 MEMBERS = _Body.__struct_fields__
 """The top-level members of a response that are read."""
 
@@ -135,8 +136,8 @@ def read(text: bytes, start: Report | None = None) -> JsonUsage:
         _read_level(_decode_body(body.response), found)
     if found.type == "message_start":
         _read_start(body, found)
-    if body.x_groq and (b'"error"' in (groq := bytes(body.x_groq)) or b'"usage"' in groq):
-        _read_groq(groq, found)
+    if body.x_groq and len(body.x_groq) > _NULL:
+        _read_groq(bytes(body.x_groq), found)
     found.error = found.error or found.type in ("error", "response.failed")
     if body.usage and not found.error and EMPTY_LIST.fullmatch(body.choices):
         found.only_usage = opens(body.usage, b"{")
@@ -145,9 +146,10 @@ def read(text: bytes, start: Report | None = None) -> JsonUsage:
 
 def _read_groq(groq: bytes, found: JsonUsage) -> None:
     """`x_groq.usage` counts only where `usage` is empty: outside streams it is about caches."""
-    if b'"error"' in groq or (b'"usage"' in groq and found.usage is None and not found.unreadable):
+    has_usage = found.usage is not None or found.unreadable
+    if b'"error"' in groq or (not has_usage and b'"usage"' in groq):
         extra = _decode_body(groq)
-        if found.usage is not None or found.unreadable:
+        if has_usage:
             extra.usage = NOTHING
         _read_level(extra, found)
 

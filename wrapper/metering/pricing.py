@@ -119,8 +119,7 @@ class Prices:
         `provider` is the name in the configuration, `host` the host name of its `base_url`,
         `asked` the model of the request, `served` the one that the response names, if any.
         """
-        key = (provider, host, asked, served)
-        prices = self._found[key] if key in self._found else self._prices(*key)
+        prices = self._prices(provider, host, asked, served)
         if not usage.parts:
             priced = prices.price(usage) if prices else Priced(None, "model")
         else:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final
 
@@ -27,6 +26,7 @@ from wrapper.cancellation import TIMEOUT, Interrupted, yield_if_due
 from wrapper.capacity import HOLDERS_PART, UNAUTHENTICATED_PART, Holding
 from wrapper.endpoints import Endpoint, find_endpoint
 from wrapper.formats import jsonbytes
+from wrapper.formats.lookup import Lookup
 from wrapper.formats.media import is_json, media_type
 from wrapper.formats.multipart import FieldFinder, FileFinder
 from wrapper.metering import set_include_usage
@@ -55,6 +55,13 @@ _METHOD_OVERRIDES: Final = (
 _CODINGS: Final = (
     ("HTTP_CONTENT_ENCODING", ("", "identity"), "Content-Encoding"),
     ("HTTP_TRANSFER_ENCODING", ("", "chunked"), "a Transfer-Encoding other than chunked"),
+)
+_UNUSUAL: Final = frozenset(  # headers that most requests do not have
+    [
+        *("HTTP_UPGRADE", "HTTP_SEC_WEBSOCKET_KEY"),
+        *(name for name, _, _ in _CODINGS),
+        *_METHOD_OVERRIDES,
+    ]
 )
 _CHARSET: Final = re.compile(r";[ \t]*charset[ \t]*=[ \t]*\"?([^\";, \t]*)")
 _READ_FIELDS: Final = frozenset({"model", "models", "stream", "stream_options"})
@@ -202,9 +209,9 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
     if principal.credential is not None:
         _take_newcomers_place(context, principal.credential)
     scope.open()
-    _refuse_ambiguous_head(environ)
     length = content_length(environ)
-    if "HTTP_UPGRADE" in environ or "HTTP_SEC_WEBSOCKET_KEY" in environ:
+    if not environ.keys().isdisjoint(_UNUSUAL):
+        _refuse_ambiguous_head(environ)
         socket = handshake.asked_for(environ, context.target[0])
         if socket is not None:
             return _socket_request(context, socket, length)
@@ -335,7 +342,9 @@ def read_json(request: ProxyRequest, body: bytes, content_type: str) -> ProxyReq
         bool(fields.stream),
         objects=_OBJECTS(fields) if builds else (),
         # Copies: what msgspec gives holds the whole body, and streams last for minutes.
-        output_fields=() if output == _UNLIMITED else tuple(map(bytes, output)),
+        output_fields=()
+        if output == _UNLIMITED
+        else tuple([bytes(each) if each else b"" for each in output]),
     )
 
 
@@ -369,7 +378,7 @@ def split_target(environ: Mapping[str, Any]) -> tuple[str, str]:
     RFC 3986 sections 3.3 and 6.2.2; RFC 9112 section 3.2: only the origin form is served.
     """
     raw: str = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
-    return _known_target(raw) if len(raw) < MAX_KNOWN and "?" not in raw else _split(raw)
+    return _KNOWN_TARGETS[raw] if len(raw) < MAX_KNOWN and "?" not in raw else _split(raw)
 
 
 def _split(raw: str) -> tuple[str, str]:
@@ -387,7 +396,7 @@ def _split(raw: str) -> tuple[str, str]:
 
 
 # Without a query only: it may hold a secret, and is rarely the same again.
-_known_target: Final = lru_cache(maxsize=256)(_split)
+_KNOWN_TARGETS: Final = Lookup(_split, 256)
 
 
 def is_json_type(content_type: str) -> bool:

@@ -232,7 +232,8 @@ class Connection:
             waiting.pop(self, None)
             self.since = clock()
         self.method, self.version = environ["REQUEST_METHOD"], _HTTP_1_1
-        self.keeps = not says_close(environ.get("HTTP_CONNECTION", ""))
+        options = environ.get("HTTP_CONNECTION")
+        self.keeps = options is None or not says_close(options)
         self._input = environ["wsgi.input"] = Input(self, int(environ.get("CONTENT_LENGTH", 0)))
         return environ
 

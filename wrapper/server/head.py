@@ -68,7 +68,7 @@ def read_head(head: bytes, base: dict[str, Any], root: str) -> dict[str, Any] | 
     if "HTTP_TRANSFER_ENCODING" in environ or "HTTP_EXPECT" in environ:
         return None
     host = environ.get("HTTP_HOST")
-    if host is None or len(host) > LONGEST_KNOWN or not _is_host(host):
+    if host is None or len(host) > LONGEST_KNOWN or not _HOSTS[host]:
         return None
     length = environ.get("CONTENT_LENGTH")
     return environ if length is None or LENGTH.fullmatch(length) else None
@@ -108,6 +108,8 @@ def _key(name: str) -> str:
 _KEYS: Final = Lookup(_key)
 
 
-@lru_cache(maxsize=256)  # a gateway has few names; a look-up takes a third of a match
 def _is_host(value: str) -> bool:
     return HOST.fullmatch(value) is not None
+
+
+_HOSTS: Final = Lookup(_is_host, 256)  # a gateway has few names; a look-up takes a third of a match

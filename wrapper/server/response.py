@@ -100,7 +100,8 @@ class Response:
 
     def close(self) -> None:
         """The body has ended."""
-        self._send(_LAST_CHUNK if self.chunked and not self._complete else b"")
+        if not self.head_is_sent or (self.chunked and not self._complete):
+            self._send(_LAST_CHUNK if self.chunked else b"")
 
     def send_at_once(self, data: bytes) -> bool:
         """Send chunks of the body, or what the system takes of them without waiting.

@@ -46,14 +46,16 @@ class UpstreamResponse:
         self.body = body
         self.status = head.status
         self.reason = head.reason
-        self.headers = headers_down(head.headers, head.first.get("connection", ""))
-        self.media_type = media_type(head.first.get("content-type", ""))
-        self.coding = content_coding(head.first.get("content-encoding", ""))
+        given = head.first.get
+        self.headers = headers_down(head.headers, given("connection"))
+        self.media_type = media_type(given("content-type", ""))
+        coding = given("content-encoding")
+        self.coding = content_coding(coding) if coding else ""
         self.is_event_stream = self.media_type.startswith("text/event-stream")
         # The Content-Length to repeat to the client: on HEAD and 304 it is not the body's.
-        length = head.first.get("content-length")
+        length = given("content-length")
         self.length = int(length) if length else None
-        self.request_id = head.first.get("x-request-id") or None
+        self.request_id = given("x-request-id") or None
 
     def set_timeout(self, seconds: float | None) -> None:
         """How long one wait for more of the body may take; None: a cancel scope watches it."""

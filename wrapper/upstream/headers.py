@@ -146,30 +146,31 @@ def headers_up(environ: Mapping[str, Any], *, own_account: bool = False) -> dict
     named = connection.lower().replace(",", " ").split() if connection else ()
     out: dict[str, str] = {}
     for key, value in environ.items():
-        if key[:5] == "HTTP_":
-            rule, lower, name = _HEADERS[key]
-            if rule != _PASSES:
-                if rule == _CODINGS:
-                    value = readable_codings(value)
-                elif rule == _UNDERSCORED:
-                    if not _is_unambiguous(key, environ, named):
-                        continue
-                elif rule == _STAYS or not own_account:
-                    continue
-            if not (named and lower in named):
-                out[name] = value
+        rule, lower, name = _HEADERS[key]
+        if rule != _PASSES:
+            if rule == _STAYS or (rule == _OF_ACCOUNT and not own_account):
+                continue
+            if rule == _CODINGS:
+                value = readable_codings(value)
+            elif rule == _UNDERSCORED and not _is_unambiguous(key, environ, named):
+                continue
+        if not (named and lower in named):
+            out[name] = value
     content_type = environ.get("CONTENT_TYPE")
     if content_type and "content-type" not in named:
         out["Content-Type"] = content_type
     return out
 
 
-def headers_down(headers: HeaderList, connection: str = "") -> HeaderList:
+def headers_down(headers: HeaderList, connection: str | None = None) -> HeaderList:
     """The provider's headers that go on to the client; the server writes its own Date and Server.
 
     `connection` are the values of `Connection`.
     """
-    down = [header for header in headers if _GOES_DOWN[header[0]]]
+    down: HeaderList = []
+    for header in headers:
+        if _GOES_DOWN[header[0]]:
+            down.append(header)
     if not connection or connection in _USUAL:
         return down
     named = set(connection.lower().replace(",", " ").split()) - _USUAL
@@ -207,9 +208,12 @@ def readable_codings(accept_encoding: str) -> str:
 
 def _header(key: str) -> tuple[int, str, str]:
     """Of an environ's key: what becomes of the header, its name in lower case, and as it is sent.
+    What is no header stays.
 
     The name is judged as if its underscores were hyphens: to some servers they are.
     """
+    if not key.startswith("HTTP_"):
+        return _STAYS, "", ""
     name = key[5:].replace("_", "-").replace(UNDERSCORE, "_")
     hyphened = _hyphened(name)
     known = hyphened in _NEVER_UP or hyphened.startswith(_NEVER_UP_PREFIXES)
