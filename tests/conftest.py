@@ -156,6 +156,8 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     gateways = {"app", "gateway", "impatient_gateway"} & set(request.fixturenames)
     used = [*sorted({"simulator"} & set(request.fixturenames)), *sorted(gateways)]
     things = {name: request.getfixturevalue(name) for name in used}
+    if "app" in things:
+        things["app"].forget_tracebacks()
     yield
     if "simulator" in things:
         eventually(

@@ -138,6 +138,10 @@ class App:
         finally:
             body.close()  # type: ignore[attr-defined]
 
+    def forget_tracebacks(self) -> None:
+        """Those logged so far are another test's, which may log some on purpose."""
+        self._tracebacks.found = []
+
     def assert_clean(self) -> None:
         """No request is in flight any more, and no traceback was logged since the last look."""
         eventually(
