@@ -318,6 +318,19 @@ def test_a_request_above_the_whole_limit_is_never_to_be_retried(
     assert no.header("retry-after") is None
 
 
+def test_a_refusal_names_the_member_that_limits_the_output(make: Make) -> None:
+    app = make({"web": {"tokens_per_minute": 10}})
+    members = {
+        "/v1/chat/completions": "max_completion_tokens",
+        "/v1/responses": "max_output_tokens",
+        "/openai/v1/messages": "max_tokens",
+    }
+    for path, member in members.items():
+        no = chat.call(app, chat.body(MODEL), target=path, key="web")
+        advice = f"The request alone may use more: limit its output ({member})."
+        assert refused(no)["message"].endswith(advice)
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

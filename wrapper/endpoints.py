@@ -69,10 +69,14 @@ class Endpoint:
     socket: bool = False
 
     @property
-    def limits_output(self) -> bool:
-        """Whether a request can say how many tokens the model may write."""
+    def output_limit(self) -> str | None:
+        """The member of a request that says how many tokens the model may write; None where there
+        is none.
+        """
         media = self.by_character or self.creates == "video"
-        return not (self.input_only or media or self.path.startswith(("/audio/", "/images/")))
+        if self.input_only or media or self.path.startswith(("/audio/", "/images/")):
+            return None
+        return _OUTPUT_LIMITS.get(self.path, "max_completion_tokens")
 
     @property
     def usage(self) -> str:
@@ -95,6 +99,11 @@ class Endpoint:
         return _PRICED.get(self.path, "tokens" if self.metered else "what is reported")
 
 
+_OUTPUT_LIMITS: Final = {
+    "/completions": "max_tokens",
+    "/messages": "max_tokens",
+    "/responses": "max_output_tokens",
+}
 _PRICED: Final = {
     "/chat/completions": "tokens (cached, written to a cache, audio), hosted tools by the call",
     "/responses": "tokens (cached, written to a cache), hosted tools and containers by the call",

@@ -134,7 +134,8 @@ def limit_exceeded(refusal: Refused, endpoint: Endpoint) -> errors.GatewayError:
         "provider": f"the gateway's account at {name!r}",
     }[kind]
     account = kind == "provider"
-    smaller = "limit its output (max_completion_tokens)" if endpoint.limits_output else "send less"
+    field = endpoint.output_limit
+    smaller = "send less" if field is None else f"limit its output ({field})"
     if refusal.reason == "budget":
         return _budget_exceeded(refusal, of, smaller, account=account)
     what = {
