@@ -907,6 +907,34 @@ def test_a_live_file_of_an_older_version_gives_its_records_to_a_new_one(
     assert beside(path) == ["usage.db-live"]
 
 
+def test_an_upgrade_that_is_killed_before_the_database_has_it_loses_no_record(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a process of that version still writes to the file of before."""
+    for _ in range(3):
+        store.settle(entry())
+    with path.with_name("usage.db-live").open("r+b") as old:
+        old.write(b"wrapper2")
+    monkeypatch.setattr(live.LiveFile, "_finish", lambda self: None)  # the old one's is another
+    make = live._made
+
+    def killed(*args: Any) -> None:
+        make(*args).close()
+        raise Stop
+
+    with monkeypatch.context() as patch, contextlib.closing(opened(path)) as new:
+        patch.setattr(live, "_made", killed)
+        with pytest.raises(Stop):
+            new.check()
+    assert in_database(path) == 1
+    store.settle(entry())
+    with contextlib.closing(opened(path)) as new:
+        new.settle(entry())
+        assert new.totals()[0].requests == 5
+    assert store.totals()[0].requests == 6  # with what it has added itself
+    assert beside(path) == ["usage.db-live"]
+
+
 def test_records_of_an_older_version_survive_a_power_failure(
     path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

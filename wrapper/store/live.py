@@ -66,6 +66,7 @@ _MAGIC: Final = b"wrapper3"
 _OLD_MAGICS: Final = (b"wrapper2",)  # their records are as today's, at the same place
 _ID: Final = slice(8, 40)  # hexadecimal
 _BOOT: Final = slice(40, 104)  # the machine's start; padded with zeros
+_FROM: Final = slice(104, 120)  # the id of the file whose records it has taken; zeros where of none
 _HEADER: Final = 4096  # bytes
 _WORKERS_AT: Final = _HEADER
 _WORKERS_BYTES: Final = 4096
@@ -463,6 +464,8 @@ def open_live(database: Path, connection: sqlite3.Connection, boot: str) -> Live
         live = _existing(path)
         if live is not None:
             known = _position(connection, live.id)
+            if known is None:
+                known = _taken_over(connection, live)
             if known is not None:
                 live.recover(boot, known)
                 tail = live.words[_TAIL]
@@ -533,6 +536,18 @@ def _move(connection: sqlite3.Connection, ident: str, position: int) -> None:
     connection.execute(move, (position, ident, position))
 
 
+def _taken_over(connection: sqlite3.Connection, live: LiveFile) -> int | None:
+    """As `_position`, of a file that has the records of another one and came to its place, but the
+    transaction that tells the database was not committed: a kill, or a full disk. Now it is told.
+    """
+    before = live.map[_FROM].hex()
+    known = _position(connection, before)
+    if known is not None:
+        connection.execute("INSERT INTO live VALUES (?, ?)", (live.id, known))
+        _move(connection, before, live.words[HEAD])
+    return known
+
+
 def _set_aside(live: LiveFile) -> None:
     """It belongs to a database that was at this place before: its records are not this one's."""
     if not live.is_drained:
@@ -574,6 +589,7 @@ def _made(path: Path, database: Path, boot: str, old: LiveFile | None) -> LiveFi
         for index, value in first.items():
             os.pwrite(fd, array("q", [value]).tobytes(), index * WORD)
         if old is not None:
+            os.pwrite(fd, bytes.fromhex(old.id), _FROM.start)
             os.pwrite(fd, old.map[_RING_AT : _RING_AT + ring], _RING_AT)
         new.rename(path)
         return LiveFile(path, fd)
