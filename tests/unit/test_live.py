@@ -22,6 +22,7 @@ from harness.poll import eventually
 from wrapper.metering import Usage
 from wrapper.metering.bounds import Bounds
 from wrapper.store import (
+    Deferred,
     Demand,
     Entry,
     Lease,
@@ -755,6 +756,24 @@ def test_a_request_with_more_subjects_than_a_lease_has_room_for_holds_nothing(
     assert [each.concurrent for each in store.standing(subjects)] == [0, 1, 1, 1, 1]
     store.release(lease)
     assert {each.concurrent for each in store.standing(subjects)} == {0}
+
+
+def test_more_money_than_a_store_can_add_up_stops_no_counting(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request's money is held by deferred work and, for a moment, still by its lease."""
+    limits = Limits(requests_per_minute=9, budget=2**62, budget_period="total", enforce=False)
+    web = Subject("key:web", limits)
+    monkeypatch.setattr(Reservations, "take_money", lambda *_: None)
+    first = store.admit([web], Demand(0, 2**62))
+    work = Deferred("groq", "resp_1", "response", "web", "m", "/", NOON, 2**62)
+    store.remember(work, first, 60)
+    second = store.admit([web], Demand(1, 1))
+    assert [(each.requests, each.concurrent) for each in second.standings] == [(2, 2)]
+    store.release(first)
+    store.release(second)
+    [standing] = store.standing([web])
+    assert (standing.requests, standing.concurrent, standing.reserved) == (2, 0, 2**62)
 
 
 # Arrays that grow

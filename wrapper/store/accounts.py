@@ -126,7 +126,7 @@ def hold(
     requests += 1
     used += tokens
     reserved += cost
-    if second != int(clock) or held + reserved > MAX_COST:
+    if second != int(clock) or (held + reserved > MAX_COST and not anyway):
         return None
     most_requests, most_tokens, most_concurrent, most_money = limits.ceilings
     next_budget = None
