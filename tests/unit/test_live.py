@@ -776,6 +776,26 @@ def test_more_money_than_a_store_can_add_up_stops_no_counting(
     assert (standing.requests, standing.concurrent, standing.reserved) == (2, 0, 2**62)
 
 
+def test_leases_end_of_a_worker_that_is_killed_after_the_accounts_began_anew(
+    path: Path, busy: None
+) -> None:
+    """A database is put back to an earlier state, and a further process starts."""
+    clock = [1000.0]
+    one, other = (SqliteStore(path, lambda: clock[0], lambda: NOON) for _ in range(2))
+    web = Subject("key:web", Limits(max_concurrent=1))
+    one.settle(entry(), one.admit([web], Demand()))
+    one.totals()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE live SET position = 0")
+    other.check()
+    one.admit([web], Demand())  # and dies
+    for _ in range(6):
+        clock[0] += 5
+        other.heartbeat()
+    assert other.standing([web])[0].concurrent == 0
+    other.close()
+
+
 # Arrays that grow
 
 

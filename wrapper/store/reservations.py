@@ -368,6 +368,8 @@ class Reservations:
         if words[VERSION] == self._version:
             return
         if words[files.CLEARED] != self._cleared:
+            if self._cleared:
+                self._beat_at = -math.inf  # this worker, too, is not known any more
             self._cleared = words[files.CLEARED]
             self._numbers.clear()
             self._known_members = (-1, 0)
