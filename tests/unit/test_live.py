@@ -796,6 +796,23 @@ def test_leases_end_of_a_worker_that_is_killed_after_the_accounts_began_anew(
     other.close()
 
 
+def test_a_live_file_that_ends_in_a_part_of_a_page_is_read(path: Path, store: SqliteStore) -> None:
+    """A disk was full in the middle of a write that makes it longer."""
+    file = path.with_name("usage.db-live")
+    with file.open("ab") as end:
+        end.write(b"\0" * 4099)
+    web = Subject("key:web", Limits(max_concurrent=1))
+    with contextlib.closing(opened(path)) as other:
+        lease = other.admit([web], Demand())
+        assert other._live is not None
+        words = other._live.words
+        words[live._REDO_INDEX], words[live._REDO_INDEX + 1] = live._WAITING, 0
+        words[live._REDO] = 1  # a step is to be finished
+        with pytest.raises(Refused):
+            store.admit([web], Demand())
+        other.release(lease)
+
+
 # Arrays that grow
 
 

@@ -355,7 +355,8 @@ class LiveFile:
             changes |= {slots.length: 0 for slots in _ALL}
             changes |= dict.fromkeys(range(WORKERS_INDEX, WORKERS_INDEX + WORKERS_WORDS), 0)
             # An array may have been moved in part: what is new goes where none can be.
-            changes |= {_SIZE: os.fstat(self._fd).st_size, _SPARE: 0}
+            size = os.fstat(self._fd).st_size
+            changes |= {_SIZE: size - size % 4096, _SPARE: 0}
             changes |= enumerate(array("q", _padded(boot)), _BOOT.start // WORD)
             self.commit(changes)
         finally:
@@ -373,6 +374,7 @@ class LiveFile:
         words[_REDO] = 0
 
     def _map(self, size: int) -> None:
+        size -= size % 4096  # where it could not be made longer, a part of a page may be left
         # Another map shows the same pages: who has words of the former may go on reading them.
         self.map = mmap.mmap(self._fd, size)
         self.words: memoryview[int] = memoryview(self.map).cast("q")
