@@ -15,7 +15,7 @@ import pytest
 from harness import effort
 from wrapper import cancellation
 from wrapper.cancellation import CancelScope, Interrupted, Scopes, wait_to_read
-from wrapper.formats.http1 import ChunkedBody, Connection, Disconnected, parse_head
+from wrapper.formats.http1 import ChunkedBody, Connection, Disconnected, parse_head, size_of_chunks
 from wrapper.metering.stream import StreamExtractor
 from wrapper.proxy.pump import MAX_VAIN, Pump
 from wrapper.proxy.response import StreamingBody
@@ -38,17 +38,15 @@ class Taker:
 
     most: int = 1 << 30
     taken: bytes = b""
-    rest: bytes = b""
     waits: int = 0
 
-    def send_at_once(self, data: bytes) -> bool:
+    def send_now(self, data: bytes) -> int:
         self.taken += data[: self.most]
-        self.rest = data[self.most :]
-        return not self.rest
+        return min(len(data), self.most)
 
-    def send_rest(self) -> None:
+    def send_rest(self, rest: bytes) -> None:
         self.waits += 1
-        self.taken += self.rest
+        self.taken += rest
 
 
 @dataclass
@@ -122,6 +120,8 @@ def test_events_go_down_as_they_came_and_others_are_left(stream: Stream, end: by
         (chunk(EVENT)[:-9], EVENT[:-7]),
         (chunk(EVENT[:-1]), EVENT[:-1]),
         (chunk(b"\n"), b"\n"),
+        (chunk(b"\r\n"), b"\r\n"),
+        (chunk(b"x\r\n"), b"x\r\n"),
         (chunk(b'data: {"us') + chunk(b'age":{}}\n\n'), b'data: {"usage":{}}\n\n'),
         (chunk(EVENT).replace(b"\r\n", b";x=1\r\n", 1), EVENT),
         (b"0" + chunk(EVENT), EVENT),
@@ -138,6 +138,22 @@ def test_what_has_to_be_looked_at_is_left_as_if_it_had_not_been_read(
     assert stream.client.taken == b""
     assert stream.record.bytes_out == 0
     assert stream.body.read1() == left
+
+
+@pytest.mark.parametrize("line", [b"%x\r\n", b"%X\r\n"])
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"], ids=["lf", "crlf"])
+def test_the_size_of_events_is_that_of_their_chunks(line: bytes, end: bytes) -> None:
+    """The sizes are those around which a size-line becomes longer."""
+    for size in (4, 5, 14, 15, 16, 17, 0xFE, 0xFF, 0x100, 0xFFF, 0x1000, 0xABCD):
+        event = b"x" * (size - len(end)) + end
+        whole = line % size + event + b"\r\n"
+        assert size_of_chunks(whole) == size
+        assert size_of_chunks(whole * 2) == 2 * size
+        for other in (size - 1, size + 1):
+            assert size_of_chunks(line % other + event + b"\r\n") == 0
+        assert size_of_chunks(line % size + event[:-1] + b"x\r\n") == 0
+        assert size_of_chunks(whole[:-1]) == size_of_chunks(whole[1:]) == 0
+    assert size_of_chunks(b"") == 0
 
 
 def test_a_provider_that_closes_breaks_the_response_off(stream: Stream) -> None:
@@ -271,8 +287,9 @@ def test_nothing_is_moved_before_the_responses_head(stream: Stream) -> None:
 def test_an_event_that_is_moved_takes_few_calls(stream: Stream) -> None:
     stream.provider.sendall(chunk(EVENT))
     gevent.socket.wait_read(stream.body.connection.sock.fileno(), timeout=30)
-    stream.client = stream.pump._client = SimpleNamespace(send_at_once=lambda _: True)
-    assert effort.calls(stream.pump._arrived) <= 25
+    stream.pump._receive, stream.pump._send = stream.body.connection.receive_now, len
+    size_of_chunks(chunk(EVENT))  # what chunks of that size begin with is looked up once
+    assert effort.calls(stream.pump._arrived) <= 14
 
 
 def test_an_error_of_what_has_arrived_is_raised_where_it_is_waited_for(stream: Stream) -> None:

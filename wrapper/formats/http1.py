@@ -63,6 +63,7 @@ _CHUNK = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,14})\r\n")
 
 # How a chunk ends whose data ends with an empty line.
 _ENDS_EMPTY = (b"\n\n\r\n", b"\r\n\r\n\r\n")
+_LONGEST_EMPTY = 4  # bytes of the longest such line, with the end of the line before
 
 _LAST_CHUNK = b"0\r\n\r\n"  # without trailers
 
@@ -75,6 +76,9 @@ _TCP_INFO_BYTES = 128
 clock = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 Headers = list[tuple[str, str]]
+
+NOTHING_THERE = (BlockingIOError, ssl.SSLWantReadError)
+"""What a read that does not wait raises where nothing has come."""
 
 
 class ProtocolError(Exception):
@@ -156,7 +160,7 @@ class Connection:
                 self._timeout = 0
                 self.sock.settimeout(0)
                 self.sock.recv(1)
-        except (BlockingIOError, ssl.SSLWantReadError):
+        except NOTHING_THERE:
             if self._acked is None or isinstance(self.sock, ssl.SSLSocket):
                 self._acked = self._bytes_acked()
             return True
@@ -251,18 +255,11 @@ class Connection:
         return data
 
     @property
-    def can_receive_now(self) -> bool:
-        """Whether `receive_now` can be used next."""
-        return self._recv is not None and not self._ahead
-
-    def receive_now(self) -> bytes | None:
-        """What is there, without waiting: None where nothing is, empty when the peer has closed."""
-        try:
-            data: bytes = self._recv(READ_SIZE)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return None
-        self._emptied = len(data) < self._most
-        return data
+    def receive_now(self) -> Callable[[int], bytes] | None:
+        """Reads up to so many bytes without waiting: empty when the peer has closed, and one of
+        NOTHING_THERE where nothing is. None where it cannot be used next.
+        """
+        return None if self._ahead else self._recv
 
     def unread(self, data: bytes) -> None:
         """Put back what belongs to the next reader."""
@@ -467,25 +464,10 @@ class ChunkedBody(Body):
                 return out
         return b""
 
-    def size_of_chunks(self, data: bytes) -> int:
-        """How many bytes of the body `data`, which comes next, has, where that is whole chunks and
-        each of them ends with an empty line; 0 for anything else.
-        """
-        if self._left or self._trailers or self._pending:
-            return 0
-        position, size = 0, len(data)
-        total = chunks = 0
-        while position < size:
-            chunk = _CHUNK.match(data, position)
-            if chunk is None or chunks == MAX_PIECES:
-                return 0
-            begin, length = chunk.end(), int(chunk[1], 16)
-            position = begin + length + 2
-            if not data.endswith(_ENDS_EMPTY, begin, position):
-                return 0
-            total += length
-            chunks += 1
-        return total if position == size else 0
+    @property
+    def is_between_chunks(self) -> bool:
+        """Whether a chunk begins with the next byte."""
+        return not (self._left or self._trailers or self._pending)
 
     def _take(self, data: bytes) -> bytes:
         pieces: list[bytes] = []
@@ -548,3 +530,42 @@ class ChunkedBody(Body):
         else:
             self._trailers = MAX_TRAILERS
         return end + 2
+
+
+def _one_chunk(size: int) -> tuple[tuple[bytes, ...], int]:
+    """How `size` bytes begin that are one chunk as nearly every peer writes it, in either case of
+    the letters, and how many bytes of data it has. Nothing where no such chunk has that size.
+    """
+    for digits in range(1, len(f"{size:x}") + 1):
+        length = size - digits - 4
+        line = b"%x\r\n" % max(length, 0)
+        if length >= _LONGEST_EMPTY and len(line) == digits + 2:
+            return (line, line.upper()), length
+    return (), 0
+
+
+_ONE_CHUNK = Lookup(_one_chunk)
+
+
+def size_of_chunks(data: bytes) -> int:
+    """How many bytes of a body `data` has, where that is whole chunks and each of them ends with an
+    empty line; 0 for anything else.
+
+    What the look-up saves: to read the size-line of a chunk that came alone.
+    """
+    begins, length = _ONE_CHUNK[len(data)]
+    if data.startswith(begins) and data.endswith(_ENDS_EMPTY):
+        return length
+    position, size = 0, len(data)
+    total = chunks = 0
+    while position < size:
+        chunk = _CHUNK.match(data, position)
+        if chunk is None or chunks == MAX_PIECES:
+            return 0
+        begin, length = chunk.end(), int(chunk[1], 16)
+        position = begin + length + 2
+        if not data.endswith(_ENDS_EMPTY, begin, position):
+            return 0
+        total += length
+        chunks += 1
+    return total if position == size else 0

@@ -182,7 +182,8 @@ class StreamExtractor:
             found = self._interesting(data)
             if found is None:
                 self._last = data
-                self._content += self.marker in data
+                # Not `in`, which tries an integer first: an error is made and dropped each time.
+                self._content += data.find(self.marker) >= 0
                 return data
             if b"\r" not in data and len(data) <= MAX_EVENT_BYTES:
                 return self._feed_events(data, found)
@@ -191,7 +192,7 @@ class StreamExtractor:
             for span in spans:
                 if not span.whole or self._interesting(span.raw):
                     self._inspect(span)
-                self._content += self.marker in span.raw
+                self._content += span.raw.find(self.marker) >= 0
                 if len(span.raw) > 2:  # else it is the rest of a line end that came apart
                     self._last = span.raw
             return data
@@ -217,14 +218,21 @@ class StreamExtractor:
         self._last = data
         return b"".join([*kept, data[start:]]) if start else data
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether an event begins with the next byte."""
+        return not self._reader.pending and not self._stripped_at_cr
+
     def passes(self, events: bytes) -> bool:
         """Whether `events`, which are whole, may be in any framing and come next, have nothing of
         interest. Then they are taken as if they had been fed, and stay as they are.
+
+        To be asked only where it `is_between_events`, which it is afterwards, too.
         """
-        if self._reader.pending or self._stripped_at_cr or self._interesting(events):
+        if self._interesting(events):
             return False
         self._last = events
-        self._content += self.marker in events
+        self._content += events.find(self.marker) >= 0
         return True
 
     def flush(self) -> bytes:
@@ -264,7 +272,7 @@ class StreamExtractor:
         found = None
         if not span.whole or self._interesting(span.raw):
             found = self._inspect(span)
-        self._content += self.marker in span.raw
+        self._content += span.raw.find(self.marker) >= 0
         if len(span.raw) > 2:
             self._last = span.raw
         if found is None or not found.only_usage:

@@ -12,9 +12,10 @@ client's leaving and a drain end the wait as they end any other.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
-from wrapper.formats.http1 import ChunkedBody
+from wrapper.formats.http1 import NOTHING_THERE, READ_SIZE, ChunkedBody, size_of_chunks
 from wrapper.metering.stream import StreamExtractor
 from wrapper.runtime import RequestContext
 
@@ -27,11 +28,12 @@ MAX_VAIN: Final = 8  # waits in a row that have moved no more
 class Client(Protocol):
     """The response as the server sends it, in chunks."""
 
-    def send_at_once(self, data: bytes) -> bool:
-        """Send what the system takes without waiting; whether that was all."""
+    @property
+    def send_now(self) -> Callable[[bytes], int]:
+        """Sends what the system takes without waiting: how many bytes. Raises OSError."""
 
-    def send_rest(self) -> None:
-        """Send what is left of that. Raises OSError."""
+    def send_rest(self, rest: bytes) -> None:
+        """Send what that has left. Raises OSError."""
 
 
 class Pump:
@@ -40,8 +42,8 @@ class Pump:
     """
 
     __slots__ = (
-        *("_body", "_client", "_connection", "_extractor", "_is_sent", "_moved", "_record"),
-        *("_scope", "_vain", "busy"),
+        *("_body", "_client", "_connection", "_extractor", "_moved", "_passes", "_receive"),
+        *("_record", "_rest", "_scope", "_send", "_size", "_vain", "busy"),
     )
 
     def __init__(
@@ -53,8 +55,12 @@ class Pump:
         self._connection = body.connection
         self._extractor = extractor
         self._client = client
-        self._is_sent = True
-        self._moved = 0
+        # What is called for each event, looked up once.
+        self._passes = extractor.passes
+        self._send = client.send_now
+        self._rest = b""  # of what was sent last: what the client did not take at once
+        self._moved = 0  # events, and bytes of the body
+        self._size = 0
         self._vain = 0
         self.busy = 0.0
 
@@ -63,20 +69,27 @@ class Pump:
 
         Raises Interrupted, and OSError where the client fails.
         """
-        self._moved, self.busy = 0, 0.0
-        if self._vain > MAX_VAIN or self._scope.client_left or not self._connection.can_receive_now:
+        self._moved, self._size, self.busy = 0, 0, 0.0
+        receive = self._connection.receive_now
+        if receive is None or self._vain > MAX_VAIN or self._scope.client_left:
             return
-        while True:
-            self._scope.wait_for(self._connection.sock, self._arrived)
-            if self._is_sent:
-                break
-            self._wait_for_client()
+        if not (self._body.is_between_chunks and self._extractor.is_between_events):
+            return
+        self._receive = receive
+        try:
+            while True:
+                self._scope.wait_for(self._connection.sock, self._arrived)
+                if not self._rest:
+                    break
+                self._wait_for_client()
+        finally:
+            self._record.bytes_out += self._size
         self._vain = 0 if self._moved > FEW else self._vain + 1
 
     def _wait_for_client(self) -> None:
-        self._is_sent, began = True, clock()
+        rest, self._rest, began = self._rest, b"", clock()
         try:
-            self._client.send_rest()
+            self._client.send_rest(rest)
         finally:
             waited = clock() - began
             self._record.waited_for_client += waited
@@ -86,17 +99,23 @@ class Pump:
         """Runs in the event loop: move what has arrived. Whether the greenlet has to go on."""
         began = clock()
         try:
-            data = self._connection.receive_now()
+            data = self._receive(READ_SIZE)
+        except NOTHING_THERE:
+            return False
         except OSError:  # reading once more fails, too
             return True
-        if data is None:
-            return False
-        size = self._body.size_of_chunks(data)
-        if not size or self._scope.client_left or not self._extractor.passes(data):
+        size = size_of_chunks(data)
+        if not size or self._scope.client_left or not self._passes(data):
             self._connection.unread(data)
             return True
         self._moved += 1
-        self._record.bytes_out += size
-        self._is_sent = self._client.send_at_once(data)
+        self._size += size
+        try:
+            sent = self._send(data)
+        except OSError:  # `send_rest` raises it
+            sent = 0
         self.busy += clock() - began
-        return not self._is_sent
+        if sent == len(data):
+            return False
+        self._rest = data[sent:]
+        return True

@@ -14,7 +14,7 @@ Invariant: no header can end its line, or be taken for a part of the framing.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -41,7 +41,7 @@ class Response:
     """
 
     __slots__ = (
-        *("_bodiless", "_complete", "_connection", "_head", "_left", "_rest"),
+        *("_bodiless", "_complete", "_connection", "_head", "_left"),
         *("chunked", "closes", "head_is_sent"),
     )
 
@@ -50,7 +50,6 @@ class Response:
         self.closes = closes
         self.head_is_sent = False
         self._complete = False  # the last chunk has been sent
-        self._rest = b""
 
     def start_response(self, status: str, headers: Sequence[tuple[str, str]]) -> None:
         """WSGI's start_response, without exc_info and without write: nothing here uses them."""
@@ -103,23 +102,16 @@ class Response:
         if not self.head_is_sent or (self.chunked and not self._complete):
             self._send(_LAST_CHUNK if self.chunked else b"")
 
-    def send_at_once(self, data: bytes) -> bool:
-        """Send chunks of the body, or what the system takes of them without waiting.
-
-        Whether that was all; if not, `send_rest` has to be called next.
+    @property
+    def send_now(self) -> Callable[[bytes], int]:
+        """Sends chunks of the body, or what the system takes of them without waiting: how many
+        bytes that was. Raises OSError, also where it is none.
         """
-        try:
-            sent = self._connection.sock._sock.send(data)
-        except OSError:  # `send_rest` raises it
-            sent = 0
-        if sent == len(data):
-            return True
-        self._rest = data[sent:]
-        return False
+        send: Callable[[bytes], int] = self._connection.sock._sock.send
+        return send
 
-    def send_rest(self) -> None:
-        """Send what `send_at_once` has left."""
-        rest, self._rest = self._rest, b""
+    def send_rest(self, rest: bytes) -> None:
+        """Send what `send_now` has left."""
         self._connection.sock.sendall(rest)
 
     def _send(self, data: bytes) -> None:
