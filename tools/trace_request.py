@@ -173,6 +173,7 @@ def _handle(
     environ = in_process._environ(request)
     ours, theirs = gevent.socket.socketpair()
     environ["gunicorn.socket"] = ours
+    environ["wsgi.input"].has_come = True  # as the worker's own `Input` says of a small body
     tracer = Tracer()
     counts: list[int] = []
     rest = iter(chunks)

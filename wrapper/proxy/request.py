@@ -215,15 +215,10 @@ def read_request(context: RequestContext, principal: Principal, *, routed: bool)
         socket = handshake.asked_for(environ, context.target[0])
         if socket is not None:
             return _socket_request(context, socket, length)
-    timeouts.arm_request_body(scope, length, server)
-    try:
-        with scope:
-            request = _read_body(context, principal, length, routed=routed)
-    except Interrupted as interruption:
-        if interruption.reason != TIMEOUT:
-            context.record.drained()
-            raise errors.Drained() from None
-        raise errors.RequestTimeout("The request body did not arrive in time.") from None
+    # What has come with the head, as most bodies do, is not waited for.
+    waits = scope.reason is not None or not getattr(environ["wsgi.input"], "has_come", False)
+    read = _read_in_time if waits else _read_body
+    request = read(context, principal, length, routed=routed)
     context.record.model = (request.model or "")[:MAX_NAME]
     context.record.stream = request.stream
     context.record.output_fields, context.record.media = request.output_fields, request.media
@@ -255,6 +250,21 @@ def _take_newcomers_place(context: RequestContext, credential: Credential) -> No
         if len(newcomers) >= server.max_in_flight_unauthenticated:
             raise overloaded()
         newcomers.add(context.scope)
+
+
+def _read_in_time(
+    context: RequestContext, principal: Principal, length: int | None, *, routed: bool
+) -> ProxyRequest:
+    """As `_read_body`, for a body that is to come."""
+    timeouts.arm_request_body(context.scope, length, context.snapshot.settings.server)
+    try:
+        with context.scope:
+            return _read_body(context, principal, length, routed=routed)
+    except Interrupted as interruption:
+        if interruption.reason != TIMEOUT:
+            context.record.drained()
+            raise errors.Drained() from None
+        raise errors.RequestTimeout("The request body did not arrive in time.") from None
 
 
 def _read_body(

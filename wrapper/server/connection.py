@@ -234,7 +234,9 @@ class Connection:
         self.method, self.version = environ["REQUEST_METHOD"], _HTTP_1_1
         options = environ.get("HTTP_CONNECTION")
         self.keeps = options is None or not says_close(options)
-        self._input = environ["wsgi.input"] = Input(self, int(environ.get("CONTENT_LENGTH", 0)))
+        length = int(environ.get("CONTENT_LENGTH", 0))
+        self._input = Input(self, length, has_come=len(rest) >= length)
+        environ["wsgi.input"] = self._input
         return environ
 
     def _receive(self) -> bool:
@@ -349,13 +351,17 @@ class Connection:
 
 
 class Input:
-    """A request's body of a known length, as the application reads it (`wsgi.input`)."""
+    """A request's body of a known length, as the application reads it (`wsgi.input`).
 
-    __slots__ = ("_connection", "_left")
+    `has_come`: all of it came with the head.
+    """
 
-    def __init__(self, connection: Connection, length: int) -> None:
+    __slots__ = ("_connection", "_left", "has_come")
+
+    def __init__(self, connection: Connection, length: int, *, has_come: bool) -> None:
         self._connection = connection
         self._left = length
+        self.has_come = has_come
 
     def read(self, size: int) -> bytes:
         """`size` bytes; fewer at the end of the body or of the connection."""
