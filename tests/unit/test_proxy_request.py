@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import socket
 from collections.abc import Iterable, Iterator
 from io import BytesIO
@@ -314,6 +315,20 @@ def test_a_renamed_model_changes_nothing_else(model: str, before: str, after: st
     named = request.prepare(model, {}, ask_usage=False).body
     assert json.loads(taken(named))["model"] == model
     assert request.body == start + b'"m\\u006fdel-\xc3\xbc"' + end
+
+
+def test_a_body_that_came_with_its_head_has_no_deadline_and_is_not_read_at_a_workers_stop() -> None:
+    made = environ(b'{"model": "m"}')
+    made["wsgi.input"].has_come = True
+    at_work = context(made)
+    assert read_request(at_work, UNRESTRICTED, routed=True).model == "m"
+    assert at_work.scope._deadline == math.inf
+    stopping = context(environ(b'{"model": "m"}'))
+    stopping.environ["wsgi.input"].has_come = True
+    stopping.runtime.scopes.drain()
+    with pytest.raises(errors.Drained):
+        read_request(stopping, UNRESTRICTED, routed=True)
+    assert stopping.record.outcome == "drained"
 
 
 def test_a_streams_usage_is_asked_for_and_then_must_come_uncompressed() -> None:
