@@ -813,6 +813,26 @@ def test_a_live_file_that_ends_in_a_part_of_a_page_is_read(path: Path, store: Sq
         other.release(lease)
 
 
+def test_a_file_full_of_dead_workers_has_room_for_new_ones_again(path: Path, busy: None) -> None:
+    """Its workers died faster than any of them ended what others had left."""
+    clock = [1000.0]
+    web = Subject("key:web", Limits(max_concurrent=1000))
+    one = SqliteStore(path, lambda: clock[0], lambda: NOON)
+    one.check()
+    assert one._live is not None
+    for number in range(1, live.WORKERS_WORDS // 2 + 1):
+        worker = Reservations(one._live, f"{number:x}")
+        worker.admit([web], Demand(), lambda: accounts.Moment(clock[0], NOON))
+    with pytest.raises(StoreError, match="more than 256 workers"):
+        one.admit([web], Demand())
+    for _ in range(12):
+        clock[0] += 5
+        with contextlib.suppress(StoreError):
+            one.heartbeat()
+    assert [each.concurrent for each in one.admit([web], Demand()).standings] == [1]
+    one.close()
+
+
 # Arrays that grow
 
 

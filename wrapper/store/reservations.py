@@ -23,6 +23,7 @@ import struct
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
+from operator import itemgetter
 from sqlite3 import Cursor
 from typing import Final, NamedTuple
 
@@ -598,17 +599,29 @@ class Reservations:
 
     def _beat(self, moment: Moment) -> None:
         self._dead(moment)
-        workers = self._workers()
-        at = next((at for at, worker, _ in workers if worker == self._me), None)
-        if at is None:
-            taken = {at for at, _, _ in workers}
-            first = files.WORKERS_INDEX
-            places = range(first, first + files.WORKERS_WORDS, 2)
-            at = next((place for place in places if place not in taken), None)
-            if at is None:
-                raise StoreError(f"{self.live.path}: more than {len(places)} workers")
+        at = self._place(moment)
         self.live.commit({at: self._me, at + 1: _beat_of(moment)})
         self._beat_at = moment.clock
+
+    def _place(self, moment: Moment) -> int:
+        """Where this worker's words are, or where there is room for them."""
+        workers = self._workers()
+        at = next((at for at, worker, _ in workers if worker == self._me), None)
+        if at is not None:
+            return at
+        first = files.WORKERS_INDEX
+        places = range(first, first + files.WORKERS_WORDS, 2)
+        if len(workers) == len(places):
+            # Where all of them are dead, nobody ends their leases: `_dead` gives each of them the
+            # whole time again and again.
+            _, oldest, beat = min(workers, key=itemgetter(2))
+            if beat < moment.clock - LEASE_SECONDS / 2:
+                self._end_all(oldest, REAP_BATCH)
+        taken = {at for at, _, _ in self._workers()}
+        at = next((place for place in places if place not in taken), None)
+        if at is None:
+            raise StoreError(f"{self.live.path}: more than {len(places)} workers")
+        return at
 
     def _dead(self, moment: Moment) -> list[int]:
         """The workers without a heartbeat for too long."""
