@@ -903,6 +903,32 @@ def test_a_group_whose_members_change_all_the_time_takes_a_bounded_room(
     assert store.admit([steady], Demand()).standings[0].spent == 1
 
 
+def test_a_process_without_a_file_descriptor_for_a_longer_file_loses_no_request(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(max_concurrent=5, budget=10**6)
+    web = Subject("key:web", limits)
+    lease = store.admit([web], Demand(0, 9))
+    with contextlib.closing(opened(path)) as other:
+        for number in range(600):
+            other.release(other.admit([Subject(f"key:{number}", limits)], Demand()))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmap.mmap", full)
+        with pytest.raises(StoreError, match="Too many open files"):
+            store.settle(entry(), lease)  # waits in memory
+        with pytest.raises(StoreError, match="Too many open files"):
+            store.admit([web], Demand())
+    store._waiting._retry_at = store._down_until = 0.0
+    store.heartbeat()
+    [standing] = store.standing([web])
+    assert (standing.concurrent, standing.spent, standing.reserved) == (0, 14, 0)
+    assert store.totals()[0].requests == 2
+
+
 def test_a_file_that_cannot_grow_refuses_admission(
     path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -376,7 +376,10 @@ class LiveFile:
     def _map(self, size: int) -> None:
         size -= size % 4096  # where it could not be made longer, a part of a page may be left
         # Another map shows the same pages: who has words of the former may go on reading them.
-        self.map = mmap.mmap(self._fd, size)
+        try:
+            self.map = mmap.mmap(self._fd, size)
+        except OSError as error:  # it takes a file descriptor
+            raise StoreError(f"{self.path}: cannot be mapped ({error.strerror})") from error
         self.words: memoryview[int] = memoryview(self.map).cast("q")
         self._size = size
 
