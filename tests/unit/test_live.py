@@ -980,19 +980,23 @@ def test_deferred_work_of_an_older_database_holds_its_money(path: Path) -> None:
     store.close()
 
 
+def make_older(path: Path, words: dict[int, int] | None = None) -> None:
+    """The live file is of the version before, with these words in its header."""
+    with path.with_name("usage.db-live").open("r+b") as file:
+        file.write(b"wrapper2")
+        for index, value in (words or {}).items():
+            file.seek(index * 8)
+            file.write(value.to_bytes(8, "little"))
+
+
 def test_a_live_file_of_an_older_version_gives_its_records_to_a_new_one(
     path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a process of that version still writes to it."""
     for _ in range(3):
         store.settle(entry())
-    file = path.with_name("usage.db-live")
-    with file.open("r+b") as old:
-        old.write(b"wrapper2")
-        old.seek(live.ACCOUNTS.at * 8)  # its arrays are no ones of today
-        old.write((10**12).to_bytes(8, "little"))
-        old.seek(live._REDO * 8)
-        old.write((900).to_bytes(8, "little"))
+    # Its arrays are no ones of today, and it has changes of its own kind that were not made.
+    make_older(path, {live.ACCOUNTS.at: 10**12, live._REDO: 900})
     monkeypatch.setattr(live.LiveFile, "_finish", lambda self: None)  # the old one's is another
     key = Subject("key:web", Limits(max_concurrent=1))
     with contextlib.closing(opened(path)) as new:
@@ -1015,8 +1019,7 @@ def test_an_upgrade_that_is_killed_before_the_database_has_it_loses_no_record(
     """While a process of that version still writes to the file of before."""
     for _ in range(3):
         store.settle(entry())
-    with path.with_name("usage.db-live").open("r+b") as old:
-        old.write(b"wrapper2")
+    make_older(path)
     monkeypatch.setattr(live.LiveFile, "_finish", lambda self: None)  # the old one's is another
     make = live._made
 
@@ -1043,8 +1046,7 @@ def test_records_of_an_older_version_survive_a_power_failure(
     for _ in range(3):
         store.settle(entry())
     store._cursor = None
-    with path.with_name("usage.db-live").open("r+b") as old:
-        old.write(b"wrapper2")
+    make_older(path)
     boot = path.with_name("boot_id")
     boot.write_text("another start of the machine\n")
     monkeypatch.setattr("wrapper.store.sqlitefile._BOOT_ID", boot)

@@ -504,7 +504,7 @@ def test_a_response_with_a_bad_header_is_the_gateways_fault(
     client: Any = SimpleNamespace(method="GET", version="HTTP/1.1", keeps=True)
     with pytest.raises(ValueError) as caught:
         Response(client, closes=False).start_response("200 OK", [header])
-    sent = malformed_response(app.runtime, caught.value, "", {})
+    sent = malformed_response(app.runtime, caught.value, "", Config())
     assert sent.startswith(b"HTTP/1.1 500 ")
     assert b"internal_error" in sent
 

@@ -62,7 +62,7 @@ def write(rows: Iterable[Sums], keys: Mapping[str, ApiKey], file: TextIO) -> Non
 
 
 def _is_refused(row: Sums) -> bool:
-    """Whether it has only calls that reached no provider, so that nobody bills them."""
+    """Whether it has only calls that reached no provider, so that none bills them."""
     return row.group[BY.index("provider")] == NO_PROVIDER and not row.cost
 
 

@@ -411,7 +411,7 @@ def linger(sock: Any) -> None:
         sock.shutdown(socket.SHUT_WR)
         with gevent.Timeout(LINGER_SECONDS, False):
             while sock.recv(PIECE):
-                yield_if_due()  # a client that never stops would let nobody else run
+                yield_if_due()  # else a client that never stops keeps all others from running
     except OSError:
         pass
 

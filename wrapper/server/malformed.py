@@ -7,7 +7,6 @@ the received bytes is repeated, neither in the response nor in the log.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -28,30 +27,28 @@ _ERRORS = {
 }
 _PARSER_ERRORS = ("Inval", "Chunk", "Obsol", "NoMor", "Limit")  # how their names begin
 _MESSAGE = "The request is not well-formed HTTP/1.1."
-# With the names of gunicorn's settings.
+# {0} is gunicorn's configuration.
 _MESSAGES = {
     "InvalidHost": "An HTTP/1.1 request needs one valid Host header (RFC 9112 section 3.2).",
-    "LimitRequestLine": "The request line, which has the URL, is longer than {limit_request_line}"
+    "LimitRequestLine": "The request line, which has the URL, is longer than {0.limit_request_line}"
     " bytes.",
-    "LimitRequestHeaders": "A header is longer than {limit_request_field_size} bytes, or there are"
-    " more than {limit_request_fields}.",
+    "LimitRequestHeaders": "A header is longer than {0.limit_request_field_size} bytes, or there"
+    " are more than {0.limit_request_fields}.",
     "ExpectationFailed": "The Expect header may be 100-continue only.",
     "UnsupportedTransferCoding": "The Transfer-Encoding of a request may be chunked only.",
     "InvalidTarget": "The URL has characters that no URL may have (RFC 3986 section 2).",
 }
 
 
-def malformed_response(
-    runtime: Runtime, error: BaseException, client: str, settings: Mapping[str, Any]
-) -> bytes:
+def malformed_response(runtime: Runtime, error: BaseException, client: str, config: Any) -> bytes:
     """The whole response, head and body; the caller closes the connection after it.
 
-    `client` is the peer's address, `settings` are gunicorn's.
+    `client` is the peer's address, `config` is gunicorn's.
     """
     name = type(error).__name__
     if name in _ERRORS or name.startswith(_PARSER_ERRORS):
         status, code = _ERRORS.get(name, (400, "invalid_request"))
-        message = _MESSAGES.get(name, _MESSAGE).format_map(settings)
+        message = _MESSAGES.get(name, _MESSAGE).format(config)
         body = errors.render(message, errors.BadRequest.type, None, code)
     else:
         log.error("unhandled exception outside of the application: %s", name)

@@ -127,8 +127,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Respond to what could not be read as a request. Its bytes are not logged."""
         if isinstance(exc, gevent.GreenletExit | SystemExit):
             return
-        settings = {name: each.get() for name, each in self.cfg.settings.items()}
-        response = malformed_response(self.runtime, exc, addr[0] if addr else "", settings)
+        response = malformed_response(self.runtime, exc, addr[0] if addr else "", self.cfg)
         try:
             util.write_nonblock(client, response)
             linger(client)

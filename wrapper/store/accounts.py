@@ -116,8 +116,8 @@ def hold(
     """Count one lease more: what is used then. None where `demand` exceeds a limit (unless
     `anyway`), the money is not known, or the window is not that of the current second.
 
-    Nearly every request has room, and needs this alone: so all is read at once, and what
-    `window.count` does is done here.
+    Nearly every request has room, and needs this alone: so all is read at once, and the
+    request is counted in its bucket here, without a call of `window`.
     """
     fields = words[at + _FINGERPRINT : at + _TOKENS + 1].tolist()
     fingerprint, _, known, since, held, spent, reserved, concurrent, second, requests, used = fields

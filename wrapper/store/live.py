@@ -9,8 +9,8 @@ full disk has no room for would end the process (SIGBUS).
 Records. They are in a ring. A position is the number of bytes ever written, a record begins at
 `position % ring`. Those from the tail to the head are not in the database yet. The database itself
 says up to which position it has them (table `live`, which names the file by its id): a drain books
-records and moves that position in one transaction, so each is booked once, whoever drains and
-whoever is killed meanwhile. Only one drains at a time, for SQLite has one writer.
+records and moves that position in one transaction, so each is booked once, whichever process
+drains and whichever is killed meanwhile. Only one drains at a time, for SQLite has one writer.
 
 Arrays. Accounts, leases and the members of groups are arrays of slots of one size, which only
 become longer; `store.reservations` knows what is in them. An array without room is copied to the
@@ -24,8 +24,8 @@ Words. Everything but the records is words of 64 bits, each found by its index i
 a step reads and writes the words that it changes and nothing else of an account or a lease.
 
 Invariant: a step's changes are made as a whole or not at all. One word is one store. More are
-written down first (`commit`), then made; whoever takes the lock next makes what was written down
-and not made, for its writer was killed or interrupted.
+written down first (`commit`), then made; the process that takes the lock next makes what was
+written down and not made, for its writer was killed or interrupted.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class LiveFile:
     def read(self, position: int, most: int) -> tuple[list[bytes], int]:
         """Up to `most` records from `position` on, and where they end.
 
-        To be called by whoever holds the database's write lock: nobody else moves the tail, so what
+        To be called with the database's write lock: no other process moves the tail then, so what
         is read stays in place.
         """
         head = self.words[HEAD]

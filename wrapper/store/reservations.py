@@ -1,9 +1,9 @@
 """Admission and settlement in the live file.
 
 One account per subject has its window, the number of its leases and the money in them; one slot per
-lease says what it holds, so that whoever ends it (its worker, or another one after a crash) gives
-back exactly that. Settlement is one step: the record of the request, the end of its lease, and what
-it cost in every budget that counts its key or its provider.
+lease says what it holds, so that the worker that ends it (its own, or another one after a crash)
+gives back exactly that. Settlement is one step: the record of the request, the end of its lease,
+and what it cost in every budget that counts its key or its provider.
 
 A worker that is killed stops its heartbeat. Its leases are ended by the others: tokens, money
 and slots return, its requests stay counted. Where nobody has had a heartbeat for that long (the
@@ -131,17 +131,15 @@ class Reservations:
             if not 0.0 <= moment.clock - self._beat_at < LEASE_SECONDS / 2:
                 self._beat(moment)
             reserved = self._reserve(subjects, demand, moment, changes)
+            free = live.words[FREE]
+            if not free:
+                live.make_room(LEASES)
             words = live.words
-            free = words[FREE]
+            slot = free - 1 if free else words[LEASES.length]
+            at = live.index_of(LEASES, slot)
             if free:
-                slot = free - 1
-                at = words[LEASES.at] // files.WORD + slot * LEASES.words
                 changes[FREE] = words[at + _NEXT]
             else:
-                live.make_room(LEASES)
-                words = live.words
-                slot = words[LEASES.length]
-                at = live.index_of(LEASES, slot)
                 changes[LEASES.length] = slot + 1
             serial = words[SERIAL] + 1
             changes[SERIAL] = changes[at + _SERIAL] = serial
@@ -612,8 +610,8 @@ class Reservations:
         first = files.WORKERS_INDEX
         places = range(first, first + files.WORKERS_WORDS, 2)
         if len(workers) == len(places):
-            # Where all of them are dead, nobody ends their leases: `_dead` gives each of them the
-            # whole time again and again.
+            # Where all of them are dead, no worker ends their leases: `_dead` gives each of them
+            # the whole time again and again.
             _, oldest, beat = min(workers, key=itemgetter(2))
             if beat < moment.clock - LEASE_SECONDS / 2:
                 self._end_all(oldest, REAP_BATCH)
@@ -707,9 +705,9 @@ def _shares(words: Words[int], lease: int) -> list[tuple[int, int]]:
     return found
 
 
-def _make(changes: Changes | None, words: Words[int]) -> None:
+def _make(changes: Changes, words: Words[int]) -> None:
     """Make the changes in a copy."""
-    for index, value in (changes or {}).items():
+    for index, value in changes.items():
         words[index] = value
 
 

@@ -189,34 +189,20 @@ class SqliteStore:
             self._try(lambda: self._opened().end(lease, 0))
 
     def admit(self, subjects: Sequence[Subject], demand: Demand) -> Lease:
-        demand = bounded(demand)
-        while True:
-            try:
-                return self._in_reach().admit(subjects, demand, self._moment)
-            except Unknown as unknown:
-                self._learn(unknown.subjects, self._wall())
-            except OSError as error:
-                raise sqlitefile.problem(self._path, error) from error
+        return self._step(Reservations.admit, subjects, bounded(demand))
 
     def move(self, lease: Lease, provider: Subject | None) -> None:
         if lease.settled or lease.is_at(provider):
             return
         old, kept = lease.provider, lease.without_provider()
         gained = [provider] if provider else []
-        moved = self._moved(lease, old, gained) if lease.standings else None
+        moved = None
+        if lease.standings:
+            moved = self._step(Reservations.move, lease, old, gained)
         if moved is not None:
             lease.adopt(kept, moved)
         elif kept or gained:
             lease.adopt([], self.admit([*kept, *gained], lease.demand))
-
-    def _moved(self, lease: Lease, old: Subject | None, new: Sequence[Subject]) -> Lease | None:
-        while True:
-            try:
-                return self._in_reach().move(lease, old, new, self._moment)
-            except Unknown as unknown:
-                self._learn(unknown.subjects, self._wall())
-            except OSError as error:
-                raise sqlitefile.problem(self._path, error) from error
 
     def standing(self, subjects: Sequence[Subject]) -> list[Standing]:
         if self._missing():
@@ -407,6 +393,16 @@ class SqliteStore:
 
     def _moment(self) -> Moment:
         return Moment(self._clock(), self._wall())
+
+    def _step(self, step: Callable[..., T], *args: object) -> T:
+        """What a step of the reservations returns, once the money of all its subjects is known."""
+        while True:
+            try:
+                return step(self._in_reach(), *args, self._moment)
+            except Unknown as unknown:
+                self._learn(unknown.subjects, self._wall())
+            except OSError as error:
+                raise sqlitefile.problem(self._path, error) from error
 
     def _in_reach(self) -> Reservations:
         """The reservations, where the database was written to just now; else it is tried.

@@ -83,7 +83,7 @@ def open_file(path: Path) -> sqlite3.Connection:
 
 def examine(path: Path) -> None:
     """Raises StoreError where a start with this file would be refused, as far as that is seen
-    without making or changing anything: whoever asks may be another user than the gateway.
+    without making or changing anything: it may be asked by another user than the gateway's.
     """
     try:
         directory = next(each for each in path.absolute().parents if each.exists())

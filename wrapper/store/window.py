@@ -54,7 +54,7 @@ def correct(words: Words[int], at: int, second: int, tokens: int, changes: Chang
     """Add `tokens`, which may be negative, to `second` if that still counts."""
     newest = words[at + SECOND]
     if newest - SLOTS < second <= newest:
-        index = at + BUCKETS + second % SLOTS * 2 + 1
+        index = _bucket(at, second) + 1
         before = words[index]
         changes[index] = max(0, before + tokens)
         changes[at + TOKENS] = words[at + TOKENS] + max(tokens, -before)
